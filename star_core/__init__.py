@@ -1,0 +1,1 @@
+"""STAR: spatial-temporal augmentation with text-to-video models for video super-resolution."""

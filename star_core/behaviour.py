@@ -1,0 +1,66 @@
+"""Two behaviours as data: what the reference implementation does, and the repaired default.
+
+`docs/parity.md` says what differs and why. Code reads a field; it never asks which behaviour it is in.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour:
+    """Choices that change numbers, one field each.
+
+    padding: "white" pads to at least 720x1280 with the value 1; "replicate" pads as little as the
+        network needs, centred, by repeating the edge.
+    posterior: latents are a sample of the VAE's posterior, or its mean.
+    noise: "reference" draws from one generator in the reference's order; "frame" gives each frame
+        noise of its own, independent of windows, tiles and clip length.
+    windows, merge: temporal windows and how their x_0 are joined at every step.
+    color_reference: whose colour statistics the result takes: the source or the up-sampled input.
+    prompt_separator: stands between the user's prompt and the positive prompt.
+    decode_overlap: frames that neighbouring VAE decode windows share.
+    rounding: how floats become 8 bit.
+    refuses_crashes: inputs on which the reference crashes are a ValueError that names the cure.
+    """
+
+    name: str
+    padding: Literal["white", "replicate"]
+    posterior: Literal["sample", "mean"]
+    noise: Literal["reference", "frame"]
+    windows: Literal["reference", "balanced"]
+    merge: Literal["cut", "smooth"]
+    color_reference: Literal["source", "upsampled"]
+    prompt_separator: str
+    decode_overlap: int
+    rounding: Literal["truncate", "round"]
+    refuses_crashes: bool
+
+
+REFERENCE = Behaviour(
+    name="reference",
+    padding="white",
+    posterior="sample",
+    noise="reference",
+    windows="reference",
+    merge="cut",
+    color_reference="source",
+    prompt_separator="",
+    decode_overlap=0,
+    rounding="truncate",
+    refuses_crashes=True,
+)
+
+DEFAULT = Behaviour(
+    name="default",
+    padding="replicate",
+    posterior="mean",
+    noise="frame",
+    windows="balanced",
+    merge="smooth",
+    color_reference="upsampled",
+    prompt_separator=", ",
+    decode_overlap=1,
+    rounding="round",
+    refuses_crashes=False,
+)
