@@ -1,0 +1,41 @@
+"""VideoControlNet: tells the UNet about the low-quality video (specification, section 3)."""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from .encoder import UNetConfig, encode, input_blocks, middle_block, run_block
+from .unet_blocks import Factory, sinusoidal_embedding, timestep_mlp
+
+
+class VideoControlNet(nn.Module):
+    """A second encoder with its own weights; its outputs are added to the UNet's skips."""
+
+    def __init__(self, config: UNetConfig, *, make: Factory):
+        super().__init__()
+        self.config = config
+        self.time_embed = timestep_mlp(config.dim, config.emb_channels, make=make)
+        self.input_blocks, outputs = input_blocks(config, make)
+        self.middle_block = middle_block(config, make)
+        self.input_hint_block = make.conv2d(config.in_dim, config.dim, 3, padding=1)
+        self.zero_convs = nn.ModuleList(
+            nn.ModuleList([make.conv2d(channels, channels, 1)]) for channels in outputs
+        )
+        self.middle_block_out = nn.ModuleList([make.conv2d(outputs[-1], outputs[-1], 1)])
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor | None = None) -> list[Tensor]:
+        """x and hint (b c f h w), t (b,), y (b l d) -> one (b·f c h w) a skip, then the middle."""
+        frames = x.shape[2]
+        emb = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
+        emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
+        x = rearrange(x, "b c f h w -> (b f) c h w")
+        if hint is not None:
+            hint = self.input_hint_block(rearrange(hint, "b c f h w -> (b f) c h w"))
+        controls = []
+        for zero_conv, x in zip(
+            self.zero_convs,
+            encode(self.input_blocks, x, emb, context, frames, hint=hint),
+            strict=True,
+        ):
+            controls.append(zero_conv[0](x))
+        x = run_block(self.middle_block, x, emb, context, frames)
+        return [*controls, self.middle_block_out[0](x)]

@@ -1,0 +1,142 @@
+"""The down-sampling half that UNet and ControlNet share (specification, 2.2)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from .unet_blocks import (
+    Downsample,
+    Factory,
+    ResBlock,
+    SpatialTransformer,
+    TemporalTransformer,
+    Upsample,
+    heads_of,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Geometry of the network; the defaults are those of I2VGen-XL.
+
+    num_heads: heads of the first block's temporal transformer only; all others have
+    channels // head_dim. attn_scales: resolutions, relative to the latents, with attention.
+    norm_groups: groups of every group norm. hint_prior: see `unet.hint_prior_velocity`; 0 for STAR.
+    """
+
+    in_dim: int = 4
+    out_dim: int = 4
+    dim: int = 320
+    context_dim: int = 1024
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_heads: int = 8
+    head_dim: int = 64
+    num_res_blocks: int = 2
+    attn_scales: tuple[float, ...] = (1.0, 0.5, 0.25)
+    dropout: float = 0.1
+    norm_groups: int = 32
+    hint_prior: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("dim_mult", "attn_scales"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.dim % self.norm_groups:
+            raise ValueError(f"dim {self.dim} must be a multiple of norm_groups {self.norm_groups}")
+        if self.hint_prior and self.in_dim != self.out_dim:
+            raise ValueError("hint_prior needs as many output as input channels")
+
+    @property
+    def downsamplings(self) -> int:
+        return len(self.dim_mult) - 1
+
+    @property
+    def emb_channels(self) -> int:
+        return 4 * self.dim
+
+    def attention_at(self, level: int) -> bool:
+        return 0.5**level in self.attn_scales
+
+
+def transformers(channels: int, config: UNetConfig, make: Factory) -> list[nn.Module]:
+    """A spatial and a temporal transformer, each with its LIEM."""
+    heads = heads_of(channels, config.head_dim)
+    spatial = SpatialTransformer(
+        channels, heads, config.head_dim, context_dim=config.context_dim, make=make
+    )
+    return [spatial, TemporalTransformer(channels, heads, config.head_dim, make=make)]
+
+
+def res_block(channels: int, out_channels: int, config: UNetConfig, make: Factory) -> ResBlock:
+    return ResBlock(
+        channels, out_channels, config.emb_channels, dropout=config.dropout, make=make
+    )
+
+
+def input_blocks(config: UNetConfig, make: Factory) -> tuple[nn.ModuleList, list[int]]:
+    """The encoder's blocks and the channels that each puts out."""
+    first = [
+        make.conv2d(config.in_dim, config.dim, 3, padding=1),
+        TemporalTransformer(config.dim, config.num_heads, config.head_dim, make=make),
+    ]
+    blocks: list[nn.Module] = [nn.ModuleList(first)]
+    outputs = [config.dim]
+    for level, mult in enumerate(config.dim_mult):
+        for _ in range(config.num_res_blocks):
+            channels = config.dim * mult
+            block: list[nn.Module] = [res_block(outputs[-1], channels, config, make)]
+            if config.attention_at(level):
+                block += transformers(channels, config, make)
+            blocks.append(nn.ModuleList(block))
+            outputs.append(channels)
+        if level < config.downsamplings:
+            blocks.append(Downsample(outputs[-1], make=make))
+            outputs.append(outputs[-1])
+    return nn.ModuleList(blocks), outputs
+
+
+def middle_block(config: UNetConfig, make: Factory) -> nn.ModuleList:
+    channels = config.dim * config.dim_mult[-1]
+    blocks = [res_block(channels, channels, config, make) for _ in range(2)]
+    return nn.ModuleList([blocks[0], *transformers(channels, config, make), blocks[1]])
+
+
+def run_block(
+    block: nn.Module | list[nn.Module], x: Tensor, emb: Tensor, context: Tensor, frames: int
+) -> Tensor:
+    """Runs one entry of a block list on x (b·f c h w)."""
+    for layer in block if isinstance(block, (nn.ModuleList, list)) else [block]:
+        if isinstance(layer, ResBlock):
+            x = layer(x, emb, frames)
+        elif isinstance(layer, SpatialTransformer):
+            x = layer(x, context)
+        elif isinstance(layer, TemporalTransformer):
+            clip = layer(rearrange(x, "(b f) c h w -> b c f h w", f=frames))
+            x = rearrange(clip, "b c f h w -> (b f) c h w")
+        else:
+            assert isinstance(layer, (Downsample, Upsample, nn.Conv2d)), type(layer)
+            x = layer(x)
+    return x
+
+
+def encode(
+    blocks: nn.ModuleList,
+    x: Tensor,
+    emb: Tensor,
+    context: Tensor,
+    frames: int,
+    *,
+    hint: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Yields each block's output; the hint enters after the first convolution."""
+    first = blocks[0]
+    assert isinstance(first, nn.ModuleList)
+    x = first[0](x)
+    if hint is not None:
+        x = x + hint
+    x = run_block(list(first)[1:], x, emb, context, frames)
+    yield x
+    for block in list(blocks)[1:]:
+        x = run_block(block, x, emb, context, frames)
+        yield x

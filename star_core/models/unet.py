@@ -1,0 +1,122 @@
+"""STAR's network on I2VGen-XL: a video UNet steered by a ControlNet (specification, section 2)."""
+
+from types import ModuleType
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..diffusion.schedule import star_schedule
+from .attention import Attention, scaled_dot_product
+from .controlnet import VideoControlNet
+from .encoder import (
+    UNetConfig,
+    encode,
+    input_blocks,
+    middle_block,
+    res_block,
+    run_block,
+    transformers,
+)
+from .unet_blocks import Factory, Upsample, sinusoidal_embedding, timestep_mlp
+
+__all__ = ["ControlledVideoUNet", "UNetConfig"]
+
+
+def hint_prior_velocity(
+    x: Tensor, t: Tensor, hint: Tensor | None, spread: float
+) -> tuple[Tensor, Tensor]:
+    """Velocity of the best guess of x_0 that knows only x_t and the hint, and its uncertainty.
+
+    If x_0 is the hint plus Gaussian error of standard deviation `spread`, and x_t = α x_0 + σ ε,
+    then E[x_0 | x_t, hint] has the velocity σ (α (1 - s²) x_t - hint) / (s² α² + σ²), and the true
+    velocity differs from it with standard deviation s / √(s² α² + σ²). A network that predicts that
+    difference starts from copying the hint, which makes a small one trainable in hours.
+    """
+    schedule = star_schedule()
+    alpha, sigma = (schedule.alpha(t).to(x), schedule.sigma(t).to(x))
+    variance = spread**2 * alpha**2 + sigma**2
+    known = alpha * (1 - spread**2) * x
+    velocity = sigma * (known if hint is None else known - hint) / variance
+    return velocity, spread / torch.sqrt(variance)
+
+
+class ControlledVideoUNet(nn.Module):
+    """UNet and ControlNet in one module, as in the published files.
+
+    operations: namespace of Linear, Conv1d to Conv3d, GroupNorm and LayerNorm; a host hands in its
+    own. attention: see `attention.scaled_dot_product`.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        operations: ModuleType = nn,
+        attention: Attention = scaled_dot_product,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        make = Factory(
+            operations=operations,
+            attention=attention,
+            device=device,
+            dtype=dtype,
+            norm_groups=config.norm_groups,
+        )
+        self.config = config
+        self.time_embed = timestep_mlp(config.dim, config.emb_channels, make=make)
+        self.input_blocks, skips = input_blocks(config, make)
+        self.middle_block = middle_block(config, make)
+        self.output_blocks = nn.ModuleList()
+        channels = skips[-1]
+        for level, mult in reversed(list(enumerate(config.dim_mult))):
+            for index in range(config.num_res_blocks + 1):
+                block: list[nn.Module] = [
+                    res_block(channels + skips.pop(), config.dim * mult, config, make)
+                ]
+                channels = config.dim * mult
+                if config.attention_at(level):
+                    block += transformers(channels, config, make)
+                if level > 0 and index == config.num_res_blocks:
+                    block.append(Upsample(channels, make=make))
+                self.output_blocks.append(nn.ModuleList(block))
+        self.out = nn.Sequential(
+            make.group_norm(channels),
+            nn.SiLU(),
+            make.conv2d(channels, config.out_dim, 3, padding=1),
+        )
+        self.VideoControlNet = VideoControlNet(config, make=make)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError for latents that the skips cannot meet (specification, 2.6)."""
+        step = 2**self.config.downsamplings
+        if height < 2 or width < 1 or (height - 2) % step or width % step:
+            raise ValueError(
+                f"latents of {height}x{width} do not fit this network: the height must be 2 plus a "
+                f"multiple of {step}, the width a multiple of {step}; pad the video first"
+            )
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor | None = None) -> Tensor:
+        """Velocity of x.
+
+        x: noisy latents (b c f h w). t: timesteps (b,), 0 to 999. y: text embedding (b l d).
+        hint: latents of the low-quality video (b c f h w). Returns (b c f h w).
+        """
+        self.check_size(*x.shape[-2:])
+        frames = x.shape[2]
+        controls = self.VideoControlNet(x, t, y, hint)
+        emb = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
+        emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
+        h = rearrange(x, "b c f h w -> (b f) c h w")
+        skips = list(encode(self.input_blocks, h, emb, context, frames))
+        h = run_block(self.middle_block, skips[-1], emb, context, frames) + controls.pop()
+        for block in self.output_blocks:
+            h = torch.cat([h, skips.pop() + controls.pop()], dim=1)
+            h = run_block(block, h, emb, context, frames)
+        v = rearrange(self.out(h), "(b f) c h w -> b c f h w", f=frames)
+        if self.config.hint_prior:
+            prior, uncertainty = hint_prior_velocity(x, t, hint, self.config.hint_prior)
+            v = prior + uncertainty * v
+        return v
