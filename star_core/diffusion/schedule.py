@@ -1,0 +1,210 @@
+"""Noise schedule of STAR on I2VGen-XL: log-SNR cosine, interpolated, zero terminal SNR.
+
+Variance preserving: `x_t = alpha x_0 + sigma noise`, index 0 almost clean, the last index pure noise.
+Solvers work with the EDM noise level `sigma / alpha` (Karras et al. 2022, arXiv:2206.00364), which is
+infinite where alpha is zero. Sources: Hoogeboom et al. 2023 (arXiv:2301.11093) for the cosine log-SNR
+and its interpolation between two shifts; Lin et al. 2023 (arXiv:2305.08891) for zero terminal SNR.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+SolverMode = Literal["fast", "normal"]
+Discretization = Literal["trailing", "linspace", "leading"]
+
+# Below this timestep "fast" always walks the same eleven levels; above it takes four.
+FAST_MIDDLE = 500
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NoiseSchedule:
+    """Tables of one schedule, float32 on the CPU, each (n,); `log_edm_sigmas` may end in inf.
+
+    The methods move what they look up to the device of their argument.
+    """
+
+    sigmas: Tensor
+    alphas: Tensor
+    log_edm_sigmas: Tensor
+
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal scale at integer timesteps: (b,) -> (b 1 1 1 1)."""
+        return self.alphas.to(t.device)[t].reshape(-1, 1, 1, 1, 1)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise scale at integer timesteps: (b,) -> (b 1 1 1 1)."""
+        return self.sigmas.to(t.device)[t].reshape(-1, 1, 1, 1, 1)
+
+    def edm_sigma(self, t: Tensor) -> Tensor:
+        """EDM noise level at timesteps that may be fractional; inf where alpha vanishes."""
+        table, t = self.log_edm_sigmas.to(t.device), t.float()
+        low, high, w = t.floor().long(), t.ceil().long(), t.frac()
+        log_sigma = (1 - w) * table[low] + w * table[high]
+        # 0 * inf at the last entry is nan: the level is infinite there
+        return torch.nan_to_num(log_sigma, nan=math.inf, posinf=math.inf).exp()
+
+    def t(self, edm_sigma: Tensor) -> Tensor:
+        """Fractional timestep of EDM noise levels, float32, the inverse of `edm_sigma`.
+
+        Levels below the table give 0; finite ones above its last finite entry give that entry.
+        """
+        table, log_sigma = self.log_edm_sigmas.to(edm_sigma.device), edm_sigma.float().log()
+        low = torch.searchsorted(table, log_sigma, right=True).sub(1).clamp(0, len(table) - 2)
+        below, above = table[low], table[low + 1]
+        w = ((below - log_sigma) / (below - above)).clamp(0, 1)
+        t = (1 - w) * low + w * (low + 1)
+        return torch.where(log_sigma.isposinf(), float(len(table) - 1), t)
+
+    def model_timestep(self, edm_sigma: Tensor) -> Tensor:
+        """The int64 timestep the network gets at EDM noise levels: rounded, halves to even."""
+        return self.t(edm_sigma).round().long()
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Diffuse (b c f h w) to integer timesteps (b,): alpha x_0 + sigma noise."""
+        return self.alpha(t) * x_0 + self.sigma(t) * noise
+
+    def velocity(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network is trained to predict, alpha noise - sigma x_0, by way of x_t.
+
+        The detour is the reference's; near t = 0 it cancels and costs 3e-4 in float32.
+        """
+        x_t = self.add_noise(x_0, noise, t)
+        return (self.alpha(t) * x_t - x_0) / self.sigma(t)
+
+    def x_0(self, x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """Clean latents from a velocity: alpha x_t - sigma v."""
+        return self.alpha(t) * x_t - self.sigma(t) * v
+
+
+def cosine_interpolated_logsnr(n: int, scale_min: float, scale_max: float) -> Tensor:
+    """Log-SNR of n levels from clean to noise, (n,) float32.
+
+    The cosine log-SNR from 15 to -15, shifted by the resolution factor `scale_min` at the clean end
+    and by `scale_max` at the noisy end, interpolated in between.
+    """
+    u = torch.linspace(1, 0, n)
+    start, end = math.atan(math.exp(7.5)), math.atan(math.exp(-7.5))
+    logsnr = -2 * torch.log(torch.tan(start + u * (end - start)))
+    return u * (logsnr - 2 * math.log(scale_min)) + (1 - u) * (logsnr - 2 * math.log(scale_max))
+
+
+def logsnr_cosine_schedule(
+    *,
+    n: int = 1000,
+    scale_min: float = 2.0,
+    scale_max: float = 4.0,
+    zero_terminal_snr: bool = True,
+) -> NoiseSchedule:
+    """The schedule of `n` steps; the defaults are STAR's.
+
+    Zero terminal SNR stretches sigma itself (not the mean of the signal, as Lin et al. do) so that
+    its last entry is 1.
+    """
+    sigmas = torch.sigmoid(-cosine_interpolated_logsnr(n, scale_min, scale_max)).sqrt()
+    low, high = sigmas.min(), sigmas.max()
+    if zero_terminal_snr and high != 1:
+        sigmas = low + (1 - low) / (high - low) * (sigmas - low)
+    alphas = (1 - sigmas**2).sqrt()
+    log_edm_sigmas = torch.sqrt(sigmas**2 / (1 - sigmas**2)).log()
+    return NoiseSchedule(sigmas=sigmas, alphas=alphas, log_edm_sigmas=log_edm_sigmas)
+
+
+@cache
+def star_schedule() -> NoiseSchedule:
+    """STAR's schedule, built once."""
+    return logsnr_cosine_schedule()
+
+
+def sampling_timesteps(
+    *,
+    solver_mode: SolverMode,
+    steps: int,
+    noise_level: int = 900,
+    t_min: int = 0,
+    discretization: Discretization = "trailing",
+    exact: bool = True,
+) -> Tensor:
+    """Timesteps from noise_level - 1 down, (steps,) float32 and fractional ("fast": (15,)).
+
+    solver_mode: "normal" spaces `steps` levels evenly; "fast" ignores `steps` and takes four levels
+        above 500 and eleven from there on (fewer if `noise_level` is below).
+    discretization: "trailing" contains the noisiest level, "leading" the cleanest, "linspace" both.
+    exact: False keeps the reference's extra level where float rounding makes `torch.arange` longer
+        than asked (steps 95, 109, 190, ...).
+    """
+    t_max = noise_level - 1
+    if solver_mode == "fast":
+        if discretization != "trailing":
+            raise ValueError(
+                f'solver mode "fast" has trailing timesteps: use "normal" for {discretization}'
+            )
+        fine = torch.arange(FAST_MIDDLE, t_min - 1, -(FAST_MIDDLE - t_min + 1) / 11)[:11]
+        if t_max <= FAST_MIDDLE:
+            return torch.cat([torch.tensor([float(t_max)]), fine[fine < t_max]])
+        coarse = torch.arange(t_max, FAST_MIDDLE, -(t_max - FAST_MIDDLE + 1) / 4)[:4]
+        return torch.cat([coarse, fine])
+    if solver_mode != "normal":
+        raise ValueError(f'solver mode must be "fast" or "normal", got {solver_mode!r}')
+    if discretization == "linspace":
+        return torch.linspace(t_max, t_min, steps)
+    if discretization not in ("trailing", "leading"):
+        raise ValueError(f"unknown discretization {discretization!r}: use trailing")
+    # the second bound keeps more steps than there are levels from running below t_min
+    spacing = min((t_max - t_min + 1) / steps, (t_max - t_min) / max(steps - 1, 1))
+    if spacing <= 0:
+        return torch.tensor([float(t_max)])
+    if discretization == "trailing":
+        timesteps = torch.arange(t_max, t_min - 1, -spacing)
+    else:
+        timesteps = torch.arange(t_min, t_max + 1, spacing)
+    timesteps = timesteps[:steps] if exact else timesteps
+    timesteps = timesteps if discretization == "trailing" else timesteps.flip(0)
+    return timesteps.clamp(t_min, t_max)
+
+
+def sampling_sigmas(
+    schedule: NoiseSchedule,
+    *,
+    solver_mode: SolverMode,
+    steps: int,
+    noise_level: int = 900,
+    t_min: int = 0,
+    sampler: str = "dpmpp_2m_sde",
+    discretization: Discretization = "trailing",
+    exact: bool = True,
+) -> Tensor:
+    """EDM noise levels for a sampler, descending, float32, the trailing 0 included.
+
+    There are as many evaluations as levels before the 0: `steps` in normal mode, 14 in fast mode
+    with dpmpp_2m_sde (which skips the cleanest level but one) and 15 with heun. Levels that the
+    schedule cannot tell apart are one (so 1000 steps from level 1000 are 999).
+    noise_level: 0 to len(schedule), the number of levels that sampling uses, from the clean end;
+        at 0 there is nothing to sample and the result is (1,): just the 0.
+    Other arguments as in `sampling_timesteps`.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not 0 <= noise_level <= len(schedule):
+        raise ValueError(f"noise level must be in [0, {len(schedule)}], got {noise_level}")
+    if noise_level == 0:
+        return torch.zeros(1)
+    discard_penultimate = sampler == "dpmpp_2m_sde"
+    timesteps = sampling_timesteps(
+        solver_mode=solver_mode,
+        steps=steps + discard_penultimate,
+        noise_level=noise_level,
+        t_min=t_min,
+        discretization=discretization,
+        exact=exact,
+    )
+    if discard_penultimate and len(timesteps) > 1:
+        timesteps = timesteps[:-1]
+    return torch.cat([schedule.edm_sigma(timesteps).unique_consecutive(), torch.zeros(1)])
