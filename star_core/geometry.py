@@ -1,0 +1,101 @@
+"""Frame sizes: the size asked for, padding to what the network takes, and the way back."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Padding(NamedTuple):
+    """Pixels added at each side of a frame."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+
+def output_size(
+    width: int,
+    height: int,
+    scale: float | None = None,
+    out_size: tuple[int, int] | None = None,
+) -> tuple[int, int]:
+    """(width, height) of the result, from a scale or as asked for by `out_size` (width, height).
+
+    A scale gives floor(x * scale + 0.5) in each direction. ValueError for a scale below 1, for an
+    `out_size` below the input's in either direction, and unless exactly one of the two is given.
+    """
+    if (scale is None) == (out_size is None):
+        raise ValueError("give either a scale or an output size, not both and not neither")
+    if scale is not None:
+        if not (math.isfinite(scale) and scale >= 1):
+            raise ValueError(f"scale must be a finite number from 1 up, got {scale:g}")
+        return math.floor(width * scale + 0.5), math.floor(height * scale + 0.5)
+    assert out_size is not None
+    if out_size[0] < width or out_size[1] < height:
+        raise ValueError(
+            f"output size {out_size[0]}x{out_size[1]} is smaller than the input's "
+            f"{width}x{height}: ask for at least {width}x{height}, or shrink the input first"
+        )
+    return out_size
+
+
+def reference_padding(height: int, width: int) -> Padding:
+    """The reference's padding: centred up to 720x1280, beyond it at the bottom and at the right.
+
+    Sizes above the minimum get up to 64 extra pixels even where they were valid already
+    (specification, section 7).
+    """
+    rows = 720 - height if height <= 720 else (height + 48) // 64 * 64 + 16 - height
+    columns = 1280 - width if width <= 1280 else (width // 64 + 1) * 64 - width
+    top = rows // 2 if height <= 720 else 0
+    left = columns // 2 if width <= 1280 else 0
+    return Padding(left, columns - left, top, rows - top)
+
+
+def minimal_padding(height: int, width: int, *, vae_factor: int, levels: int) -> Padding:
+    """The least padding that the network takes, centred (the odd pixel goes right and down).
+
+    With n = `levels` down-samplings the padded latents have H = 2 mod 2^n rows and W = 0 mod 2^n
+    columns (specification, section 2.6: the network treats height asymmetrically).
+    """
+    step = vae_factor * 2**levels
+    rows = (2 * vae_factor - height) % step
+    columns = -width % step
+    top, left = rows // 2, columns // 2
+    return Padding(left, columns - left, top, rows - top)
+
+
+def pad(video: Tensor, padding: Padding, mode: Literal["white", "replicate"]) -> Tensor:
+    """Pad (... h w) in [-1, 1] with the value 1 or by repeating the edge, sizes from one pixel."""
+    left, right, top, bottom = padding
+    if mode == "white":
+        return F.pad(video, padding, value=1.0)
+    height, width = video.shape[-2:]
+    rows = torch.arange(-top, height + bottom, device=video.device).clamp(0, height - 1)
+    columns = torch.arange(-left, width + right, device=video.device).clamp(0, width - 1)
+    return video.index_select(-2, rows).index_select(-1, columns)
+
+
+def crop(video: Tensor, padding: Padding) -> Tensor:
+    """Undo `pad`: (... h w) without its padding, a view."""
+    left, right, top, bottom = padding
+    height, width = video.shape[-2:]
+    return video[..., top : height - bottom, left : width - right]
+
+
+def upsample(
+    video: Tensor, size: tuple[int, int], mode: Literal["bilinear", "bicubic"] = "bilinear"
+) -> Tensor:
+    """Resize each frame of (... c h w) to `size` = (width, height), as `output_size` gives it.
+
+    Pixel centres are aligned (align_corners False), no anti-aliasing. Bicubic overshoots the range
+    of its input at edges; it is not clamped here.
+    """
+    width, height = size
+    frames = video.reshape(-1, *video.shape[-3:])
+    frames = F.interpolate(frames, size=(height, width), mode=mode, align_corners=False)
+    return frames.reshape(*video.shape[:-2], height, width)
