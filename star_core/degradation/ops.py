@@ -1,0 +1,164 @@
+"""Blur, resize and noise of real-world degradation (Real-ESRGAN, Wang et al. 2021), in torch.
+
+Everything works on frames (f c h w) in [0, 1]. A parameter is one number for the clip or a tensor
+(f,) with one value per frame, so that it may drift in time.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+KernelKind = Literal["gaussian", "generalized", "plateau"]
+ResizeMode = Literal["area", "bilinear", "bicubic"]
+
+
+def per_frame(value: float | Tensor, video: Tensor) -> Tensor:
+    """A parameter, one number or (f,), as (f 1 1 1) beside the frames (f c h w)."""
+    value = torch.as_tensor(value, dtype=video.dtype, device=video.device)
+    return value.expand(video.shape[0]).view(-1, 1, 1, 1)
+
+
+def blur_kernel(
+    size: int,
+    sigma: float | Sequence[float],
+    theta: float = 0.0,
+    *,
+    kind: KernelKind = "gaussian",
+    beta: float = 1.0,
+) -> Tensor:
+    """Normalised kernel (size size), float64, centred on its middle pixel.
+
+    sigma: one width in pixels, or the two along the axes of an ellipse turned by `theta` radians.
+    kind: with q = x^T S^-1 x, "gaussian" exp(-q/2), "generalized" exp(-q^beta/2), "plateau"
+        1/(1 + q^beta).
+    """
+    _check_size(size)
+    sigma_x, sigma_y = (sigma, sigma) if isinstance(sigma, int | float) else sigma
+    if min(sigma_x, sigma_y) <= 0:
+        raise ValueError(f"sigma must be above 0, got {sigma}: leave the blur out for none")
+    turn = torch.tensor(
+        [[math.cos(theta), -math.sin(theta)], [math.sin(theta), math.cos(theta)]],
+        dtype=torch.float64,
+    )
+    inverse = turn @ torch.diag(torch.tensor([sigma_x, sigma_y]).double() ** -2) @ turn.T
+    axis = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    xy = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)  # (h w 2), x first
+    q = torch.einsum("hwi,ij,hwj->hw", xy, inverse, xy)
+    match kind:
+        case "gaussian":
+            kernel = torch.exp(-0.5 * q)
+        case "generalized":
+            kernel = torch.exp(-0.5 * q**beta)
+        case "plateau":
+            kernel = 1 / (1 + q**beta)
+    return kernel / kernel.sum()
+
+
+def sinc_kernel(size: int, cutoff: float) -> Tensor:
+    """Normalised circular low-pass kernel (size size), float64; it rings as resized video does.
+
+    cutoff: radians per pixel, in (0, pi].
+    """
+    _check_size(size)
+    if not 0 < cutoff <= math.pi:
+        raise ValueError(f"cutoff must be in (0, pi] radians per pixel, got {cutoff}")
+    axis = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    radius = torch.hypot(axis[:, None], axis[None, :])
+    centre = radius == 0
+    safe = radius.masked_fill(centre, 1.0)
+    kernel = cutoff * torch.special.bessel_j1(cutoff * safe) / (2 * math.pi * safe)
+    kernel[centre] = cutoff**2 / (4 * math.pi)
+    return kernel / kernel.sum()
+
+
+def _check_size(size: int) -> None:
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"a kernel's size must be odd and at least 1, got {size}")
+
+
+def reflect_pad(video: Tensor, radius: int) -> Tensor:
+    """Mirror (... h w) at its edges without repeating them, as often as `radius` pixels take."""
+    while radius > 0:
+        # F.pad mirrors at most side - 1 pixels at once; a side of one pixel can only be repeated.
+        step = min(radius, max(min(video.shape[-2:]) - 1, 1))
+        mode = "reflect" if min(video.shape[-2:]) > 1 else "replicate"
+        video = F.pad(video, (step, step, step, step), mode=mode)
+        radius -= step
+    return video
+
+
+def blur(video: Tensor, kernel: Tensor) -> Tensor:
+    """Filter frames (f c h w) by one kernel (k k) or one each (f k k); mirrored edges."""
+    f, c = video.shape[:2]
+    kernel = kernel.to(video).expand(f, *kernel.shape[-2:]).repeat_interleave(c, dim=0)
+    padded = rearrange(reflect_pad(video, kernel.shape[-1] // 2), "f c h w -> 1 (f c) h w")
+    return rearrange(F.conv2d(padded, kernel[:, None], groups=f * c), "1 (f c) h w -> f c h w", f=f)
+
+
+def gaussian_blur(video: Tensor, sigma: float | Tensor) -> Tensor:
+    """Isotropic Gaussian of `sigma` pixels, cut at 4 sigma: (f c h w); mirrored edges."""
+    f, c = video.shape[:2]
+    sigma = per_frame(sigma, video).flatten()
+    if (sigma <= 0).any():
+        raise ValueError(f"sigma must be above 0, got {sigma.min():g}: leave the blur out for none")
+    radius = math.ceil(4 * sigma.max().item())
+    axis = torch.arange(-radius, radius + 1, dtype=video.dtype, device=video.device)
+    kernel = torch.softmax(-0.5 * (axis / sigma[:, None]) ** 2, dim=1).repeat_interleave(c, dim=0)
+    x = rearrange(reflect_pad(video, radius), "f c h w -> 1 (f c) h w")
+    x = F.conv2d(x, kernel[:, None, :, None], groups=f * c)
+    x = F.conv2d(x, kernel[:, None, None, :], groups=f * c)
+    return rearrange(x, "1 (f c) h w -> f c h w", f=f)
+
+
+def usm_sharpen(
+    video: Tensor, *, weight: float = 0.5, size: int = 51, threshold: float = 10 / 255
+) -> Tensor:
+    """Unsharp mask where it changes more than `threshold`, softly bordered: (f c h w) in [0, 1]."""
+    kernel = blur_kernel(size, 0.3 * ((size - 1) * 0.5 - 1) + 0.8)
+    residual = video - blur(video, kernel)
+    mask = blur((residual.abs() > threshold).to(video), kernel)
+    sharp = (video + weight * residual).clamp(0, 1)
+    return mask * sharp + (1 - mask) * video
+
+
+def resize(video: Tensor, size: tuple[int, int], mode: ResizeMode) -> Tensor:
+    """Resize frames (f c h w) to `size` (h, w); no antialiasing but what "area" does by itself."""
+    if min(size) < 1:
+        raise ValueError(f"cannot resize to {size[1]}x{size[0]}: use a larger input or scale")
+    if mode == "area":
+        return F.interpolate(video, size=size, mode="area")
+    return F.interpolate(video, size=size, mode=mode, align_corners=False)
+
+
+def gaussian_noise(
+    video: Tensor, sigma: float | Tensor, *, generator: torch.Generator, grey: bool = False
+) -> Tensor:
+    """Add white noise of standard deviation `sigma` (in units of the range) and clip to [0, 1].
+
+    grey: one plane shared by the channels.
+    """
+    f, c, h, w = video.shape
+    noise = torch.randn((f, 1 if grey else c, h, w), generator=generator, device=generator.device)
+    return (video + noise.to(video) * per_frame(sigma, video)).clamp(0, 1)
+
+
+def poisson_noise(
+    video: Tensor, scale: float | Tensor, *, generator: torch.Generator, grey: bool = False
+) -> Tensor:
+    """Add `scale` times the photon noise of a sensor whose full well is the number of levels that
+    the frame uses, rounded up to a power of two, and clip to [0, 1].
+
+    grey: the noise of the red channel, shared by the channels, as the reference has it.
+    """
+    image = (video.clamp(0, 1) * 255).round() / 255
+    levels = torch.tensor([len(frame.unique()) for frame in image], device=video.device)
+    full_well = per_frame(2 ** levels.float().log2().ceil(), video)
+    image = image[:, :1] if grey else image
+    counts = torch.poisson((image * full_well).to(generator.device), generator=generator)
+    noise = counts.to(video) / full_well - image
+    return (video + noise * per_frame(scale, video)).clamp(0, 1)
