@@ -48,7 +48,7 @@ class Draws:
         index = torch.multinomial(
             torch.tensor(list(weights.values()), dtype=torch.float64), 1, generator=self.generator
         )
-        return list(weights)[index.item()]
+        return list(weights)[int(index)]
 
 
 class Stage(Protocol):
