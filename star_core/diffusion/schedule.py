@@ -1,9 +1,10 @@
 """Noise schedule of STAR on I2VGen-XL: log-SNR cosine, interpolated, zero terminal SNR.
 
-Variance preserving: `x_t = alpha x_0 + sigma noise`, index 0 almost clean, the last index pure noise.
-Solvers work with the EDM noise level `sigma / alpha` (Karras et al. 2022, arXiv:2206.00364), which is
-infinite where alpha is zero. Sources: Hoogeboom et al. 2023 (arXiv:2301.11093) for the cosine log-SNR
-and its interpolation between two shifts; Lin et al. 2023 (arXiv:2305.08891) for zero terminal SNR.
+Variance preserving: `x_t = alpha x_0 + sigma noise`, index 0 almost clean, the last index pure
+noise. Solvers work with the EDM noise level `sigma / alpha` (Karras et al. 2022, arXiv:2206.00364),
+which is infinite where alpha is zero. Sources: Hoogeboom et al. 2023 (arXiv:2301.11093) for the
+cosine log-SNR and its interpolation between two shifts; Lin et al. 2023 (arXiv:2305.08891) for zero
+terminal SNR.
 """
 
 import math

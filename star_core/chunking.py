@@ -1,0 +1,109 @@
+"""Chunked denoising: a clip of any length through windows of few frames (STAR, long video).
+
+The state of the solver is that of the whole clip; only the prediction of x_0 is made window by
+window, and merged, at every step. `overlapping_windows` is plain one-dimensional geometry.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+WindowMode = Literal["balanced", "reference"]
+Merge = Literal["smooth", "cut"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkConfig:
+    """Temporal windows for chunked denoising, in frames."""
+
+    length: int = 32
+    overlap: int = 16
+
+    def __post_init__(self) -> None:
+        _check(self.length, self.overlap)
+
+
+def _check(length: int, overlap: int) -> None:
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    if not 0 <= overlap < length:
+        raise ValueError(f"overlap must be in [0, {length}), got {overlap}")
+
+
+def overlapping_windows(
+    total: int, length: int, overlap: int, *, mode: WindowMode = "balanced"
+) -> list[range]:
+    """Windows of at most `length` that cover range(total), in order.
+
+    "balanced": as few as can be, all equally long, neighbours sharing at least `overlap`.
+    "reference": one stride apart, the last taking in a rest of up to a quarter of `length`, so it
+    may be longer than asked.
+    """
+    _check(length, overlap)
+    if total < 1:
+        raise ValueError(f"nothing to cover: total must be at least 1, got {total}")
+    if total <= length:
+        return [range(total)]
+    stride = length - overlap
+    if mode == "reference":
+        count = max(math.ceil((total - 1.25 * length) / stride), 0)
+        windows = [range(i * stride, i * stride + length) for i in range(count)]
+        return [*windows, range(count * stride, total)]
+    gaps = math.ceil((total - length) / stride)
+    length = math.ceil((total + gaps * overlap) / (gaps + 1))
+    starts = (i * (total - length) // gaps for i in range(gaps + 1))
+    return [range(start, start + length) for start in starts]
+
+
+def window_weights(windows: Sequence[range], merge: Merge = "smooth") -> list[Tensor]:
+    """How much each window counts at each of its positions, float32; sums to 1 over the windows.
+
+    "smooth": raised-cosine ramps where neighbours overlap, positive everywhere.
+    "cut": 1 for the window whose part it is and 0 for others, changing amid the overlap.
+    """
+    weights = [torch.ones(len(window), dtype=torch.float64) for window in windows]
+    for (left, right), (before, after) in zip(pairwise(weights), pairwise(windows), strict=True):
+        shared = before.stop - after.start
+        if merge == "cut":
+            left[len(left) - shared + shared // 2 :] = 0
+            right[: shared // 2] = 0
+        else:
+            ramp = torch.sin(torch.pi / 2 * (torch.arange(shared) + 0.5) / max(shared, 1)) ** 2
+            left[len(left) - shared :] *= ramp.flip(0)
+            right[:shared] *= ramp
+    sums = torch.zeros(windows[-1].stop, dtype=torch.float64)
+    for window, weight in zip(windows, weights, strict=True):
+        sums[window.start : window.stop] += weight
+    return [
+        (weight / sums[window.start : window.stop]).float()
+        for window, weight in zip(windows, weights, strict=True)
+    ]
+
+
+def chunked(
+    denoise_window: Callable[[Tensor, Tensor, range], Tensor],
+    windows: Sequence[range],
+    merge: Merge = "smooth",
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A denoiser of whole clips from one of windows.
+
+    denoise_window: (x_in, sigma, window) -> x_0 of the frames in `window`, both (b c f h w).
+    """
+    weights = window_weights(windows, merge)
+
+    def denoise(x_in: Tensor, sigma: Tensor) -> Tensor:
+        if len(windows) == 1:
+            return denoise_window(x_in, sigma, windows[0])
+        x_0 = torch.zeros_like(x_in)
+        for window, weight in zip(windows, weights, strict=True):
+            part = slice(window.start, window.stop)
+            weight = weight.to(x_in).reshape(-1, 1, 1)
+            x_0[:, :, part] += weight * denoise_window(x_in[:, :, part], sigma, window)
+        return x_0
+
+    return denoise
