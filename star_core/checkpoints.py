@@ -1,193 +1,255 @@
-"""Checkpoint files: opened memory-mapped, recognised by their keys, loaded strictly."""
+"""Model files of this project and of STAR: told apart, loaded, written, converted.
+
+A file is self-describing if its safetensors metadata has the key `star`: JSON with `config`, the
+fields of `UNetConfig`, and `sampling`, those of `SamplingDefaults`. The tensors `prompts.positive`
+and `prompts.negative` (1 l d) stand for the text embeddings of a model without text encoder.
+STAR's published files have neither; they are full-size and sampled as `SamplingDefaults` says.
+"""
 
 import json
-import logging
 import os
-import pickle
-import re
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
+from .backbones import SamplingDefaults
+from .known_files import STAR_I2VGENXL, identify
+from .models.attention import Attention, scaled_dot_product
+from .models.unet import ControlledVideoUNet, UNetConfig
+from .tensor_files import TensorFile, compare, load_into, open_tensors, write_tensors
+
+__all__ = [
+    "FileInfo",
+    "LearnedPrompts",
+    "StarModel",
+    "convert",
+    "describe",
+    "load_into",
+    "load_model",
+    "open_tensors",
+    "save_model",
+]
+
+_PROMPTS = "prompts."
 
 
-class TensorFile(Mapping[str, Tensor]):
-    """The tensors of one file by key, as views of the memory-mapped file.
+class LearnedPrompts(NamedTuple):
+    """Embeddings (1 l d) that take the place of encoded prompts."""
 
-    A tensor occupies no memory of its own until it is converted or copied. `format` is
-    "safetensors", "torch" or "torch (old)"; only the last one is read into memory as a whole.
-    `metadata` is the text metadata of a safetensors file, {} for the others.
-    """
-
-    def __init__(
-        self, path: Path, tensors: dict[str, Tensor], *, format: str, metadata: dict[str, str]
-    ) -> None:
-        self.path = path
-        self.format = format
-        self.metadata = metadata
-        self._tensors = tensors
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._tensors[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    positive: Tensor
+    negative: Tensor
 
 
-def open_tensors(path: str | os.PathLike[str]) -> TensorFile:
-    """Open a safetensors or PyTorch (.pt .pth .ckpt .bin) file; its content decides, not its name.
+@dataclass(frozen=True, kw_only=True)
+class StarModel:
+    """A network ready for sampling, and what its file says about itself."""
 
-    PyTorch files are read with `weights_only=True` and may wrap their tensors in `state_dict`.
-    Raises ValueError for a file that is missing, empty, truncated, damaged, holds anything but
-    tensors and plain values, or is no checkpoint at all.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name the checkpoint file inside it")
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: check the path") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check its rights") from None
-    if not head:
-        raise ValueError(f"{path} is empty: download or copy it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer: fetch the real file with `git lfs pull`")
-    if head[8:9] == b"{":
-        return _open_safetensors(path, int.from_bytes(head[:8], "little"))
-    if head.startswith(b"PK\x03\x04"):
-        return _open_torch(path, mmap=_is_torch_zip(path))
-    if head.startswith(b"\x80"):
-        return _open_torch(path, mmap=False)
-    raise ValueError(
-        f"{path} is neither a safetensors nor a PyTorch file (it begins with {head[:8]!r}): "
-        "perhaps a web page or something else was saved under this name; download it again"
-    )
+    network: ControlledVideoUNet
+    config: UNetConfig
+    sampling: SamplingDefaults
+    prompts: LearnedPrompts | None
 
 
-def _open_safetensors(path: Path, header_length: int) -> TensorFile:
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            file.seek(8)
-            header: dict = json.loads(file.read(header_length))
-        metadata: dict[str, str] = header.pop("__metadata__", {})
-        expected = (
-            8 + header_length + max((h["data_offsets"][1] for h in header.values()), default=0)
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, MemoryError):
-        if 8 + header_length > size:
-            expected = 8 + header_length
-        else:
-            raise ValueError(
-                f"{path} is damaged: its header is unreadable; copy it again"
-            ) from None
-    if expected > size:
-        raise ValueError(
-            f"{path} is truncated: {size} of {expected} bytes are there; download or copy it again"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in header}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): download or copy it again") from None
-    return TensorFile(path, tensors, format="safetensors", metadata=metadata)
-
-
-def _is_torch_zip(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.rpartition("/")[2] for name in archive.namelist()]
-    except zipfile.BadZipFile:
-        # The directory of a zip file is its end: without it the rest is not worth trying.
-        raise ValueError(f"{path} is truncated or damaged: download or copy it again") from None
-    if "constants.pkl" in names:
-        raise ValueError(
-            f"{path} is a TorchScript program, not a checkpoint: use the file with the weights "
-            "alone (a state dict)"
-        )
-    if "data.pkl" not in names:
-        raise ValueError(f"{path} is a zip archive without a checkpoint in it: unpack it first")
-    return True
-
-
-def _open_torch(path: Path, *, mmap: bool) -> TensorFile:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{path} was not loaded: it holds Python objects besides tensors "
-                f"({refused[1]}), which could run any code; use a file of weights only, or save "
-                "its state_dict alone on a machine where you trust it"
-            ) from None
-        raise ValueError(f"{path} is damaged or no checkpoint: download or copy it again") from None
-    except Exception as error:  # a damaged pickle stream can raise anything
-        raise ValueError(
-            f"{path} is damaged or no checkpoint ({type(error).__name__}): "
-            "download or copy it again"
-        ) from None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    entries = content if isinstance(content, Mapping) else {}
-    tensors = {k: v.detach() for k, v in entries.items() if isinstance(v, Tensor)}
-    if not tensors:
-        found = ", ".join(map(str, list(entries)[:8])) or type(content).__name__
-        raise ValueError(
-            f"{path} has no tensors at its top level or in `state_dict` (found: {found}): save "
-            "the state_dict alone"
-        )
-    return TensorFile(path, tensors, format="torch" if mmap else "torch (old)", metadata={})
-
-
-def load_into(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
+def load_model(
+    path: str | os.PathLike[str],
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    name: str = "the file",
-) -> None:
-    """Give every parameter and buffer of `module` (on meta) its tensor, converted one by one.
+    operations: ModuleType = nn,
+    attention: Attention = scaled_dot_product,
+) -> StarModel:
+    """Load STAR's network, published or self-describing, for inference.
 
-    Floating-point tensors become `dtype` (None keeps theirs); what needs no conversion stays a
-    view of the memory-mapped file. Raises ValueError unless every key of the module is there with
-    its shape. Keys that the module does not have are listed in a warning and dropped.
+    dtype: None keeps the file's. Raises ValueError for a file that is no such network.
     """
-    wanted = module.state_dict()
-    missing = [key for key in wanted if key not in tensors]
-    mismatched = [k for k, v in wanted.items() if k in tensors and tensors[k].shape != v.shape]
-    unexpected = [key for key in tensors if key not in wanted]
-    if missing or mismatched:
-        problems = []
-        if missing:
-            problems.append(f"{missing[0]!r} is missing{_and_more(missing)}")
-        if mismatched:
-            key = mismatched[0]
-            shapes = f"{list(tensors[key].shape)} instead of {list(wanted[key].shape)}"
-            problems.append(f"{key!r} is {shapes}{_and_more(mismatched)}")
-        if unexpected:
-            problems.append(f"{unexpected[0]!r} is unexpected{_and_more(unexpected)}")
-        raise ValueError(f"{name} does not fit {type(module).__name__}: " + "; ".join(problems))
-    if unexpected:
-        logger.warning("%s: %d keys ignored: %s", name, len(unexpected), ", ".join(unexpected))
-    converted = {}
-    for key in wanted:
-        tensor = tensors[key]
-        to = dtype if tensor.is_floating_point() else None
-        converted[key] = tensor.to(device=device, dtype=to).contiguous()
-    module.load_state_dict(converted, strict=True, assign=True)
+    file = open_tensors(path)
+    config, sampling = _described(file)
+    network = ControlledVideoUNet(config, operations=operations, attention=attention, device="meta")
+    load_into(network, _network_tensors(file), device=device, dtype=dtype, name=str(file.path))
+    network.eval().requires_grad_(False)
+    return StarModel(
+        network=network, config=config, sampling=sampling, prompts=_prompts(file, device, dtype)
+    )
 
 
-def _and_more(keys: list[str]) -> str:
-    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+def save_model(
+    path: str | os.PathLike[str],
+    network: ControlledVideoUNet,
+    *,
+    sampling: SamplingDefaults,
+    prompts: LearnedPrompts | None = None,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a self-describing file that `load_model` reads; further metadata is added to it."""
+    star = {"config": asdict(network.config), "sampling": asdict(sampling)}
+    tensors = network.state_dict()
+    if prompts is not None:
+        tensors |= {_PROMPTS + name: value for name, value in prompts._asdict().items()}
+    write_tensors(
+        path,
+        tensors,
+        dtype=dtype,
+        metadata={**(metadata or {}), "star": json.dumps(star)},
+        overwrite=overwrite,
+    )
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write any checkpoint as safetensors with floating-point tensors of `dtype`.
+
+    Keys and metadata stay, non-float tensors keep their type. One tensor at a time is in memory.
+    Raises ValueError for an unreadable source, an existing destination unless `overwrite`, and
+    values that `dtype` cannot hold.
+    """
+    if Path(destination).exists() and os.path.samefile(source, destination):
+        raise ValueError(f"{destination} is the source itself: choose another name")
+    file = open_tensors(source)
+    write_tensors(destination, file, dtype=dtype, metadata=file.metadata, overwrite=overwrite)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """What a file is. `dtypes` counts tensors by type; `problems` is "" for a usable file.
+
+    `config` and `sampling` are those of STAR's network and None for other kinds of file.
+    """
+
+    path: str
+    kind: str
+    title: str
+    format: str
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: dict[str, int]
+    config: dict | None
+    sampling: dict | None
+    prompts: bool
+    problems: str
+    metadata: dict[str, str]
+
+    def __str__(self) -> str:
+        dtypes = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
+        lines = [
+            f"{self.path}: {self.title}",
+            f"format: {self.format}, {self.bytes / 1e6:,.1f} MB",
+            f"tensors: {self.tensors} ({dtypes}), {self.parameters:,} values",
+        ]
+        for name in ("config", "sampling"):
+            if fields := getattr(self, name):
+                lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in fields.items()))
+        if self.prompts:
+            lines.append("prompts: embedded, no text encoder needed")
+        if self.problems:
+            lines.append(f"problems: {self.problems}")
+        lines += [f"metadata: {k}: {v}" for k, v in self.metadata.items() if k != "star"]
+        return "\n".join(lines)
+
+
+def describe(path: str | os.PathLike[str]) -> FileInfo:
+    """Say what a checkpoint is, without loading it. Raises ValueError if it is none."""
+    file = open_tensors(path)
+    kind = identify(file)
+    config = sampling = None
+    problems = kind.advice
+    if kind is STAR_I2VGENXL:
+        config, sampling = _described(file)
+        wanted = ControlledVideoUNet(config, device="meta").state_dict()
+        problems = str(compare(_network_tensors(file), wanted))
+    return FileInfo(
+        path=str(file.path),
+        kind=kind.name,
+        title=kind.title,
+        format=file.format,
+        tensors=len(file),
+        parameters=sum(tensor.numel() for tensor in file.values()),
+        bytes=file.path.stat().st_size,
+        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in file.values())),
+        config=config and asdict(config),
+        sampling=sampling and asdict(sampling),
+        prompts=_PROMPTS + "positive" in file,
+        problems=problems,
+        metadata=file.metadata,
+    )
+
+
+def _network_tensors(file: TensorFile) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in file.items() if not key.startswith(_PROMPTS)}
+
+
+def _prompts(
+    file: TensorFile, device: torch.device | str, dtype: torch.dtype | None
+) -> LearnedPrompts | None:
+    keys = [_PROMPTS + name for name in LearnedPrompts._fields]
+    if not any(key in file for key in keys):
+        return None
+    if missing := [key for key in keys if key not in file]:
+        raise ValueError(f"{file.path} is incomplete: {missing[0]!r} is missing; write it again")
+    return LearnedPrompts(*(file[key].to(device=device, dtype=dtype) for key in keys))
+
+
+def _described(file: TensorFile) -> tuple[UNetConfig, SamplingDefaults]:
+    """Configuration and sampling defaults from the metadata, else from shapes and STAR's."""
+    if "star" not in file.metadata:
+        return infer_config(file), SamplingDefaults()
+    try:
+        star = json.loads(file.metadata["star"])
+        return UNetConfig(**star["config"]), SamplingDefaults(**star["sampling"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file.path} describes itself in a way that this version does not know ({error}): "
+            "update this package or write the file again"
+        ) from None
+
+
+def infer_config(tensors: Mapping[str, Tensor]) -> UNetConfig:
+    """Configuration of a network whose file does not state it, from the shapes of its weights.
+
+    What shapes do not tell (head_dim, norm_groups, dropout) is as published. Where the keys that
+    tell it are missing, the published size is returned: comparing with it says what is wrong.
+    """
+    levels: list[list[int]] = [[]]  # of each resolution, the indices of its blocks
+    for index in count(1):
+        if f"input_blocks.{index}.op.weight" in tensors:
+            levels.append([])
+        elif f"input_blocks.{index}.0.out_layers.3.weight" in tensors:
+            levels[-1].append(index)
+        else:
+            break
+    try:
+        dim, in_dim = tensors["input_blocks.0.0.weight"].shape[:2]
+        widths = [
+            tensors[f"input_blocks.{blocks[0]}.0.out_layers.3.weight"].shape[0] for blocks in levels
+        ]
+        inner = tensors["input_blocks.0.1.proj_in.weight"].shape[0]
+        return UNetConfig(
+            in_dim=in_dim,
+            out_dim=tensors["out.2.weight"].shape[0],
+            dim=dim,
+            context_dim=tensors["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
+            dim_mult=tuple(width // dim for width in widths),
+            num_heads=inner // UNetConfig.head_dim,
+            num_res_blocks=len(levels[0]),
+            attn_scales=tuple(
+                0.5**level
+                for level, blocks in enumerate(levels)
+                if f"input_blocks.{blocks[0]}.1.norm.weight" in tensors
+            ),
+        )
+    except (KeyError, IndexError, ValueError):
+        return UNetConfig()

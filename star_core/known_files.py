@@ -1,0 +1,150 @@
+"""What a checkpoint is, judged by the names of its tensors."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileKind:
+    """A kind of checkpoint: each pattern occurs in some key. `name` is stable, `title` for people.
+
+    advice: what to do with such a file here, "" where a loader takes it.
+    """
+
+    name: str
+    title: str
+    patterns: tuple[str, ...]
+    advice: str = ""
+
+    def matches(self, keys: str) -> bool:
+        return all(re.search(pattern, keys, re.MULTILINE) for pattern in self.patterns)
+
+
+STAR_I2VGENXL = FileKind(
+    name="star-i2vgenxl",
+    title="STAR network on I2VGen-XL (UNet and ControlNet)",
+    patterns=(r"^VideoControlNet\.input_hint_block\.weight$", r"\.local1\.conv1\.weight$"),
+)
+VAE_DIFFUSERS = FileKind(
+    name="vae-temporal-diffusers",
+    title="Stable Video Diffusion VAE with temporal decoder, diffusers' naming",
+    patterns=(r"^decoder\.time_conv_out\.weight$",),
+)
+VAE_SVD = FileKind(
+    name="vae-temporal-svd",
+    title="Stable Video Diffusion VAE with temporal decoder, SVD's naming",
+    patterns=(r"^(first_stage_model\.)?decoder\.conv_out\.time_mix_conv\.weight$",),
+)
+SVD = FileKind(
+    name="svd",
+    title="full Stable Video Diffusion checkpoint (its VAE can be used)",
+    patterns=(r"^model\.diffusion_model\.", *VAE_SVD.patterns),
+)
+STABLE_DIFFUSION_2 = FileKind(
+    name="stable-diffusion-2",
+    title="full Stable Diffusion 2 checkpoint (its text encoder can be used)",
+    patterns=(
+        r"^model\.diffusion_model\.",
+        r"^cond_stage_model\.model\.transformer\.resblocks\.0\.attn\.in_proj_weight$",
+    ),
+)
+CLIP_OPEN_CLIP = FileKind(
+    name="clip-open_clip",
+    title="CLIP text encoder, open_clip's naming",
+    patterns=(r"^(?!.*visual\.).*\btransformer\.resblocks\.0\.attn\.in_proj_weight$",),
+)
+CLIP_TRANSFORMERS = FileKind(
+    name="clip-transformers",
+    title="CLIP text encoder, transformers' naming",
+    patterns=(
+        r"^(?!.*vision_model\.).*\bencoder\.layers\.0\.self_attn\.q_proj\.weight$",
+        r"\btoken_embedding\.weight$",
+    ),
+)
+
+# The first that matches is it: special ones stand before those that they contain.
+KNOWN_FILES = (
+    FileKind(
+        name="lora",
+        title="LoRA (low-rank changes to some other model)",
+        patterns=(r"[._]lora[._]?(down|up|A|B)\b",),
+        advice="it needs the model that it was made for and is not a model of its own",
+    ),
+    STAR_I2VGENXL,
+    FileKind(
+        name="venhancer",
+        title="VEnhancer or another ControlNet video UNet without STAR's LIEM gates",
+        patterns=(r"^VideoControlNet\.", r"\.temopral_conv\."),
+        advice="STAR's own files are light_deg.pt and heavy_deg.pt",
+    ),
+    FileKind(
+        name="i2vgenxl-unet",
+        title="video UNet of the I2VGen-XL family without a ControlNet",
+        patterns=(r"^input_blocks\.", r"\.temopral_conv\."),
+        advice="STAR's own files are light_deg.pt and heavy_deg.pt",
+    ),
+    FileKind(
+        name="star-cogvideox",
+        title="STAR network on CogVideoX",
+        patterns=(r"\bmixins\.patch_embed\.proj_sr\.weight$",),
+    ),
+    FileKind(
+        name="cogvideox-sat",
+        title="CogVideoX transformer in SAT's naming, without STAR's changes",
+        patterns=(r"\bmixins\.patch_embed\.proj\.weight$",),
+    ),
+    FileKind(
+        name="cogvideox-diffusers",
+        title="CogVideoX transformer in diffusers' naming",
+        patterns=(r"^patch_embed\.text_proj\.weight$", r"^transformer_blocks\.0\.norm1\.linear\."),
+    ),
+    SVD,
+    STABLE_DIFFUSION_2,
+    FileKind(
+        name="stable-diffusion",
+        title="full Stable Diffusion checkpoint",
+        patterns=(r"^model\.diffusion_model\.",),
+        advice="STAR takes neither its UNet nor its VAE",
+    ),
+    VAE_DIFFUSERS,
+    VAE_SVD,
+    FileKind(
+        name="vae-cogvideox",
+        title="CogVideoX 3D VAE",
+        patterns=(r"\bdecoder\.mid(_block|)\.(resnets\.0|block_1)\.conv1\.conv\.weight$",),
+    ),
+    FileKind(
+        name="vae-image",
+        title="image VAE without temporal decoder",
+        patterns=(r"\bdecoder\.mid(_block\.resnets\.0|\.block_1)\.conv1\.weight$",),
+        advice="STAR decodes with Stable Video Diffusion's VAE",
+    ),
+    CLIP_OPEN_CLIP,
+    CLIP_TRANSFORMERS,
+    FileKind(
+        name="clip-vision",
+        title="CLIP image encoder",
+        patterns=(r"\b(visual\.transformer\.resblocks|vision_model\.encoder\.layers)\.0\.",),
+        advice="STAR needs the text encoder",
+    ),
+    FileKind(
+        name="t5",
+        title="T5 text encoder",
+        patterns=(r"\bblock\.0\.layer\.0\.SelfAttention\.q\.weight$",),
+    ),
+    FileKind(
+        name="diffusers-unet",
+        title="UNet in diffusers' naming",
+        patterns=(r"^down_blocks\.0\.", r"^up_blocks\.0\.", r"^conv_in\.weight$"),
+        advice="STAR's own files are light_deg.pt and heavy_deg.pt",
+    ),
+)
+
+UNKNOWN = FileKind(name="unknown", title="checkpoint of an unknown kind", patterns=())
+
+
+def identify(keys: Iterable[str]) -> FileKind:
+    """The kind of checkpoint that has these keys, `UNKNOWN` if none is known."""
+    lines = "\n".join(keys)
+    return next((kind for kind in KNOWN_FILES if kind.matches(lines)), UNKNOWN)
