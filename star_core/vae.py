@@ -132,21 +132,24 @@ class VideoVAE:
 def vae_from_config(config: Mapping[str, Any]) -> VideoVAE:
     """A VAE with random weights from diffusers' config fields; fields left out take SVD's values.
 
-    One field more than diffusers has: `norm_num_groups` (32), which narrow VAEs want smaller.
+    Two fields more than diffusers has, for narrow VAEs: `norm_num_groups` and `norm_eps` of every
+    group norm. With groups of one or two channels and a tiny epsilon it forgets how bright and how
+    contrasty a frame is, and few channels cannot carry that past the last norm.
     """
     from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
         AutoencoderKLTemporalDecoder,
     )
 
     fields = {key: value for key, value in config.items() if not key.startswith("_")}
-    groups = fields.pop("norm_num_groups", 32)
+    groups, eps = fields.pop("norm_num_groups", None), fields.pop("norm_eps", None)
     channels = fields.setdefault("block_out_channels", (128, 256, 512, 512))
     fields.setdefault("layers_per_block", 2)
     fields.setdefault("down_block_types", ("DownEncoderBlock2D",) * len(channels))
     model = AutoencoderKLTemporalDecoder(**fields)
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
-            module.num_groups = groups
+            module.num_groups = groups or module.num_groups
+            module.eps = eps or module.eps
     speed_up_temporal_convs(model)
     return VideoVAE(model)
 

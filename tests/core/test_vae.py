@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch.nn import GroupNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -256,12 +257,15 @@ def test_metadata_brings_the_configuration(tmp_path):
         "latent_channels": 16,
         "scaling_factor": 1.0,
         "norm_num_groups": 4,
+        "norm_eps": 0.01,
     }
     tiny = random_vae(**config)
     path = tmp_path / "tiny.safetensors"
     save_file(tiny.model.state_dict(), path, metadata={"star_vae": json.dumps(config)})
     loaded = load_vae(path)
     assert (loaded.factor, loaded.latent_channels, loaded.scaling_factor) == (4, 16, 1.0)
+    norms = {(m.num_groups, m.eps) for m in loaded.model.modules() if isinstance(m, GroupNorm)}
+    assert norms == {(4, 0.01)}
     latents = torch.randn(1, 16, 2, 2, 2)
     assert torch.equal(loaded.decode(latents), tiny.decode(latents))
 
