@@ -110,13 +110,20 @@ def convert(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write any checkpoint as safetensors with floating-point tensors of `dtype`.
+    """Write any checkpoint as safetensors, floating-point tensors as float16, bfloat16 or float32.
 
-    Keys and metadata stay, non-float tensors keep their type. One tensor at a time is in memory.
+    dtype: None keeps each tensor's. Keys and metadata stay, and so do other types of tensors. One
+    tensor at a time is in memory.
     Raises ValueError for an unreadable source, an existing destination unless `overwrite`, and
     values that `dtype` cannot hold.
     """
-    if Path(destination).exists() and os.path.samefile(source, destination):
+    if dtype not in (None, torch.float16, torch.bfloat16, torch.float32):
+        raise ValueError(f"{dtype} is not a type for weights: choose float16, bfloat16 or float32")
+    if (
+        Path(destination).exists()
+        and Path(source).exists()
+        and os.path.samefile(source, destination)
+    ):
         raise ValueError(f"{destination} is the source itself: choose another name")
     file = open_tensors(source)
     write_tensors(destination, file, dtype=dtype, metadata=file.metadata, overwrite=overwrite)

@@ -89,10 +89,10 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorFile:
     header_length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and header_length <= _LONGEST_HEADER:
         return _open_safetensors(path, header_length)
-    if head.startswith(b"PK\x03\x04"):
-        return _open_torch(path, mmap=_is_torch_zip(path))
-    if head.startswith(b"\x80"):
-        return _open_torch(path, mmap=False)
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        if path.suffix == ".safetensors":  # torch.load goes by the name
+            raise ValueError(f"{path} is a PyTorch file: rename it to .pt")
+        return _open_torch(path, mmap=head.startswith(b"PK") and _is_torch_zip(path))
     raise ValueError(
         f"{path} is neither a safetensors nor a PyTorch file (it begins with {head[:8]!r}): "
         "perhaps a web page or something else was saved under this name; download it again"
@@ -156,7 +156,7 @@ def _open_torch(path: Path, *, mmap: bool) -> TensorFile:
         ) from None
     except Exception as error:  # a damaged pickle stream can raise anything
         raise ValueError(
-            f"{path} is damaged or no checkpoint ({type(error).__name__}): download or copy it again"
+            f"{path} is damaged or no checkpoint ({type(error).__name__}): download it again"
         ) from None
     entries = content if isinstance(content, Mapping) else {}
     for wrapper in ("state_dict", "module"):  # DeepSpeed, as CogVideoX's files, says `module`
@@ -180,13 +180,15 @@ def cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     if dtype is None or tensor.dtype == dtype or not tensor.is_floating_point():
         return tensor
     converted = tensor.to(dtype)
-    if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
-        overflow = converted.isinf().any() and not tensor.isinf().any()
-        if overflow:
-            raise ValueError(
-                f"{key!r} holds values beyond {dtype}'s largest, {torch.finfo(dtype).max:g}: "
-                "choose bfloat16 or float32"
-            )
+    largest = torch.finfo(dtype).max
+    may_overflow = tensor.numel() > 0 and largest < torch.finfo(tensor.dtype).max
+    # aminmax, not isinf: it allocates nothing, so the heap does not fragment tensor by tensor.
+    if may_overflow and any(extreme.isinf() for extreme in converted.aminmax()):
+        if tensor.isinf().any():
+            return converted
+        raise ValueError(
+            f"{key!r} holds values beyond {dtype}'s largest, {largest:g}: choose a wider type"
+        )
     return converted
 
 

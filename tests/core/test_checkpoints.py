@@ -1,0 +1,172 @@
+"""Model files: what they say about themselves, loading, conversion."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from star_core.backbones import SamplingDefaults
+from star_core.checkpoints import (
+    LearnedPrompts,
+    convert,
+    describe,
+    infer_config,
+    load_model,
+    save_model,
+)
+from star_core.models.unet import ControlledVideoUNet, UNetConfig
+
+SMALL = UNetConfig(
+    dim=32, context_dim=16, dim_mult=(1, 2), num_heads=1, head_dim=32, num_res_blocks=1,
+    attn_scales=(1.0,), norm_groups=16, hint_prior=0.5,
+)  # fmt: skip
+SAMPLING = SamplingDefaults(steps=3, solver_mode="normal", cfg=2.0, noise_level=600)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return ControlledVideoUNet(SMALL)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return LearnedPrompts(torch.randn(1, 2, 16), torch.randn(1, 2, 16))
+
+
+@pytest.fixture
+def model_file(tmp_path, network, prompts):
+    path = tmp_path / "small.safetensors"
+    save_model(path, network, sampling=SAMPLING, prompts=prompts, metadata={"note": "for tests"})
+    return path
+
+
+def test_a_self_describing_file_brings_everything_back(model_file, network, prompts):
+    model = load_model(model_file)
+    assert (model.config, model.sampling) == (SMALL, SAMPLING)
+    assert model.prompts is not None
+    assert all(torch.equal(*pair) for pair in zip(model.prompts, prompts, strict=True))
+    for key, tensor in model.network.state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[key])
+
+
+def test_a_loaded_network_is_ready_for_inference(model_file):
+    network = load_model(model_file, dtype=torch.bfloat16).network
+    assert not network.training
+    assert {(p.device.type, p.dtype, p.requires_grad) for p in network.parameters()} == {
+        ("cpu", torch.bfloat16, False)
+    }
+
+
+def test_prompts_take_the_type_of_the_network(model_file):
+    loaded = load_model(model_file, dtype=torch.float16).prompts
+    assert loaded is not None and loaded.positive.dtype == loaded.negative.dtype == torch.float16
+
+
+@pytest.mark.parametrize("wrapped, dtype", [(False, torch.float16), (True, torch.float64)])
+def test_pt_files_without_metadata_load_by_their_shapes(tmp_path, wrapped, dtype):
+    config = UNetConfig(
+        dim=64, context_dim=32, dim_mult=(1, 2), num_heads=1, num_res_blocks=1, attn_scales=(0.5,)
+    )
+    weights = ControlledVideoUNet(config).to(dtype).state_dict()
+    torch.save({"state_dict": weights} if wrapped else weights, tmp_path / "x.pt")
+    model = load_model(tmp_path / "x.pt", dtype=torch.float32)
+    assert (model.config, model.sampling, model.prompts) == (config, SamplingDefaults(), None)
+    for key, tensor in model.network.state_dict().items():
+        assert torch.equal(tensor, weights[key].float())
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    """STAR's published network without its memory."""
+    return ControlledVideoUNet(UNetConfig(), device="meta").state_dict()
+
+
+def test_the_published_network_is_recognised_by_its_shapes(full_size):
+    assert infer_config(full_size) == UNetConfig()
+
+
+def test_a_file_of_another_kind_says_what_it_seems_to_be(tmp_path):
+    save_file({"decoder.time_conv_out.weight": torch.ones(3)}, tmp_path / "vae.safetensors")
+    with pytest.raises(ValueError) as error:
+        load_model(tmp_path / "vae.safetensors")
+    message = str(error.value)
+    assert "seems to be a Stable Video Diffusion VAE" in message
+    assert "'time_embed.0.weight' is missing (and 2246 more)" in message
+    assert "'decoder.time_conv_out.weight' is unexpected" in message
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["input_blocks.0.0.weight", "out.2.bias", "VideoControlNet.input_hint_block.weight",
+     "middle_block.1.transformer_blocks.0.local1.conv1.weight", "prompts.negative"],
+)  # fmt: skip
+def test_each_missing_key_is_an_error_that_names_it(tmp_path, model_file, key):
+    with safe_open(model_file, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(model_file)
+    del tensors[key]
+    save_file(tensors, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(ValueError, match=f"'{key}' is missing"):
+        load_model(tmp_path / "x.safetensors")
+
+
+def test_a_description_from_the_future_is_refused(tmp_path):
+    star = {"config": asdict(SMALL) | {"wings": 2}, "sampling": asdict(SAMPLING)}
+    save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", {"star": json.dumps(star)})
+    with pytest.raises(ValueError, match="wings.*update this package"):
+        load_model(tmp_path / "x.safetensors")
+
+
+def test_describe_tells_a_model_without_loading_it(model_file):
+    info = describe(model_file)
+    assert (info.kind, info.format, info.problems) == ("star-i2vgenxl", "safetensors", "")
+    assert info.config == asdict(SMALL) and info.sampling == asdict(SAMPLING)
+    assert info.prompts and set(info.dtypes) == {"float32"}
+    text = str(info)
+    assert "STAR network on I2VGen-XL" in text and "steps 3" in text and "for tests" in text
+    json.dumps(asdict(info))
+
+
+def test_describe_names_what_a_broken_model_lacks(tmp_path, network):
+    tensors = network.state_dict()
+    del tensors["out.2.bias"]
+    star = {"config": asdict(SMALL), "sampling": asdict(SAMPLING)}
+    save_file(tensors, tmp_path / "x.safetensors", {"star": json.dumps(star)})
+    assert describe(tmp_path / "x.safetensors").problems == "'out.2.bias' is missing"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_convert_turns_pt_into_safetensors_of_the_type_asked_for(tmp_path, network, dtype):
+    weights = {**network.state_dict(), "step": torch.tensor(5)}
+    torch.save({"state_dict": weights}, tmp_path / "x.pt")
+    convert(tmp_path / "x.pt", tmp_path / "y.safetensors", dtype)
+    found = load_file(tmp_path / "y.safetensors")
+    assert set(found) == set(weights)
+    for key, tensor in weights.items():
+        assert torch.equal(found[key], tensor.to(dtype) if key != "step" else tensor)
+
+
+def test_convert_keeps_what_a_model_says_about_itself(tmp_path, model_file):
+    convert(model_file, tmp_path / "half.safetensors", torch.float16)
+    model = load_model(tmp_path / "half.safetensors")
+    assert (model.config, model.sampling) == (SMALL, SAMPLING)
+    assert describe(tmp_path / "half.safetensors").metadata["note"] == "for tests"
+
+
+def test_convert_overwrites_only_on_demand_and_never_its_source(tmp_path, model_file):
+    target = tmp_path / "y.safetensors"
+    target.write_text("precious")
+    with pytest.raises(ValueError, match="exists"):
+        convert(model_file, target, torch.float16)
+    convert(model_file, target, torch.float16, overwrite=True)
+    assert describe(target).dtypes.keys() == {"float16"}
+    with pytest.raises(ValueError, match="is the source itself"):
+        convert(target, target, torch.float32, overwrite=True)
+
+
+def test_convert_refuses_integer_types(tmp_path, model_file):
+    with pytest.raises(ValueError, match="choose float16, bfloat16 or float32"):
+        convert(model_file, tmp_path / "y.safetensors", torch.int8)
