@@ -112,7 +112,8 @@ def logsnr_cosine_schedule(
     sigmas = torch.sigmoid(-cosine_interpolated_logsnr(n, scale_min, scale_max)).sqrt()
     low, high = sigmas.min(), sigmas.max()
     if zero_terminal_snr and high != 1:
-        sigmas = low + (1 - low) / (high - low) * (sigmas - low)
+        # rounding may exceed 1, where alpha would be nan
+        sigmas = (low + (1 - low) / (high - low) * (sigmas - low)).clamp(max=1)
     alphas = (1 - sigmas**2).sqrt()
     log_edm_sigmas = torch.sqrt(sigmas**2 / (1 - sigmas**2)).log()
     return NoiseSchedule(sigmas=sigmas, alphas=alphas, log_edm_sigmas=log_edm_sigmas)
@@ -158,9 +159,11 @@ def sampling_timesteps(
         return torch.linspace(t_max, t_min, steps)
     if discretization not in ("trailing", "leading"):
         raise ValueError(f"unknown discretization {discretization!r}: use trailing")
-    # the second bound keeps more steps than there are levels from running below t_min
-    spacing = min((t_max - t_min + 1) / steps, (t_max - t_min) / max(steps - 1, 1))
-    if spacing <= 0:
+    spacing = (t_max - t_min + 1) / steps
+    if exact and steps > 1:
+        # more steps than there are levels would run below t_min
+        spacing = min(spacing, (t_max - t_min) / (steps - 1))
+    if spacing == 0:
         return torch.tensor([float(t_max)])
     if discretization == "trailing":
         timesteps = torch.arange(t_max, t_min - 1, -spacing)

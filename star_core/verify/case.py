@@ -1,0 +1,158 @@
+"""One test vector: its sidecar, its tensors, and how close is close enough."""
+
+import ast
+import json
+import operator
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Comparison(NamedTuple):
+    """What came out and what should have; all but floating point tensors have to be equal.
+
+    atol: instead of the sidecar's.
+    """
+
+    ours: Any
+    theirs: Any
+    atol: float | None = None
+
+
+Comparisons = Iterator[Comparison]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """NAME.json says what was run; NAME.safetensors, read on demand, holds numbers and weights."""
+
+    path: Path
+    sidecar: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.sidecar["config"]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by key, floating point ones as float32."""
+        return {
+            key: tensor.float() if tensor.is_floating_point() else tensor
+            for key, tensor in load_file(self.path.with_suffix(".safetensors")).items()
+        }
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+    def in_text(self, key: str, pattern: str) -> str:
+        """What the group of a pattern matches in a setting that is written as prose."""
+        match = re.search(pattern, self.sidecar[key])
+        if match is None:
+            raise ValueError(f"{key!r} says nothing like {pattern}: {self.sidecar[key]}")
+        return match[1]
+
+    def neighbour(self, name: str) -> "Case":
+        """Another case of the same folder."""
+        return load_case(self.path.with_name(f"{name}.json"))
+
+    def fill(self, module: Module, prefix: str = "w.") -> Module:
+        """The module with this case's weights, for inference."""
+        weights = {
+            key.removeprefix(prefix): tensor
+            for key, tensor in self.tensors.items()
+            if key.startswith(prefix)
+        }
+        module.load_state_dict(weights)
+        return module.eval()
+
+    def worst(self, comparison: Comparison) -> tuple[float, float]:
+        """Error and tolerance of the element that uses up most of its tolerance."""
+        ours, theirs, atol = comparison
+        if not (isinstance(theirs, Tensor) and theirs.is_floating_point()):
+            equal = torch.equal(ours, theirs) if isinstance(theirs, Tensor) else ours == theirs
+            return (0.0 if equal else 1.0), 0.0
+        if ours.shape != theirs.shape:
+            raise ValueError(f"shape {tuple(ours.shape)} instead of {tuple(theirs.shape)}")
+        if theirs.numel() == 0:
+            return 0.0, 0.0
+        ours, theirs = ours.double(), theirs.double()
+        rtol = self.sidecar.get("suggested_rtol")
+        atol = self.sidecar.get("suggested_atol") if atol is None else atol
+        if rtol is None and atol is None:
+            finite = theirs[theirs.isfinite()]
+            rtol, atol = 1e-4, 1e-5 * finite.abs().max().item() if finite.numel() else 0.0
+        tolerance = (atol or 0.0) + (rtol or 0.0) * theirs.nan_to_num(posinf=0, neginf=0).abs()
+        same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+        error = torch.where(same, 0.0, (ours - theirs).abs().nan_to_num(nan=sys.float_info.max))
+        used = torch.where(error == 0, 0.0, error / tolerance)
+        at = used.argmax()
+        return error.flatten()[at].item(), tolerance.flatten()[at].item()
+
+
+def load_case(path: Path) -> Case:
+    """Raises ValueError for a file that is no sidecar."""
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(sidecar, dict):
+        raise ValueError(f"{path.name} is not the description of a test vector")
+    return Case(path, sidecar)
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "tanh": torch.tanh,
+    "exp": torch.exp,
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "sqrt": torch.sqrt,
+    "abs": torch.abs,
+    "mean": torch.mean,
+    "std": torch.std,
+    "mean_over_frames": lambda x: x.mean(2, keepdim=True),
+    "mean_over_channel_and_frame": lambda x: x.mean((1, 2), keepdim=True),
+}
+OPERATORS: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+}
+
+
+def evaluate(formula: str, values: Mapping[str, Tensor]) -> Any:
+    """An analytic network, written as arithmetic on names and FUNCTIONS; nothing else runs."""
+
+    def value(node: ast.AST) -> Any:
+        match node:
+            case ast.Constant(value=float() | int() as number):
+                return number
+            case ast.Name(id=name) if name in values:
+                return values[name]
+            case ast.UnaryOp(op=op, operand=operand) if type(op) in OPERATORS:
+                return OPERATORS[type(op)](value(operand))
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                return OPERATORS[type(op)](value(left), value(right))
+            case ast.Call(func=ast.Name(id=name), args=[argument]) if name in FUNCTIONS:
+                return FUNCTIONS[name](value(argument))
+        raise ValueError(f"cannot evaluate {ast.unparse(node)} in {formula!r}")
+
+    return value(ast.parse(formula.strip(), mode="eval").body)
