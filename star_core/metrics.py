@@ -107,8 +107,8 @@ def optical_flow(frame: Tensor, target: Tensor) -> Tensor:
             "of `metrics`"
         ) from error
     h, w = frame.shape[-2:]
-    # OpenCV (5.0) reads outside the picture, down to a segmentation fault, if a side is below 32.
-    margin = (0, max(32 - w, 0), 0, max(32 - h, 0))
+    # OpenCV (5.0) reads outside the picture, down to a segmentation fault, if a side is below 16.
+    margin = (0, max(16 - w, 0), 0, max(16 - h, 0))
     lumas = torch.cat((luma(frame), luma(target)))
     lumas = (F.pad(lumas, margin, mode="replicate") * 255).round().byte()
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)

@@ -124,7 +124,7 @@ def test_flow_of_a_shifted_texture_is_the_shift(cv2, shift):
     assert inner[1].median().item() == pytest.approx(shift[0], abs=0.1)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 400), (31, 200), (200, 20)])
+@pytest.mark.parametrize("size", [(1, 1), (5, 400), (15, 200), (200, 13)])
 def test_flow_takes_small_and_narrow_frames(cv2, size):
     flow = optical_flow(texture(*size), texture(*size))
     assert flow.shape == (2, *size) and flow.isfinite().all()
