@@ -5,12 +5,11 @@ have the same methods; `posterior` and `initial` are to be called in that order,
 """
 
 import hashlib
-from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 
-SolverNoise = Callable[[int, Tensor, Tensor], Tensor]
+from .diffusion.samplers import SolverNoise
 
 
 def _checked(seed: int) -> int:

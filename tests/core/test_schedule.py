@@ -37,10 +37,10 @@ def test_star_schedule_has_the_published_values(t, sigma, alpha, log_edm_sigma):
 
 
 @pytest.mark.parametrize("zero_terminal_snr", [True, False])
-@pytest.mark.parametrize("n", [10, 1000])
-def test_only_zero_terminal_snr_ends_in_pure_noise(n, zero_terminal_snr):
+@pytest.mark.parametrize(("n", "scale_min"), [(10, 1.0), (1000, 1.0), (10, 0.25)])
+def test_only_zero_terminal_snr_ends_in_pure_noise(n, scale_min, zero_terminal_snr):
     schedule = logsnr_cosine_schedule(
-        n=n, scale_min=1.0, scale_max=1.0, zero_terminal_snr=zero_terminal_snr
+        n=n, scale_min=scale_min, scale_max=1.0, zero_terminal_snr=zero_terminal_snr
     )
     assert (schedule.alphas[-1] == 0) == zero_terminal_snr
     assert (schedule.sigmas.diff() > 0).all() and len(schedule) == n
