@@ -31,11 +31,9 @@ class VideoControlNet(nn.Module):
         if hint is not None:
             hint = self.input_hint_block(rearrange(hint, "b c f h w -> (b f) c h w"))
         controls = []
-        for zero_conv, x in zip(
-            self.zero_convs,
-            encode(self.input_blocks, x, emb, context, frames, hint=hint),
-            strict=True,
-        ):
-            controls.append(zero_conv[0](x))
+        outputs = encode(self.input_blocks, x, emb, context, frames, hint=hint)
+        for zero_conv, output in zip(self.zero_convs, outputs, strict=True):
+            controls.append(zero_conv[0](output))
+            x = output
         x = run_block(self.middle_block, x, emb, context, frames)
         return [*controls, self.middle_block_out[0](x)]

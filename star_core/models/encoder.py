@@ -69,9 +69,7 @@ def transformers(channels: int, config: UNetConfig, make: Factory) -> list[nn.Mo
 
 
 def res_block(channels: int, out_channels: int, config: UNetConfig, make: Factory) -> ResBlock:
-    return ResBlock(
-        channels, out_channels, config.emb_channels, dropout=config.dropout, make=make
-    )
+    return ResBlock(channels, out_channels, config.emb_channels, dropout=config.dropout, make=make)
 
 
 def input_blocks(config: UNetConfig, make: Factory) -> tuple[nn.ModuleList, list[int]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, scaled_dot_product
 from .liem import SpatialLIEM, TemporalLIEM
+from .temporal_conv import temporal_conv
 
 
 class Factory:
@@ -39,8 +40,9 @@ class Factory:
     def conv2d(self, *args, **kwargs) -> nn.Conv2d:
         return self.operations.Conv2d(*args, **kwargs, **self.where)
 
-    def conv3d(self, *args, **kwargs) -> nn.Conv3d:
-        return self.operations.Conv3d(*args, **kwargs, **self.where)
+    def temporal_conv(self, channels: int) -> nn.Conv3d:
+        conv = temporal_conv(self.operations.Conv3d)
+        return conv(channels, channels, (3, 1, 1), padding=(1, 0, 0), **self.where)
 
     def layer_norm(self, channels: int) -> nn.LayerNorm:
         return self.operations.LayerNorm(channels, **self.where)
@@ -68,8 +70,8 @@ class TemporalConvBlock(nn.Module):
         super().__init__()
 
         def stage(*between: nn.Module) -> nn.Sequential:
-            conv = make.conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-            return nn.Sequential(make.group_norm(channels), nn.SiLU(), *between, conv)
+            layers = [make.group_norm(channels), nn.SiLU(), *between, make.temporal_conv(channels)]
+            return nn.Sequential(*layers)
 
         self.conv1 = stage()
         self.conv2 = stage(nn.Dropout(dropout))

@@ -1,0 +1,32 @@
+"""Convolution over time alone, computed as a 2-D convolution over (frames, pixels).
+
+A Conv3d of kernel (k, 1, 1) holds the weights; the same sums are 2 to 4 times faster as a Conv2d,
+because libraries tune that one.
+"""
+
+from functools import cache
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@cache
+def temporal_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
+    """The subclass of a (host's) Conv3d that runs kernels of (k, 1, 1) over planes."""
+
+    class TemporalConv(conv3d):
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            height = input.shape[-2]
+            planes = F.conv2d(
+                input.flatten(3), weight.squeeze(-1), bias, padding=(self.padding[0], 0)
+            )
+            return planes.unflatten(3, (height, -1))
+
+    return TemporalConv
+
+
+def speed_up_temporal_convs(module: nn.Module) -> None:
+    """Turns a module's (k, 1, 1) convolutions of stride 1 into `temporal_conv`, in place."""
+    for layer in module.modules():
+        if type(layer) is nn.Conv3d and layer.kernel_size[1:] == (1, 1) == layer.stride[1:]:
+            layer.__class__ = temporal_conv(nn.Conv3d)

@@ -1,0 +1,72 @@
+"""Pairs of latents to train on: clean clips and their degraded versions, encoded once."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..degradation import Recipe, degrade_video
+from ..tensor_files import open_tensors
+from ..vae import VideoVAE
+
+
+@torch.inference_mode()
+def encode_pairs(clips: Tensor, vae: VideoVAE, recipe: Recipe, seed: int, out: Path) -> None:
+    """uint8 clips (n f 3 h w) -> a file of float16 latents `hq` and `lq`, each (n c f h w).
+
+    The degraded clip is enlarged to the clean one's size first, as the pipeline does.
+    """
+    hq, lq = [], []
+    for index, clip in enumerate(clips):
+        clip = clip.float() / 255
+        small, _ = degrade_video(clip, recipe, seed + index)
+        large = F.interpolate(small, size=clip.shape[-2:], mode="bicubic").clamp(0, 1)
+        both = rearrange(torch.stack([clip, large]) * 2 - 1, "b f c h w -> b c f h w")
+        latents = vae.encode(both).half()
+        hq.append(latents[0])
+        lq.append(latents[1])
+    temporary = out.with_suffix(".part")
+    save_file({"hq": torch.stack(hq), "lq": torch.stack(lq)}, temporary)
+    temporary.rename(out)
+
+
+class LatentPairs:
+    """The shards below a folder, drawn from at random; new shards are found by `refresh`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shards: list[dict[str, Tensor]] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        for path in sorted(self.folder.glob("*.safetensors"))[len(self.shards) :]:
+            self.shards.append(dict(open_tensors(path)))
+        if not self.shards:
+            raise ValueError(f"{self.folder} holds no latent pairs (*.safetensors)")
+
+    def spread(self) -> float:
+        """Root mean square distance between clean and degraded latents of the first shard."""
+        first = self.shards[0]
+        return (first["hq"].float() - first["lq"].float()).square().mean().sqrt().item()
+
+    def draw(
+        self, count: int, size: tuple[int, int, int], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """`count` random crops of `size` (f, h, w): float32 (hq, lq), each (n c f h w)."""
+
+        def below(limit: int) -> int:
+            return int(torch.randint(limit, (), generator=generator))
+
+        shard = self.shards[below(len(self.shards))]
+        picks = torch.randint(len(shard["hq"]), (count,), generator=generator)
+        starts = [
+            below(have - want + 1) for have, want in zip(shard["hq"].shape[2:], size, strict=True)
+        ]
+        crop = tuple(slice(s, s + n) for s, n in zip(starts, size, strict=True))
+        hq, lq = (
+            shard[key][picks][(slice(None), slice(None), *crop)].float() for key in ("hq", "lq")
+        )
+        return hq, lq
