@@ -1,0 +1,59 @@
+"""Shared by all tests: opt-in markers, seeds, and the pack as ComfyUI loads it."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A deadline would time tests; a fixed choice of examples makes a failure appear for everybody.
+settings.register_profile("star", deadline=None, derandomize=True)
+settings.load_profile("star")
+
+OPT_IN = {
+    "host": (lambda: "COMFYUI_DIR" in os.environ, "set COMFYUI_DIR to a ComfyUI checkout"),
+    "gpu": (torch.cuda.is_available, "needs a CUDA device"),
+    "weights": (
+        lambda: "STAR_WEIGHTS" in os.environ,
+        "set STAR_WEIGHTS to the checkpoints' folder",
+    ),
+    "resolver": (lambda: "STAR_RESOLVER" in os.environ, "set STAR_RESOLVER=1 to ask the index"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for name, (available, reason) in OPT_IN.items():
+        marked = [item for item in items if item.get_closest_marker(name)]
+        if marked and not available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """What a test draws without a generator is the same whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def pack():
+    """The pack as the host loads it: by path, under a name that is no package name of ours.
+
+    The host comes first on the path, or `import nodes` inside it would find our package.
+    """
+    sys.path.insert(0, os.environ["COMFYUI_DIR"])
+    from comfy.cli_args import args  # pyright: ignore[reportMissingImports]
+
+    args.cpu = not torch.cuda.is_available()
+    name = str(ROOT).replace(".", "_x_")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
