@@ -116,6 +116,6 @@ def brownian_noise(shape: tuple[int, ...], sigmas: Tensor, seed: int) -> SolverN
         below, above = max(start, sigma_next.item()), min(end, sigma.item())
         step_of_path = tree(below, above)
         assert isinstance(step_of_path, Tensor)
-        return -step_of_path / (sigma - sigma_next).sqrt()
+        return -step_of_path / (sigma - sigma_next).sqrt().cpu()
 
     return increment

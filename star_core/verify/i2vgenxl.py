@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..behaviour import REFERENCE
 from ..chunking import chunked, overlapping_windows
 from ..color_fix import COLOR_FIXES
 from ..diffusion.denoiser import Denoiser
@@ -34,6 +35,7 @@ from ..models.unet_blocks import (
     sinusoidal_embedding,
 )
 from ..noise import ReferenceNoise, brownian_noise
+from ..text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
 from ..vae import VideoVAE, vae_from_config
 from .case import Case, Comparison, Comparisons, evaluate
 from .degradation import degradation_ops
@@ -120,8 +122,9 @@ def unet(case: Case) -> Comparisons:
     network = network_of(case)
     x, t, y, hint = (case[key] for key in ("x", "t", "y", "hint"))
     yield Comparison(network(x, t, y, hint), case["out"])
-    # the controls are larger than the output, and so is their noise floor
-    atol = 10 * case.sidecar["fp32_vs_fp64_max_abs_control"]
+    # the controls are larger than the output; their noise floor is measured apart
+    floor = case.sidecar.get("fp32_vs_fp64_max_abs_control")
+    atol = None if floor is None else 10 * floor
     with_hint, without = (network.VideoControlNet(x, t, y, h) for h in (hint, None))
     for prefix, controls in (("control.", with_hint), ("control_nohint.", without)):
         for key in case.tensors:
@@ -174,16 +177,22 @@ def timesteps(case: Case) -> Comparisons:
 
 
 def denoiser_of(
-    case: Case, network: Callable[..., Tensor], positive: Tensor, negative: Tensor, **settings: Any
+    case: Case,
+    network: Callable[..., Tensor],
+    positive: Tensor,
+    negative: Tensor,
+    hint: Tensor | None,
 ) -> Denoiser:
     return Denoiser(
         network=network,
         schedule=star_schedule(),
         positive=positive,
         negative=negative,
+        hint=hint,
         guidance_scale=case.sidecar["guide_scale"],
         guidance_rescale=case.sidecar["guide_rescale"],
-        **settings,
+        percentile=case.sidecar.get("percentile"),
+        clamp=case.sidecar.get("clamp"),
     )
 
 
@@ -200,8 +209,6 @@ def guidance(case: Case) -> Comparisons:
         positive=torch.ones(1, 1, 1),
         negative=torch.zeros(1, 1, 1),
         hint=None,
-        percentile=case.sidecar["percentile"],
-        clamp=case.sidecar["clamp"],
     )
     # the by-products mu, var and eps reach no solver
     yield Comparison(denoiser(case["xt"], star_schedule().edm_sigma(case["t"])), case["x0"])
@@ -220,11 +227,12 @@ def draws(expected: Tensor, noise: SolverNoise, sigmas: Tensor) -> Comparisons:
 
 
 def bank(stored: Tensor) -> SolverNoise:
-    """Solver noise from a list; every step of the reference draws, needed or not."""
-    return lambda step, sigma, sigma_next: stored[step]
+    """Solver noise from a list: the k-th draw, whichever step makes it."""
+    remaining = iter(stored)
+    return lambda step, sigma, sigma_next: next(remaining)
 
 
-def solver(case: Case, sampler: str, noise: str) -> Comparisons:
+def solver(case: Case, sampler: str, noise: SolverNoise) -> Comparisons:
     inputs: list[Tensor] = []
 
     def denoise(x_in: Tensor, sigma: Tensor) -> Tensor:
@@ -232,7 +240,7 @@ def solver(case: Case, sampler: str, noise: str) -> Comparisons:
         return evaluate(case.sidecar["denoiser"], {"x_in": x_in, "sigma": sigma})
 
     sample, settings = SAMPLERS[sampler], case.sidecar["kwargs"]
-    out = sample(denoise, case["noise"], case["sigmas"], noise=bank(case[noise]), **settings)
+    out = sample(denoise, case["noise"], case["sigmas"], noise=noise, **settings)
     yield Comparison(out, case["out"])
     if "model_inputs" in case.tensors:
         yield Comparison(torch.stack(inputs), case["model_inputs"])
@@ -241,11 +249,12 @@ def solver(case: Case, sampler: str, noise: str) -> Comparisons:
 
 
 def solver_dpmpp_2m_sde(case: Case) -> Comparisons:
-    return solver(case, "dpmpp_2m_sde", "noise_bank")
+    return solver(case, "dpmpp_2m_sde", bank(case["noise_bank"]))
 
 
 def solver_heun(case: Case) -> Comparisons:
-    return solver(case, "heun", "eps_draws")
+    # the reference draws at every step, needed or not
+    return solver(case, "heun", lambda step, sigma, sigma_next: case["eps_draws"][step])
 
 
 # Chunks and sampling
@@ -311,7 +320,8 @@ def sample_sr(
     )
     noise = noise_of(sigmas)
     if "brownian_draws" in case.tensors:
-        yield from draws(case["brownian_draws"], noise, sigmas)
+        # none is drawn from an infinite level
+        yield from draws(case["brownian_draws"], noise, sigmas[sigmas.isfinite()])
 
     frames = hint.shape[2]
     windows = reference_windows(frames, settings.get("max_chunk_len") or frames)
@@ -341,7 +351,15 @@ def sample_sr_tinynet(case: Case) -> Comparisons:
     yield Comparison(out, case["out"])
 
 
-# Video to latents and back
+# Prompts, video to latents and back
+
+
+def prompts(case: Case) -> Comparisons:
+    theirs = case.sidecar["data"]
+    yield Comparison(POSITIVE_PROMPT, theirs["positive"])
+    yield Comparison(NEGATIVE_PROMPT, theirs["negative"])
+    caption = join_prompt(DEFAULT_PROMPT, POSITIVE_PROMPT, REFERENCE.prompt_separator)
+    yield Comparison(caption, DEFAULT_PROMPT + theirs["positive"])
 
 
 def vae_of(case: Case) -> VideoVAE:
@@ -352,7 +370,8 @@ def vae_of(case: Case) -> VideoVAE:
 
 def vae_chunking(case: Case) -> Comparisons:
     vae, noise = vae_of(case), case["encode_noise"]
-    decoded = vae.decode(case["z"], window=3, overlap=0)
+    window = int(case.in_text("what", r"vae_decode_chunk\(z, (\d+)\)"))
+    decoded = vae.decode(case["z"], window=window, overlap=0)
     yield Comparison(rearrange(decoded, "b c f h w -> (b f) c h w"), case["decoded"])
     pixels = rearrange(case["pixels"], "b f c h w -> b c f h w")
     yield Comparison(vae.encode(pixels, noise=lambda i: noise[i : i + 1]), case["latents"])
@@ -416,12 +435,12 @@ def e2e(case: Case) -> Comparisons:
 
     up = upsample(case["video"], (width, height), "bilinear")
     padded = rearrange(pad(up, margins, "white"), "f c h w -> 1 c f h w")
-    shape = case["latents"].shape
+    shape = tuple(case["latents"].shape)
     latents = vae.encode(padded, noise=lambda i: source.posterior(i, (*shape[:2], *shape[3:])))
     yield Comparison(latents, case["latents"])
-    initial = source.initial(latents.shape)
+    initial = source.initial(shape)
     out = yield from sample_sr(
-        case, network, latents, initial, lambda sigmas: source.solver(latents.shape, sigmas)
+        case, network, latents, initial, lambda sigmas: source.solver(shape, sigmas)
     )
     yield Comparison(out, case["final_latents"])
     video = crop(vae.decode(out, window=3, overlap=0), margins)
@@ -446,6 +465,7 @@ FAMILIES = {
     "liem_temporal": liem_temporal,
     "padding": padding,
     "preprocess": preprocess,
+    "prompts": prompts,
     "resample": resample,
     "resblock": resblock,
     "sample_sr_tinynet": sample_sr_tinynet,
