@@ -1,0 +1,15 @@
+"""Video in and out: streaming, with timing, colour, sound and subtitles kept."""
+
+from .color import Color
+from .reader import VideoInfo, VideoSource, open_stills, open_video
+from .writer import VideoSink, open_sink
+
+__all__ = [
+    "Color",
+    "VideoInfo",
+    "VideoSink",
+    "VideoSource",
+    "open_sink",
+    "open_stills",
+    "open_video",
+]

@@ -1,0 +1,114 @@
+"""A running encoder: timed frames come through a pipe, sound and the rest from the source."""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from types import TracebackType
+
+from .color import Color
+from .encoding import Encoding, tag_filter
+from .ffmpeg import complaint, messages, running
+from .probe import Stream
+from .reader import VideoSource
+from .timed_frames import stream_header, timed_frame
+from .timing import Timing
+
+
+class Encoder:
+    """Context manager around one ffmpeg. ValueError with ffmpeg's own words where it fails."""
+
+    def __init__(
+        self, arguments: Sequence[str], encoding: Encoding, width: int, height: int, timing: Timing
+    ) -> None:
+        self._arguments = arguments
+        self._header = stream_header(encoding.layout, width, height, timing.fps)
+
+    def __enter__(self) -> "Encoder":
+        with ExitStack() as stack:
+            self._log = stack.enter_context(tempfile.TemporaryFile())
+            self._process = stack.enter_context(running(self._arguments, stdin=True, log=self._log))
+            self._send(self._header)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def write(self, data: bytes, time: float, duration: float) -> None:
+        """Encode a frame, shown `time` after the first and for `duration`, in seconds."""
+        for part in timed_frame(data, time, duration):
+            self._send(part)
+
+    def finish(self) -> None:
+        """Wait until everything is written."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        if self._process.wait() != 0:
+            raise self._failure()
+
+    def _send(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(data)
+        except OSError:  # it has gone; its log says why
+            self._process.wait()
+            raise self._failure() from None
+
+    def _failure(self) -> ValueError:
+        self._log.seek(0)
+        reason = complaint(messages(self._log))
+        return ValueError(f"ffmpeg stopped with code {self._process.returncode}: {reason}")
+
+
+def encoder_arguments(
+    output: str,
+    encoding: Encoding,
+    color: Color,
+    timing: Timing,
+    source: VideoSource | None,
+    streams: Sequence[Stream],
+    *,
+    seconds: float | None,
+) -> list[str]:
+    """ffmpeg's arguments for timed frames on stdin and `streams` from the source's file.
+
+    seconds: end of everything, for a cut or a trial.
+    """
+    unit = timing.time_base
+    first = ["-itsoffset", f"{timing.timestamps[0]:.6f}"]
+    arguments = ["-y", *first, "-f", "matroska", "-i", "pipe:0"]
+    carried = ["-map", "0:v:0"]
+    if source is not None and encoding.container != "image2":
+        if source.is_cut:
+            arguments += ["-ss", f"{source.start:.6f}"]
+            carried += ["-copypriorss", "0"]  # nothing from before the cut
+        arguments += source.arguments
+        carried += ["-map_metadata", "1", "-map_chapters", "1"]
+        carried += ["-map_metadata:s:0", f"1:s:{source.video_stream}"]
+        for place, stream in enumerate(streams, start=1):
+            carried += ["-map", f"1:{stream.index}", f"-map_metadata:s:{place}"]
+            carried += [f"1:s:{stream.index}", f"-c:{place}", _copy(stream, encoding)]
+    if encoding.container in ("mp4", "mov"):
+        # Tags of any name, not only the few that players know; the index first, for the web.
+        carried += ["-movflags", "use_metadata_tags+faststart"]
+        carried += ["-video_track_timescale", str(unit.denominator)]
+    if seconds is not None:
+        carried += ["-t", f"{seconds:.6f}"]
+    return [
+        *arguments,
+        *carried,
+        *("-fps_mode", "passthrough", "-enc_time_base", f"{unit.numerator}/{unit.denominator}"),
+        *("-vf", tag_filter(color), *encoding.arguments),
+        *("-f", encoding.container, output),
+    ]
+
+
+def _copy(stream: Stream, encoding: Encoding) -> str:
+    # The text of MP4 subtitles has no place in Matroska in that form; as SRT it has.
+    return "srt" if stream.codec == "mov_text" and encoding.container == "matroska" else "copy"

@@ -1,0 +1,80 @@
+"""Images as video: numbered sequences, and folders of unrelated stills."""
+
+import re
+from pathlib import Path
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".tga", ".ppm", ".pgm"}
+# Images do not say how fast they follow each other; this is ffmpeg's assumption.
+SEQUENCE_FPS = 25
+_NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
+_PATTERN = re.compile(r"((?:[^%]|%%)*)%(?:0(\d+))?d((?:[^%]|%%)*)")
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a file name stands for a sequence, as `%05d.png` does."""
+    return _PATTERN.fullmatch(name) is not None
+
+
+def pattern_numbers(folder: Path, pattern: str) -> dict[int, Path]:
+    """The files in `folder` that the pattern names, by their number."""
+    match = _PATTERN.fullmatch(pattern)
+    if match is None or not folder.is_dir():
+        return {}
+    prefix, width, suffix = match[1].replace("%%", "%"), int(match[2] or 1), match[3]
+    digits = rf"(\d{{{width},}})" if width > 1 else r"(0|[1-9]\d*)"
+    exact = re.compile(re.escape(prefix) + digits + re.escape(suffix.replace("%%", "%")))
+    found = ((exact.fullmatch(path.name), path) for path in folder.iterdir())
+    return {int(match[1]): path for match, path in found if match}
+
+
+def sequence_arguments(path: Path) -> tuple[list[str], int]:
+    """ffmpeg's input arguments for a pattern or a folder of numbered frames, and their count."""
+    folder, pattern = (path, _folder_pattern(path)) if path.is_dir() else (path.parent, path.name)
+    numbers = sorted(pattern_numbers(folder, pattern))
+    if not numbers:
+        raise ValueError(f"no image in {folder} is named like {pattern}")
+    if path.is_dir() and len(numbers) < len(still_paths(path)):
+        raise ValueError(f"{path} numbers its images in different ways: treat it as stills")
+    missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
+    if missing:
+        raise ValueError(
+            f"{path.name}: image {pattern % missing[0]} is missing ({len(missing)} altogether): "
+            "number the images without gaps, or treat them as stills"
+        )
+    location = f"{folder}/".replace("%", "%%") + pattern
+    number = ["-start_number", str(numbers[0])]
+    arguments = ["-f", "image2", "-framerate", str(SEQUENCE_FPS), *number, "-i", location]
+    return arguments, len(numbers)
+
+
+def still_paths(folder: Path) -> list[Path]:
+    """The images in a folder, in order of their names."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: stills are read from a folder of images")
+    images = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in images if path.is_file())
+    if not found:
+        raise ValueError(f"{folder} holds no images ({' '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _folder_pattern(folder: Path) -> str:
+    """The pattern that every image in a folder follows."""
+    patterns = set()
+    widths = set()
+    for path in still_paths(folder):
+        match = _NUMBERED.fullmatch(path.stem)
+        if match is None:
+            raise ValueError(f"{path} has no number in its name: treat the folder as stills")
+        patterns.add((match[1], match[3] + path.suffix))
+        widths.add((len(match[2]), match[2].startswith("0")))
+    if len(patterns) > 1:
+        first, second = sorted(patterns)[:2]
+        raise ValueError(
+            f"{folder} mixes images named {first[0]}N{first[1]} and {second[0]}N{second[1]}, "
+            "which is not one sequence: treat the folder as stills"
+        )
+    prefix, suffix = (part.replace("%", "%%") for part in patterns.pop())
+    width = min(length for length, _ in widths)
+    padded = any(zero for _, zero in widths) and width > 1
+    return f"{prefix}%0{width}d{suffix}" if padded else f"{prefix}%d{suffix}"

@@ -1,0 +1,207 @@
+"""Video out: encoded while frames arrive; the file appears under its name once it is complete."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from .encoder import Encoder, encoder_arguments
+from .encoding import Encoding, Rounding, choose_encoding, quantize, stored_color
+from .probe import Stream
+from .reader import VideoSource
+from .targets import FileTarget, FramesTarget, open_target
+from .timing import constant_timing
+
+_LOG = logging.getLogger(__name__)
+
+
+class VideoSink:
+    """Takes frames in order: `with open_sink(...) as sink: sink.write(frame)`.
+
+    Leaving the block completes the file; an exception, Ctrl-C too, leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        target: FileTarget | FramesTarget,
+        encoding: Encoding,
+        *,
+        width: int,
+        height: int,
+        source: VideoSource | None,
+        fps: Fraction,
+        rounding: Rounding,
+        dither_seed: int,
+    ) -> None:
+        self._target = target
+        self._encoding = encoding
+        self._size = (width, height)
+        self._source = source
+        self._timing = constant_timing(1, fps) if source is None else source.timing
+        color = None if source is None else source.info.color
+        self._color = stored_color(encoding.layout, color, width, height)
+        self._rounding: Rounding = rounding
+        self._dither_seed = dither_seed
+        self._streams = self._carried()
+        self._written = 0
+        self._rehearse()
+
+    def __enter__(self) -> "VideoSink":
+        with ExitStack() as stack:
+            self._target.prepare()
+            stack.callback(self._target.discard)
+            self._encoder = stack.enter_context(self._encode(self._streams, self._seconds()))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._stack:
+            if kind is None:
+                expected = self._written if self._source is None else len(self._source)
+                assert self._written == expected, f"{self._written} of {expected} frames written"
+                self._encoder.finish()
+                self._target.commit()
+
+    def write(self, frame: Tensor) -> None:
+        """Append a frame: (c h w) in [0, 1], c = 3, or 4 where the sink has alpha.
+
+        Raises ValueError where the frame is not finite or ffmpeg cannot go on (a full disk).
+        """
+        width, height = self._size
+        channels = 4 if self._encoding.layout.alpha else 3
+        assert frame.shape == (channels, height, width), tuple(frame.shape)
+        if not torch.isfinite(frame).all():
+            raise ValueError(f"frame {self._written} is not finite: compute in a wider dtype")
+        index = self._written + (0 if self._source is None else self._source.frames.start)
+        time, duration = self._interval()
+        data = quantize(
+            frame,
+            self._encoding.layout,
+            self._color.matrix,
+            rounding=self._rounding,
+            seed=self._dither_seed,
+            index=index,
+        )
+        self._encoder.write(data, time, duration)
+        self._written += 1
+
+    def _interval(self) -> tuple[float, float]:
+        """When the next frame is shown, after the first, and for how long."""
+        if self._source is None:
+            return float(self._written / self._timing.fps), float(1 / self._timing.fps)
+        ends = (*self._timing.timestamps[self._written + 1 : self._written + 2], self._timing.end)
+        time = self._timing.timestamps[self._written]
+        return time - self._timing.timestamps[0], ends[0] - time
+
+    def _seconds(self) -> float | None:
+        """Where a cut ends, its sound too."""
+        return self._timing.end if self._source is not None and self._source.is_cut else None
+
+    def _carried(self) -> list[Stream]:
+        if self._source is None:
+            return []
+        streams = self._source.streams
+        if self._encoding.container == "image2":
+            if streams:
+                _LOG.warning("%s: images carry no sound and subtitles", self._target.path.name)
+            return []
+        if self._encoding.container == "matroska":
+            return streams
+        # Fonts and other attachments serve subtitles that only Matroska holds.
+        return [stream for stream in streams if stream.kind != "Attachment"]
+
+    def _encode(self, streams: Sequence[Stream], seconds: float | None) -> Encoder:
+        arguments = encoder_arguments(
+            self._target.output,
+            self._encoding,
+            self._color,
+            self._timing,
+            self._source,
+            streams,
+            seconds=seconds,
+        )
+        return Encoder(arguments, self._encoding, *self._size, self._timing)
+
+    def _rehearse(self) -> None:
+        """Write one black frame and throw it away: hours of work must not end in an error."""
+        trouble = self._trial(self._streams)
+        if trouble is None:
+            return
+        guilty = [stream for stream in self._streams if self._trial([stream]) is not None]
+        if not guilty or self._trial([]) is not None:
+            raise ValueError(f"{self._target.path.name} cannot be written: {trouble}")
+        assert self._source is not None
+        names = ", ".join(f"{s.kind.lower()} stream {s.index} ({s.codec})" for s in guilty)
+        remedy = "write .mkv instead"
+        if self._encoding.container == "matroska":
+            left_out = " ".join(f"-map -0:{stream.index}" for stream in guilty)
+            remedy = f"leave it out first: ffmpeg -i INPUT -map 0 {left_out} -c copy OUTPUT"
+        raise ValueError(
+            f"{self._target.path.name} cannot carry {names} of {self._source.path.name}: {remedy}"
+        )
+
+    def _trial(self, streams: Sequence[Stream]) -> str | None:
+        self._target.prepare()
+        try:
+            with self._encode(streams, self._timing.timestamps[0] + 0.02) as encoder:
+                size = self._encoding.layout.frame_bytes(*self._size)
+                encoder.write(bytes(size), 0, 0.01)
+                encoder.finish()
+        except ValueError as error:
+            return str(error)
+        finally:
+            self._target.discard()
+        return None
+
+
+def open_sink(
+    path: str | Path,
+    *,
+    width: int,
+    height: int,
+    source: VideoSource | None = None,
+    fps: Fraction | None = None,
+    codec: str | None = None,
+    overwrite: bool = False,
+    alpha: bool = False,
+    rounding: Rounding = "round",
+    dither_seed: int = 0,
+) -> VideoSink:
+    """Open a video for writing, by extension.
+
+    .mkv: FFV1, 8-bit RGB, lossless. .mp4: H.264 CRF 16 4:2:0 (4:4:4 where a side is odd), or H.265
+    of 10 bit with codec="h265". .mov: ProRes 422 HQ, 4444 with alpha. A folder or `%05d.png`: PNG.
+
+    source: gives timestamps, colour tags, sound, subtitles, chapters and metadata; exactly its
+        frames must be written. Without it the rate is `fps`.
+    rounding: to 8 bit, "truncate" as the reference does. dither_seed: see `quantize`.
+
+    Raises ValueError at once for all that can be known: an unknown extension, an existing file
+    without `overwrite`, an unwritable folder, streams that the container cannot carry.
+    """
+    path = Path(path).absolute()
+    target = open_target(path, overwrite=overwrite)
+    encoding = choose_encoding(target.path, codec=codec, alpha=alpha, width=width, height=height)
+    if isinstance(target, FramesTarget) and target.single and (source is None or len(source) > 1):
+        raise ValueError(f"{path.name} holds one frame: write a folder or %05d.png")
+    assert (source is None) != (fps is None), "timing comes from a source or from fps"
+    return VideoSink(
+        target,
+        encoding,
+        width=width,
+        height=height,
+        source=source,
+        fps=fps or Fraction(25),
+        rounding=rounding,
+        dither_seed=dither_seed,
+    )
