@@ -4,7 +4,6 @@ A frame is (c h w) in [0, 1], c = 3 or 4: alpha is not compared. A value that do
 pair at the first frame, of a picture that is occluded everywhere) is nan, and means leave it out.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -164,7 +163,7 @@ class Comparison:
 
     per_frame: dict[str, list[float]]
 
-    @functools.cached_property
+    @property
     def means(self) -> dict[str, float]:
         """Mean of every metric over the frames that have a value; nan if none has."""
         return {
