@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from its own level or below. The first entry that fits a module counts.
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
-    (0, "behaviour", "backbones", "chunking", "color_fix", "geometry", "known_files"),
+    (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
     (0, "losses", "metrics", "offload", "tiling"),
     (1, "models", "tensor_files", "model_files", "video_io", "degradation"),
     (2, "checkpoints", "clip_tokenizer", "text", "vae"),
-    (3, "pipeline", "training", "verify"),
-    (4, "bench", "cli", "__main__", "demo"),
+    (3, "pipeline", "upscale", "training", "verify"),
+    (4, "__main__", "bench", "cli", "demo"),
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {
