@@ -1,6 +1,7 @@
 """Two behaviours as data: what the reference implementation does, and the repaired default.
 
-`docs/parity.md` says what differs and why. Code reads a field; it never asks which behaviour it is in.
+`docs/parity.md` says what differs and why. Code reads a field; it never asks which behaviour it is
+in.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class Behaviour:
     prompt_separator: stands between the user's prompt and the positive prompt.
     decode_overlap: frames that neighbouring VAE decode windows share.
     rounding: how floats become 8 bit.
+    previews: a few frames or a crop show the "whole" run, or are restored "alone", as a cut clip.
     refuses_crashes: inputs on which the reference crashes are a ValueError that names the cure.
     """
 
@@ -34,6 +36,7 @@ class Behaviour:
     prompt_separator: str
     decode_overlap: int
     rounding: Literal["truncate", "round"]
+    previews: Literal["alone", "whole"]
     refuses_crashes: bool
 
 
@@ -48,6 +51,7 @@ REFERENCE = Behaviour(
     prompt_separator="",
     decode_overlap=0,
     rounding="truncate",
+    previews="alone",
     refuses_crashes=True,
 )
 
@@ -62,5 +66,6 @@ DEFAULT = Behaviour(
     prompt_separator=", ",
     decode_overlap=1,
     rounding="round",
+    previews="whole",
     refuses_crashes=False,
 )
