@@ -1,0 +1,232 @@
+"""Families of schedule, guidance, solvers and chunked sampling on I2VGen-XL."""
+
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..chunking import chunked, overlapping_windows
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.samplers import SAMPLERS, SolverNoise, refuse_crashes
+from ..diffusion.schedule import (
+    cosine_interpolated_logsnr,
+    logsnr_cosine_schedule,
+    sampling_sigmas,
+    sampling_timesteps,
+    star_schedule,
+)
+from ..noise import ReferenceNoise, brownian_noise
+from .case import Case, Comparison, Comparisons, evaluate
+from .networks import network_of
+
+
+def schedule(case: Case) -> Comparisons:
+    config = case.config
+    ours = logsnr_cosine_schedule(**config)
+    logsnr = cosine_interpolated_logsnr(config["n"], config["scale_min"], config["scale_max"])
+    x_0, noise, t = case["x0"], case["eps"], case["t_int"]
+    yield Comparison(logsnr, case["logsnr_before_rescale"])
+    yield Comparison(ours.sigmas, case["sigmas"])
+    yield Comparison(ours.alphas, case["alphas"])
+    yield Comparison(ours.log_edm_sigmas, case["log_edm_sigma"])
+    yield Comparison(ours.edm_sigma(case["t_query"]), case["edm_sigma_of_t"])
+    yield Comparison(ours.t(case["sigma_query"]), case["t_of_edm_sigma"])
+    yield Comparison(ours.add_noise(x_0, noise, t), case["xt"])
+    yield Comparison(ours.velocity(x_0, noise, t), case["velocity"])
+    yield Comparison(ours.x_0(case["xt"], case["velocity"], t), case["x0_from_v"])
+
+
+def spacing(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that `sampling_timesteps` and `sampling_sigmas` share, from a case's names."""
+    return {
+        "solver_mode": settings["solver_mode"],
+        "noise_level": settings.get("t_max", 899) + 1,
+        "t_min": settings.get("t_min", 0),
+        "discretization": settings.get("discretization", "trailing"),
+        "exact": False,
+    }
+
+
+def timesteps(case: Case) -> Comparisons:
+    for row in case.sidecar["data"]:
+        sampler, steps = row["solver"], row["steps"]
+        levels = sampling_timesteps(steps=steps + (sampler == "dpmpp_2m_sde"), **spacing(row))
+        sigmas = sampling_sigmas(star_schedule(), steps=steps, sampler=sampler, **spacing(row))
+        model_timesteps = star_schedule().model_timestep(sigmas[:-1])
+        yield Comparison(levels, torch.tensor(row["raw_steps"]))
+        yield Comparison(sigmas, torch.tensor([float(sigma) for sigma in row["sigmas"]]))
+        yield Comparison(model_timesteps.tolist(), row["model_timesteps"])
+        yield Comparison(len(sigmas) - 1, row["model_evals_dpmpp"])
+
+
+def denoiser_of(
+    case: Case,
+    network: Callable[..., Tensor],
+    positive: Tensor,
+    negative: Tensor,
+    hint: Tensor | None,
+) -> Denoiser:
+    return Denoiser(
+        network=network,
+        schedule=star_schedule(),
+        positive=positive,
+        negative=negative,
+        hint=hint,
+        guidance_scale=case.sidecar["guide_scale"],
+        guidance_rescale=case.sidecar["guide_rescale"],
+        percentile=case.sidecar.get("percentile"),
+        clamp=case.sidecar.get("clamp"),
+    )
+
+
+def guidance(case: Case) -> Comparisons:
+    seen: list[Tensor] = []
+
+    def network(x: Tensor, t: Tensor, y: Tensor, hint: Tensor | None) -> Tensor:
+        seen.append(t)
+        return case["cond_out"] if y.any() else case["uncond_out"]
+
+    denoiser = denoiser_of(
+        case,
+        network,
+        positive=torch.ones(1, 1, 1),
+        negative=torch.zeros(1, 1, 1),
+        hint=None,
+    )
+    # the by-products mu, var and eps reach no solver
+    yield Comparison(denoiser(case["xt"], star_schedule().edm_sigma(case["t"])), case["x0"])
+    yield Comparison(seen[0], case["t"])
+    yield Comparison(len(seen), case.sidecar["network_calls"])
+
+
+def brownian_tree(case: Case) -> Comparisons:
+    noise = brownian_noise(tuple(case.sidecar["shape"]), case["sigmas"], case.sidecar["seed"])
+    yield from draws(case["draws"], noise, case["sigmas"])
+
+
+def draws(expected: Tensor, noise: SolverNoise, sigmas: Tensor) -> Comparisons:
+    for step, draw in enumerate(expected):
+        yield Comparison(noise(step, sigmas[step], sigmas[step + 1]), draw)
+
+
+def bank(stored: Tensor) -> SolverNoise:
+    """Solver noise from a list: the k-th draw, whichever step makes it."""
+    remaining = iter(stored)
+    return lambda step, sigma, sigma_next: next(remaining)
+
+
+def solver(case: Case, sampler: str, noise: SolverNoise) -> Comparisons:
+    inputs: list[Tensor] = []
+
+    def denoise(x_in: Tensor, sigma: Tensor) -> Tensor:
+        inputs.append(x_in)
+        return evaluate(case.sidecar["denoiser"], {"x_in": x_in, "sigma": sigma})
+
+    sample, settings = SAMPLERS[sampler], case.sidecar["kwargs"]
+    out = sample(denoise, case["noise"], case["sigmas"], noise=noise, **settings)
+    yield Comparison(out, case["out"])
+    if "model_inputs" in case.tensors:
+        yield Comparison(torch.stack(inputs), case["model_inputs"])
+    if "model_calls" in case.sidecar:
+        yield Comparison(len(inputs), case.sidecar["model_calls"])
+
+
+def solver_dpmpp_2m_sde(case: Case) -> Comparisons:
+    return solver(case, "dpmpp_2m_sde", bank(case["noise_bank"]))
+
+
+def solver_heun(case: Case) -> Comparisons:
+    # the reference draws at every step, needed or not
+    return solver(case, "heun", lambda step, sigma, sigma_next: case["eps_draws"][step])
+
+
+def chunk_indices(case: Case) -> Comparisons:
+    for frames, length, expected, status in case.sidecar["data"]:
+        yield Comparison(reference_windows(frames, length), as_ranges(expected))
+        yield Comparison(crashes(frames, length), status != "ok")
+
+
+def reference_windows(frames: int, length: int) -> list[range]:
+    return overlapping_windows(frames, length, length // 2, mode="reference")
+
+
+def as_ranges(spans: list[list[int]]) -> list[range]:
+    return [range(start, stop) for start, stop in spans]
+
+
+def crashes(frames: int, length: int) -> bool:
+    try:
+        refuse_crashes(frames=frames, chunk_length=length, sampler="dpmpp_2m_sde", evaluations=2)
+    except ValueError:
+        return True
+    return False
+
+
+def toy_network(case: Case) -> Callable[..., Tensor]:
+    """The analytic network that the case describes: 'v = formula; remarks'."""
+    formula = case.in_text("network", r"^v = ([^;]+)")
+
+    def network(x: Tensor, t: Tensor, y: Tensor, hint: Tensor) -> Tensor:
+        t = t.float().reshape(-1, 1, 1, 1, 1)
+        return evaluate(formula, {"xt": x, "t": t, "y": y, "h": hint})
+
+    return network
+
+
+def chunk_merge(case: Case) -> Comparisons:
+    denoiser = denoiser_of(case, toy_network(case), case["y"], case["neg_y"], hint=case["hint"])
+    denoise = chunked(denoiser, as_ranges(case.sidecar["chunk_inds"]), "cut")
+    yield Comparison(denoise(case["xt"], case["sigma"]), case["x0"])
+    t = star_schedule().model_timestep(case["sigma"])
+    yield Comparison(t.tolist(), [case.sidecar["t_int"]])
+
+
+def sample_sr(
+    case: Case,
+    network: Callable[..., Tensor],
+    hint: Tensor,
+    initial: Tensor,
+    noise_of: Callable[[Tensor], SolverNoise],
+) -> Generator[Comparison, None, Tensor]:
+    """Returns the final latents; noise_of: sigmas -> the solver's noise, drawn after `initial`."""
+    settings = case.sidecar
+    t_max = torch.tensor([settings.get("t_max", 899)])
+    noised = star_schedule().add_noise(hint, initial, t_max)
+    yield Comparison(noised, case["noised_lr"])
+
+    sampler = settings.get("solver", "dpmpp_2m_sde")
+    sigmas = sampling_sigmas(
+        star_schedule(), steps=settings["steps"], sampler=sampler, **spacing(settings)
+    )
+    noise = noise_of(sigmas)
+    if "brownian_draws" in case.tensors:
+        # none is drawn from an infinite level
+        yield from draws(case["brownian_draws"], noise, sigmas[sigmas.isfinite()])
+
+    frames = hint.shape[2]
+    windows = reference_windows(frames, settings.get("max_chunk_len") or frames)
+    if settings.get("chunk_inds"):
+        yield Comparison(windows, as_ranges(settings["chunk_inds"]))
+    denoiser = denoiser_of(case, network, case["y"], case["neg_y"], hint=hint)
+    denoise = chunked(denoiser, windows, "cut")
+    return SAMPLERS[sampler](denoise, noised, sigmas, noise=noise)
+
+
+def sample_sr_toy(case: Case) -> Comparisons:
+    noise = bank(case["noise_bank"])
+    out = yield from sample_sr(
+        case, toy_network(case), case["hint"], case["eps"], lambda sigmas: noise
+    )
+    yield Comparison(out, case["out"])
+
+
+def sample_sr_tinynet(case: Case) -> Comparisons:
+    network = network_of(case.neighbour(case.in_text("what", r"\b(unet_\w+)")))
+    seed, hint = int(case.in_text("what", r"manual_seed\((\d+)\)")), case["hint"]
+    source = ReferenceNoise(seed, frame_major=False)
+    initial = source.initial(hint.shape)
+    out = yield from sample_sr(
+        case, network, hint, initial, lambda sigmas: source.solver(hint.shape, sigmas)
+    )
+    yield Comparison(out, case["out"])

@@ -1,0 +1,128 @@
+"""Families of what surrounds sampling on I2VGen-XL, and of the whole method."""
+
+import re
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..behaviour import REFERENCE
+from ..color_fix import COLOR_FIXES
+from ..geometry import Padding, crop, output_size, pad, reference_padding, upsample
+from ..noise import ReferenceNoise
+from ..text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
+from ..vae import VideoVAE, vae_from_config
+from ..video_io.encoding import quantize
+from ..video_io.planes import PlanarFormat
+from .case import Case, Comparison, Comparisons
+from .networks import network_of
+from .sampling import sample_sr
+
+
+def prompts(case: Case) -> Comparisons:
+    theirs = case.sidecar["data"]
+    yield Comparison(POSITIVE_PROMPT, theirs["positive"])
+    yield Comparison(NEGATIVE_PROMPT, theirs["negative"])
+    caption = join_prompt(DEFAULT_PROMPT, POSITIVE_PROMPT, REFERENCE.prompt_separator)
+    yield Comparison(caption, DEFAULT_PROMPT + theirs["positive"])
+
+
+def vae_of(case: Case) -> VideoVAE:
+    vae = vae_from_config(case.config)
+    case.fill(vae.model)
+    return vae
+
+
+def vae_chunking(case: Case) -> Comparisons:
+    vae, noise = vae_of(case), case["encode_noise"]
+    window = int(case.in_text("what", r"vae_decode_chunk\(z, (\d+)\)"))
+    decoded = vae.decode(case["z"], window=window, overlap=0)
+    yield Comparison(rearrange(decoded, "b c f h w -> (b f) c h w"), case["decoded"])
+    pixels = rearrange(case["pixels"], "b f c h w -> b c f h w")
+    yield Comparison(vae.encode(pixels, noise=lambda i: noise[i : i + 1]), case["latents"])
+
+
+def preprocess(case: Case) -> Comparisons:
+    """Up-sampling and padding are said by the names of the results: up4, padded_3_2_1_4."""
+    rgb = rearrange(case["frames_bgr_u8"].flip(-1), "f h w c -> f c h w")
+    video = rgb / 255 * 2 - 1
+    yield Comparison(video, case["video"])
+    size = video.shape[3], video.shape[2]
+    (up,) = (key for key in case.tensors if re.fullmatch(r"up\d+", key))
+    scale = float(up.removeprefix("up"))
+    video = upsample(video, output_size(*size, scale), "bilinear")
+    yield Comparison(video, case[up])
+    (padded,) = (key for key in case.tensors if key.startswith("padded_"))
+    margins = Padding(*(int(side) for side in padded.split("_")[1:]))
+    yield Comparison(pad(video, margins, "white"), case[padded])
+    frames = unit_range(case["post_in"])
+    yield Comparison(as_255(frames), case["post_out"])
+    yield Comparison(as_uint8(frames), case["post_uint8"])
+
+
+def as_uint8(frames: Tensor) -> Tensor:
+    """(f c h w) in [0, 1] -> (f h w c) as the reference's behaviour writes them."""
+    height, width = frames.shape[-2:]
+    layout, written = PlanarFormat("rgb"), []
+    for index, frame in enumerate(frames):
+        data = quantize(frame, layout, "", rounding=REFERENCE.rounding, seed=0, index=index)
+        green, blue, red = layout.unpack(data, width, height)
+        written.append(torch.stack([red, green, blue], dim=-1))
+    return torch.stack(written).to(torch.uint8)
+
+
+def unit_range(video: Tensor) -> Tensor:
+    """(1 c f h w) in [-1, 1] -> frames (f c h w) in [0, 1]."""
+    return rearrange(video / 2 + 0.5, "1 c f h w -> f c h w").clamp(0, 1)
+
+
+def padding(case: Case) -> Comparisons:
+    for height, width, expected, size in case.sidecar["data"]:
+        left, right, top, bottom = ours = reference_padding(height, width)
+        yield Comparison(list(ours), expected)
+        yield Comparison([top + height + bottom, left + width + right], size)
+
+
+def color_fix(case: Case, name: str) -> Comparisons:
+    target = rearrange(case["target"] / 255, "f h w c -> f c h w")
+    fixed = COLOR_FIXES[name](target, case["source"] / 2 + 0.5)
+    yield Comparison(as_255(fixed), case["out"])
+
+
+def as_255(frames: Tensor) -> Tensor:
+    """(f c h w) in [0, 1] -> (f h w c) from 0 to 255."""
+    return 255 * rearrange(frames, "f c h w -> f h w c")
+
+
+def adain(case: Case) -> Comparisons:
+    return color_fix(case, "adain")
+
+
+def wavelet(case: Case) -> Comparisons:
+    return color_fix(case, "wavelet")
+
+
+def e2e(case: Case) -> Comparisons:
+    settings = case.sidecar
+    network = network_of(case.neighbour(case.in_text("what", r"\b(unet_\w+)")))
+    vae = vae_of(case.neighbour(case.in_text("what", r"\b(vae_\w+)")))
+    source = ReferenceNoise(settings["seed"])
+    height, width = settings["target_res"]
+    margins = Padding(*settings["padding_l_r_t_b"])
+
+    up = upsample(case["video"], (width, height), "bilinear")
+    padded = rearrange(pad(up, margins, "white"), "f c h w -> 1 c f h w")
+    shape = tuple(case["latents"].shape)
+    latents = vae.encode(padded, noise=lambda i: source.posterior(i, (*shape[:2], *shape[3:])))
+    yield Comparison(latents, case["latents"])
+    initial = source.initial(shape)
+    out = yield from sample_sr(
+        case, network, latents, initial, lambda sigmas: source.solver(shape, sigmas)
+    )
+    yield Comparison(out, case["final_latents"])
+    video = crop(vae.decode(out, window=3, overlap=0), margins)
+    yield Comparison(video, case["out"])
+    frames = unit_range(video)
+    yield Comparison(as_255(frames), case["vid255"])
+    fixed = COLOR_FIXES["adain"](frames, case["video"] / 2 + 0.5)
+    yield Comparison(as_255(fixed), case["adain255"])
