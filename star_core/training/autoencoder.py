@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ TINY_VAE = {
 }
 
 
-def start_as_resampler(vae: nn.Module) -> None:
+def start_as_resampler(vae: Any) -> None:
     """Starts training from an encoder that averages 4x4 pixels and a decoder that interpolates.
 
     Colours travel in the first six channels, each with its negative beside it: their mean is zero,
@@ -36,19 +37,19 @@ def start_as_resampler(vae: nn.Module) -> None:
     smooth = torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1])) / 16
     average = F.pad(torch.full((2, 2), 0.25), (0, 1, 0, 1))
 
-    def carry(conv: nn.Conv2d, kernel: Tensor) -> None:
+    def carry(conv: Any, kernel: Tensor) -> None:
         weight = conv.weight.data
         for channel in carriers:
             weight[channel] = 0
             weight[channel, channel] = kernel
 
-    def spread(conv: nn.Conv2d) -> None:
+    def spread(conv: Any) -> None:
         for channel in carriers:
             conv.weight.data[channel] = 0
             conv.weight.data[channel, channel % 3, 1, 1] = 1 if channel < 3 else -1
             conv.bias.data[channel] = 0
 
-    def gather(conv: nn.Conv2d) -> None:
+    def gather(conv: Any) -> None:
         conv.weight.data[:3] = 0
         for channel in carriers:
             conv.weight.data[channel % 3, channel, 1, 1] = 0.5 if channel < 3 else -0.5
@@ -94,7 +95,7 @@ def train_vae(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # layer initialisation takes no generator
-        vae = vae_from_config(TINY_VAE).model
+        vae: Any = vae_from_config(TINY_VAE).model
     start_as_resampler(vae)
     state_file = out.with_suffix(".state.pt")
     optimizer = torch.optim.AdamW(vae.parameters(), lr=6e-4, weight_decay=0.0, betas=(0.9, 0.98))

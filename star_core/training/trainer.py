@@ -18,6 +18,10 @@ from .pairs import LatentPairs
 
 logger = logging.getLogger(__name__)
 
+OnStep = Callable[[int, int, dict[str, float]], None]
+
+MODEL_FILE = "tiny.safetensors"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -30,15 +34,15 @@ class TrainConfig:
     """
 
     steps: int
-    batch: int = 4
+    batch: int = 3
     crop: tuple[int, int, int] = (5, 26, 28)
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     decay_from: int | None = None
     warmup: int = 100
     noise_level: int = 900
-    early: float = 0.5
+    early: float = 0.6
     degraded: float = 0.1
-    ema: float = 0.999
+    ema: float = 0.998
     seed: int = 0
     df: DFLossConfig = field(default_factory=DFLossConfig)
 
@@ -50,6 +54,14 @@ class Prompts(nn.Module):
         super().__init__()
         self.positive = nn.Parameter(torch.randn(1, tokens, dim, generator=generator))
         self.negative = nn.Parameter(torch.randn(1, tokens, dim, generator=generator))
+
+
+class Trained(nn.Module):
+    """All that has gradients."""
+
+    def __init__(self, network: ControlledVideoUNet, prompts: Prompts) -> None:
+        super().__init__()
+        self.network, self.prompts = network, prompts
 
 
 def start_from_hint(network: ControlledVideoUNet) -> None:
@@ -113,10 +125,10 @@ def train(
     sampling: SamplingDefaults,
     out: Path,
     *,
-    on_step: Callable[[int, int, dict[str, float]], None] | None = None,
+    on_step: OnStep | None = None,
     every: int = 500,
 ) -> None:
-    """Trains, or goes on where `out`/state.pt stopped; writes `out`/model.safetensors (float16).
+    """Trains, or goes on where `out`/state.pt stopped; writes `out`/tiny.safetensors (float16).
 
     The written weights are an exponential moving average. on_step(step, steps, parts) is called
     after each step; an exception from it ends training with nothing lost but the steps since the
@@ -129,7 +141,7 @@ def train(
         network = ControlledVideoUNet(network_config)
     start_from_hint(network)
     prompts = Prompts(4, network_config.context_dim, generator)
-    trained = nn.ModuleDict({"network": network, "prompts": prompts})
+    trained = Trained(network, prompts)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=config.learning_rate, weight_decay=1e-4)
     average = torch.optim.swa_utils.AveragedModel(
         trained, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
@@ -157,11 +169,12 @@ def train(
         torch.save(state, temporary)
         temporary.replace(state_file)
         averaged = average.module
+        assert isinstance(averaged, Trained)
         save_model(
-            out / "model.safetensors",
-            averaged["network"],
+            out / MODEL_FILE,
+            averaged.network,
             sampling=sampling,
-            prompts=LearnedPrompts(averaged["prompts"].positive, averaged["prompts"].negative),
+            prompts=LearnedPrompts(averaged.prompts.positive, averaged.prompts.negative),
             dtype=torch.float16,
             metadata={"steps": str(step)},
             overwrite=True,

@@ -1,0 +1,77 @@
+"""The built-in model's recipe: clips, VAE, latent pairs, network; each stage can be resumed."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..backbones import SamplingDefaults
+from ..degradation import TRAINING
+from ..models.encoder import UNetConfig
+from ..vae import load_vae
+from .autoencoder import train_vae
+from .clips import ClipConfig, clip_shards
+from .pairs import LatentPairs, encode_pairs
+from .trainer import OnStep, TrainConfig, train
+
+logger = logging.getLogger(__name__)
+
+NETWORK = UNetConfig(
+    in_dim=16,
+    out_dim=16,
+    dim=32,
+    context_dim=32,
+    dim_mult=(1, 2, 2),
+    num_heads=2,
+    head_dim=32,
+    num_res_blocks=1,
+    attn_scales=(0.25,),
+    dropout=0.0,
+    norm_groups=8,
+)
+SAMPLING = SamplingDefaults(
+    steps=1,
+    solver_mode="normal",
+    cfg=1.0,
+    cfg_rescale=0.0,
+    noise_level=900,
+    upsample="bicubic",
+    color_fix="none",
+)
+
+
+def train_tiny(
+    data: Path,
+    out: Path,
+    *,
+    steps: int,
+    vae_steps: int = 1400,
+    shards: int = 12,
+    per_shard: int = 500,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> None:
+    """Trains the built-in model on the videos and pictures below `data`.
+
+    Leaves `out`/tiny.safetensors and `out`/tiny_vae.safetensors, and what it needs to go on with
+    more `steps` where it stopped. seed: of clips, degradations, initial weights and noise.
+    """
+    clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, ClipConfig()))
+    vae_file = out / "tiny_vae.safetensors"
+    if not vae_file.exists():
+        opened = [torch.load(path, mmap=True, weights_only=True) for path in clips]
+        train_vae(opened, vae_file, steps=vae_steps, seed=seed)
+    vae = load_vae(vae_file)
+    pairs = out / "pairs"
+    pairs.mkdir(exist_ok=True)
+    for index, path in enumerate(clips):
+        shard = pairs / f"pairs_{index:03d}.safetensors"
+        if not shard.exists():
+            logger.info("encoding %s", path.name)
+            part = torch.load(path, mmap=True, weights_only=True)
+            encode_pairs(part, vae, TRAINING, seed + 1_000_000 * (index + 1), shard)
+    latents = LatentPairs(pairs)
+    network = replace(NETWORK, hint_prior=round(latents.spread(), 2))
+    config = TrainConfig(steps=steps, seed=seed)
+    train(latents, network, config, SAMPLING, out, on_step=on_step)
