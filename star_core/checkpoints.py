@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import SamplingDefaults
-from .known_files import STAR_I2VGENXL, identify
+from .known_files import STAR_I2VGENXL, VENHANCER, VIDEO_UNET, identify
 from .models.attention import Attention, scaled_dot_product
 from .models.unet import ControlledVideoUNet, UNetConfig
 from .tensor_files import TensorFile, compare, load_into, open_tensors, write_tensors
@@ -131,9 +131,12 @@ def convert(
 
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
-    """What a file is. `dtypes` counts tensors by type; `problems` is "" for a usable file.
+    """What a file is. `dtypes` counts tensors by type.
 
-    `config` and `sampling` are those of STAR's network and None for other kinds of file.
+    `problems` says how a network differs from STAR's, and what to do with a file of a kind that
+    cannot be used; "" if there is nothing to say.
+
+    `config` and `sampling` are those of STAR's network, None for other kinds of file.
     """
 
     path: str
@@ -171,13 +174,15 @@ class FileInfo:
 def describe(path: str | os.PathLike[str]) -> FileInfo:
     """Say what a checkpoint is, without loading it. Raises ValueError if it is none."""
     file = open_tensors(path)
-    kind = identify(file)
+    kind = STAR_I2VGENXL if "star" in file.metadata else identify(file)
     config = sampling = None
-    problems = kind.advice
-    if kind is STAR_I2VGENXL:
-        config, sampling = _described(file)
-        wanted = ControlledVideoUNet(config, device="meta").state_dict()
-        problems = str(compare(_network_tensors(file), wanted))
+    problems = [kind.advice]
+    if kind in (STAR_I2VGENXL, VENHANCER, VIDEO_UNET):
+        described = _described(file)
+        wanted = ControlledVideoUNet(described[0], device="meta").state_dict()
+        problems.insert(0, str(compare(_network_tensors(file), wanted)))
+        if kind is STAR_I2VGENXL:
+            config, sampling = map(asdict, described)
     return FileInfo(
         path=str(file.path),
         kind=kind.name,
@@ -187,10 +192,10 @@ def describe(path: str | os.PathLike[str]) -> FileInfo:
         parameters=sum(tensor.numel() for tensor in file.values()),
         bytes=file.path.stat().st_size,
         dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in file.values())),
-        config=config and asdict(config),
-        sampling=sampling and asdict(sampling),
+        config=config,
+        sampling=sampling,
         prompts=_PROMPTS + "positive" in file,
-        problems=problems,
+        problems="; ".join(filter(None, problems)),
         metadata=file.metadata,
     )
 
@@ -244,6 +249,8 @@ def infer_config(tensors: Mapping[str, Tensor]) -> UNetConfig:
             tensors[f"input_blocks.{blocks[0]}.0.out_layers.3.weight"].shape[0] for blocks in levels
         ]
         inner = tensors["input_blocks.0.1.proj_in.weight"].shape[0]
+        if any(size % UNetConfig.head_dim for size in (inner, *widths)):
+            return UNetConfig()
         return UNetConfig(
             in_dim=in_dim,
             out_dim=tensors["out.2.weight"].shape[0],
@@ -258,5 +265,5 @@ def infer_config(tensors: Mapping[str, Tensor]) -> UNetConfig:
                 if f"input_blocks.{blocks[0]}.1.norm.weight" in tensors
             ),
         )
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
         return UNetConfig()

@@ -24,16 +24,28 @@ class FileKind:
 STAR_I2VGENXL = FileKind(
     name="star-i2vgenxl",
     title="STAR network on I2VGen-XL (UNet and ControlNet)",
-    patterns=(r"^VideoControlNet\.input_hint_block\.weight$", r"\.local1\.conv1\.weight$"),
+    patterns=(r"^VideoControlNet\.", r"\.local1\.conv1\.weight$"),
+)
+VENHANCER = FileKind(
+    name="venhancer",
+    title="VEnhancer or another ControlNet video UNet without STAR's LIEM gates",
+    patterns=(r"^VideoControlNet\.", r"\.temopral_conv\."),
+    advice="STAR's own files are light_deg.pt and heavy_deg.pt",
+)
+VIDEO_UNET = FileKind(
+    name="i2vgenxl-unet",
+    title="video UNet of the I2VGen-XL family without a ControlNet",
+    patterns=(r"^input_blocks\.", r"\.temopral_conv\."),
+    advice="STAR's own files are light_deg.pt and heavy_deg.pt",
 )
 VAE_DIFFUSERS = FileKind(
     name="vae-temporal-diffusers",
-    title="Stable Video Diffusion VAE with temporal decoder, diffusers' naming",
+    title="video VAE with temporal decoder, as Stable Video Diffusion's, diffusers' naming",
     patterns=(r"^decoder\.time_conv_out\.weight$",),
 )
 VAE_SVD = FileKind(
     name="vae-temporal-svd",
-    title="Stable Video Diffusion VAE with temporal decoder, SVD's naming",
+    title="video VAE with temporal decoder, as Stable Video Diffusion's, SVD's naming",
     patterns=(r"^(first_stage_model\.)?decoder\.conv_out\.time_mix_conv\.weight$",),
 )
 SVD = FileKind(
@@ -72,18 +84,8 @@ KNOWN_FILES = (
         advice="it needs the model that it was made for and is not a model of its own",
     ),
     STAR_I2VGENXL,
-    FileKind(
-        name="venhancer",
-        title="VEnhancer or another ControlNet video UNet without STAR's LIEM gates",
-        patterns=(r"^VideoControlNet\.", r"\.temopral_conv\."),
-        advice="STAR's own files are light_deg.pt and heavy_deg.pt",
-    ),
-    FileKind(
-        name="i2vgenxl-unet",
-        title="video UNet of the I2VGen-XL family without a ControlNet",
-        patterns=(r"^input_blocks\.", r"\.temopral_conv\."),
-        advice="STAR's own files are light_deg.pt and heavy_deg.pt",
-    ),
+    VENHANCER,
+    VIDEO_UNET,
     FileKind(
         name="star-cogvideox",
         title="STAR network on CogVideoX",

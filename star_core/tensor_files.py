@@ -162,7 +162,7 @@ def _open_torch(path: Path, *, mmap: bool) -> TensorFile:
     for wrapper in ("state_dict", "module"):  # DeepSpeed, as CogVideoX's files, says `module`
         if isinstance(entries.get(wrapper), Mapping):
             entries = entries[wrapper]
-    tensors = {k: v.detach() for k, v in entries.items() if isinstance(v, Tensor)}
+    tensors = {str(k): v.detach() for k, v in entries.items() if isinstance(v, Tensor)}
     if not tensors:
         found = ", ".join(map(str, list(entries)[:8])) or type(content).__name__
         raise ValueError(
@@ -181,11 +181,10 @@ def cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         return tensor
     converted = tensor.to(dtype)
     largest = torch.finfo(dtype).max
-    may_overflow = tensor.numel() > 0 and largest < torch.finfo(tensor.dtype).max
+    narrower = tensor.numel() > 0 and largest < torch.finfo(tensor.dtype).max
     # aminmax, not isinf: it allocates nothing, so the heap does not fragment tensor by tensor.
-    if may_overflow and any(extreme.isinf() for extreme in converted.aminmax()):
-        if tensor.isinf().any():
-            return converted
+    infinite = narrower and any(extreme.isinf() for extreme in converted.aminmax())
+    if infinite and not tensor.isinf().any():
         raise ValueError(
             f"{key!r} holds values beyond {dtype}'s largest, {largest:g}: choose a wider type"
         )

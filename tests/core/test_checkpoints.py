@@ -17,6 +17,7 @@ from star_core.checkpoints import (
     load_model,
     save_model,
 )
+from star_core.known_files import STAR_I2VGENXL, identify
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 
 SMALL = UNetConfig(
@@ -48,8 +49,9 @@ def test_a_self_describing_file_brings_everything_back(model_file, network, prom
     assert (model.config, model.sampling) == (SMALL, SAMPLING)
     assert model.prompts is not None
     assert all(torch.equal(*pair) for pair in zip(model.prompts, prompts, strict=True))
+    weights = network.state_dict()
     for key, tensor in model.network.state_dict().items():
-        assert torch.equal(tensor, network.state_dict()[key])
+        assert torch.equal(tensor, weights[key])
 
 
 def test_a_loaded_network_is_ready_for_inference(model_file):
@@ -65,15 +67,18 @@ def test_prompts_take_the_type_of_the_network(model_file):
     assert loaded is not None and loaded.positive.dtype == loaded.negative.dtype == torch.float16
 
 
+# With STAR's width of a head and its groups, which shapes do not tell.
+NARROW = UNetConfig(
+    dim=64, context_dim=32, dim_mult=(1, 2), num_heads=1, num_res_blocks=1, attn_scales=(0.5,)
+)
+
+
 @pytest.mark.parametrize("wrapped, dtype", [(False, torch.float16), (True, torch.float64)])
 def test_pt_files_without_metadata_load_by_their_shapes(tmp_path, wrapped, dtype):
-    config = UNetConfig(
-        dim=64, context_dim=32, dim_mult=(1, 2), num_heads=1, num_res_blocks=1, attn_scales=(0.5,)
-    )
-    weights = ControlledVideoUNet(config).to(dtype).state_dict()
+    weights = ControlledVideoUNet(NARROW, dtype=dtype).state_dict()
     torch.save({"state_dict": weights} if wrapped else weights, tmp_path / "x.pt")
     model = load_model(tmp_path / "x.pt", dtype=torch.float32)
-    assert (model.config, model.sampling, model.prompts) == (config, SamplingDefaults(), None)
+    assert (model.config, model.sampling, model.prompts) == (NARROW, SamplingDefaults(), None)
     for key, tensor in model.network.state_dict().items():
         assert torch.equal(tensor, weights[key].float())
 
@@ -86,6 +91,18 @@ def full_size():
 
 def test_the_published_network_is_recognised_by_its_shapes(full_size):
     assert infer_config(full_size) == UNetConfig()
+    assert identify(full_size) is STAR_I2VGENXL
+
+
+@pytest.mark.parametrize(
+    "key, shape",
+    [
+        ("input_blocks.1.0.out_layers.3.weight", (96, 320, 3, 3)),
+        ("input_blocks.0.1.proj_in.weight", (30, 320, 1)),
+    ],
+)
+def test_shapes_that_no_network_has_count_as_the_published_size(full_size, key, shape):
+    assert infer_config(full_size | {key: torch.empty(shape)}) == UNetConfig()
 
 
 def test_a_file_of_another_kind_says_what_it_seems_to_be(tmp_path):
@@ -93,7 +110,7 @@ def test_a_file_of_another_kind_says_what_it_seems_to_be(tmp_path):
     with pytest.raises(ValueError) as error:
         load_model(tmp_path / "vae.safetensors")
     message = str(error.value)
-    assert "seems to be a Stable Video Diffusion VAE" in message
+    assert "seems to be a video VAE" in message
     assert "'time_embed.0.weight' is missing (and 2246 more)" in message
     assert "'decoder.time_conv_out.weight' is unexpected" in message
 
@@ -136,6 +153,21 @@ def test_describe_names_what_a_broken_model_lacks(tmp_path, network):
     star = {"config": asdict(SMALL), "sampling": asdict(SAMPLING)}
     save_file(tensors, tmp_path / "x.safetensors", {"star": json.dumps(star)})
     assert describe(tmp_path / "x.safetensors").problems == "'out.2.bias' is missing"
+
+
+def test_describe_says_what_a_relative_of_star_lacks(tmp_path):
+    weights = ControlledVideoUNet(NARROW, dtype=torch.float16).state_dict()
+    tensors = {key: tensor for key, tensor in weights.items() if ".local" not in key}
+    save_file(tensors, tmp_path / "x.safetensors")
+    info = describe(tmp_path / "x.safetensors")
+    assert (info.kind, info.config) == ("venhancer", None)
+    assert ".local1.conv1.weight' is missing" in info.problems and "light_deg.pt" in info.problems
+
+
+def test_describe_names_other_files_without_a_configuration(tmp_path):
+    save_file({"decoder.time_conv_out.weight": torch.ones(3)}, tmp_path / "vae.safetensors")
+    info = describe(tmp_path / "vae.safetensors")
+    assert (info.kind, info.config, info.problems) == ("vae-temporal-diffusers", None, "")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
