@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,7 @@ class VideoVAE:
         *,
         window: int = 3,
         overlap: int = 1,
+        windows: Sequence[range] | None = None,
         tile: Tile | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Iterator[Tensor]:
@@ -96,13 +97,13 @@ class VideoVAE:
 
         Frames see each other only inside a window, so windows share `overlap` frames, blended.
         With overlap 0 they stand one after the other and the last may be shorter: windows of 3
-        are the reference. on_step: called with the frames finished and the frames in all. Values
-        may leave [-1, 1] a little. ValueError unless 0 <= overlap < window.
+        are the reference. `windows` states them outright instead; what is before the first of
+        them or behind the last is not decoded. on_step: called with the frames finished and the
+        frames in all. Values may leave [-1, 1] a little. ValueError unless 0 <= overlap < window.
         """
-        frames = latents.shape[2]
-        windows = overlapping_windows(frames, window, overlap)
-        if overlap == 0:
-            windows = [range(i, min(i + window, frames)) for i in range(0, frames, window)]
+        if windows is None:
+            windows = _temporal_windows(latents.shape[2], window, overlap)
+        first, last = windows[0].start, windows[-1].stop
         carried = None  # weighted frames that the next window has its share in
         for i, weight in enumerate(window_weights(windows)):
             part = latents[:, :, windows[i].start : windows[i].stop]
@@ -110,12 +111,12 @@ class VideoVAE:
             video = video * weight.to(video).reshape(-1, 1, 1)
             if carried is not None:
                 video[:, :, : carried.shape[2]] += carried
-            finished = windows[i + 1].start if i + 1 < len(windows) else frames
-            done = finished - windows[i].start
+            end = windows[i + 1].start if i + 1 < len(windows) else last
+            done = end - windows[i].start
             carried = video[:, :, done:]
             yield video[:, :, :done]
             if on_step:
-                on_step(finished, frames)
+                on_step(end - first, last - first)
 
     def decode(self, latents: Tensor, **options: Any) -> Tensor:
         """The whole video at once; options as in `decode_windows`."""
@@ -127,6 +128,14 @@ class VideoVAE:
         z = z.to(self.model.device, self.model.dtype)
         (video,) = self.model.decode(z, num_frames=frames, return_dict=False)
         return rearrange(video, "(b f) c h w -> b c f h w", f=frames).float()
+
+
+def _temporal_windows(frames: int, window: int, overlap: int) -> list[range]:
+    if overlap:
+        return overlapping_windows(frames, window, overlap)
+    if window < 1:
+        raise ValueError(f"the VAE must decode at least 1 frame at a time, got {window}")
+    return [range(i, min(i + window, frames)) for i in range(0, frames, window)]
 
 
 def vae_from_config(config: Mapping[str, Any]) -> VideoVAE:

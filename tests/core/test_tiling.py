@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from star_core.tiling import Tile, tiled
@@ -12,7 +12,6 @@ def tiles(draw):
     return Tile(size=size, overlap=draw(st.integers(0, size - 8)))
 
 
-@settings(deadline=None)
 @given(tile=tiles(), height=st.integers(1, 60), width=st.integers(1, 60), unit=st.integers(1, 8))
 def test_tiles_cover_every_pixel_and_reproduce_what_does_not_depend_on_them(
     tile, height, width, unit
@@ -32,7 +31,6 @@ def test_tiles_cover_every_pixel_and_reproduce_what_does_not_depend_on_them(
     assert (out - enlarge(x)).abs().max() < 1e-6
 
 
-@settings(deadline=None)
 @given(tile=tiles(), height=st.integers(1, 60), width=st.integers(1, 60), unit=st.integers(1, 8))
 def test_every_tile_counts_at_every_pixel_of_it(tile, height, width, unit):
     tile = Tile(size=tile.size * unit, overlap=tile.overlap * unit)
