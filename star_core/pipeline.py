@@ -112,7 +112,8 @@ def restore(
     def fixed(video: Tensor, source: Tensor) -> Tensor:
         whole = behaviour.color_reference == "source"
         reference = source[:3] if whole else canvas.crop(enlarged(source))
-        return canvas.result(fix(canvas.unpadded(video) / 2 + 0.5, reference))
+        result = (canvas.unpadded(video) / 2 + 0.5).clamp(0, 1)
+        return canvas.result(fix(result, reference))
 
     def wanted() -> Iterator[tuple[int, Tensor]]:
         return enumerate(islice(frames, first, first + len(part.wanted)), start=1)
@@ -221,7 +222,7 @@ def _denoised(
         return SAMPLERS[sampling.sampler](
             chunked(denoise_window, part.windows, settings.behaviour.merge),
             start.to(settings.device),
-            sigmas.to(settings.device),
+            sigmas,  # on the CPU: solvers branch on them at every step
             noise=noise.solver(tuple(hint.shape), sigmas, offset),
         ).cpu()
 

@@ -1,22 +1,26 @@
 """Families of what surrounds sampling on I2VGen-XL, and of the whole method."""
 
 import re
+from dataclasses import replace
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..backbones import SamplingDefaults
 from ..behaviour import REFERENCE
+from ..canvas import Canvas, Part
+from ..checkpoints import StarModel
+from ..chunking import ChunkConfig
 from ..color_fix import COLOR_FIXES
-from ..geometry import Padding, crop, output_size, pad, reference_padding, upsample
-from ..noise import ReferenceNoise
+from ..geometry import Padding, output_size, pad, reference_padding, upsample
+from ..pipeline import Settings, restore
 from ..text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
 from ..vae import VideoVAE, vae_from_config
 from ..video_io.encoding import quantize
 from ..video_io.planes import PlanarFormat
 from .case import Case, Comparison, Comparisons
 from .networks import network_of
-from .sampling import sample_sr
 
 
 def prompts(case: Case) -> Comparisons:
@@ -103,26 +107,35 @@ def wavelet(case: Case) -> Comparisons:
 
 
 def e2e(case: Case) -> Comparisons:
+    """The pipeline itself in the reference's behaviour, with the padding of the case."""
     settings = case.sidecar
     network = network_of(case.neighbour(case.in_text("what", r"\b(unet_\w+)")))
     vae = vae_of(case.neighbour(case.in_text("what", r"\b(vae_\w+)")))
-    source = ReferenceNoise(settings["seed"])
     height, width = settings["target_res"]
     margins = Padding(*settings["padding_l_r_t_b"])
-
-    up = upsample(case["video"], (width, height), "bilinear")
-    padded = rearrange(pad(up, margins, "white"), "f c h w -> 1 c f h w")
-    shape = tuple(case["latents"].shape)
-    latents = vae.encode(padded, noise=lambda i: source.posterior(i, (*shape[:2], *shape[3:])))
-    yield Comparison(latents, case["latents"])
-    initial = source.initial(shape)
-    out = yield from sample_sr(
-        case, network, latents, initial, lambda sigmas: source.solver(shape, sigmas)
+    view = (
+        range(margins.top + height + margins.bottom),
+        range(margins.left + width + margins.right),
     )
-    yield Comparison(out, case["final_latents"])
-    video = crop(vae.decode(out, window=3, overlap=0), margins)
-    yield Comparison(video, case["out"])
-    frames = unit_range(video)
-    yield Comparison(as_255(frames), case["vid255"])
-    fixed = COLOR_FIXES["adain"](frames, case["video"] / 2 + 0.5)
-    yield Comparison(as_255(fixed), case["adain255"])
+    region = (range(height), range(width))
+    canvas = Canvas(size=(width, height), padding=margins, region=region, view=view)
+    sampling = SamplingDefaults(
+        steps=settings["steps"],
+        solver_mode=settings["solver_mode"],
+        cfg=settings["guide_scale"],
+        cfg_rescale=settings["guide_rescale"] or 0.0,
+        noise_level=settings.get("t_max", 899) + 1,
+    )
+    model = StarModel(network=network, config=network.config, sampling=sampling, prompts=None)
+    length, frames = settings["max_chunk_len"], list(case["video"] / 2 + 0.5)
+    chunk = ChunkConfig(length=length, overlap=length // 2)
+    part = Part.of(len(frames), chunk=chunk, decode_window=3, behaviour=REFERENCE)
+    for color_fix, expected in (("none", "vid255"), ("adain", "adain255")):
+        run = Settings(
+            sampling=replace(sampling, color_fix=color_fix),
+            seed=settings["seed"],
+            chunk=chunk,
+            behaviour=REFERENCE,
+        )
+        restored = restore(frames, model, vae, case["y"], case["neg_y"], run, canvas, part)
+        yield Comparison(as_255(torch.stack(list(restored))), case[expected])

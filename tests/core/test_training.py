@@ -122,7 +122,7 @@ def test_untrained_vae_averages_and_interpolates():
     smooth = torch.linspace(-0.5, 0.5, 32).expand(1, 3, 1, 32, 32)
     with torch.inference_mode():
         error = vae.decode(vae.encode(smooth)) - smooth
-    assert error[..., 4:-4, 4:-4].square().mean().sqrt() < 0.1  # of a ramp of 0.29
+    assert error[..., 4:-4, 4:-4].std() < smooth.std() / 2
 
 
 def test_pairs_hold_the_clean_and_the_degraded_clip(tmp_path):
