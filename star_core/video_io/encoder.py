@@ -8,10 +8,17 @@ from types import TracebackType
 from .color import Color
 from .encoding import Encoding, tag_filter
 from .ffmpeg import complaint, messages, running
-from .probe import Stream
+from .header import Stream
 from .reader import VideoSource
 from .timed_frames import stream_header, timed_frame
 from .timing import Timing
+
+# What MP4 and QuickTime store where every player looks. Others need the form that takes any name,
+# in which players find none of them, and ffmpeg the date twice.
+_COMMON_TAGS = {
+    *("title", "artist", "album", "comment", "genre", "copyright", "date", "creation_time"),
+    *("encoder", "major_brand", "minor_version", "compatible_brands"),
+}
 
 
 class Encoder:
@@ -88,15 +95,19 @@ def encoder_arguments(
         if source.is_cut:
             arguments += ["-ss", f"{source.start:.6f}"]
             carried += ["-copypriorss", "0"]  # nothing from before the cut
-        arguments += source.arguments
+        arguments += source.header.arguments
         carried += ["-map_metadata", "1", "-map_chapters", "1"]
-        carried += ["-map_metadata:s:0", f"1:s:{source.video_stream}"]
+        carried += ["-map_metadata:s:0", f"1:s:{source.header.video_stream}"]
+        for stale in ("BPS", "NUMBER_OF_BYTES", "NUMBER_OF_FRAMES", "alpha_mode"):
+            carried += ["-metadata:s:0", f"{stale}="]
         for place, stream in enumerate(streams, start=1):
             carried += ["-map", f"1:{stream.index}", f"-map_metadata:s:{place}"]
             carried += [f"1:s:{stream.index}", f"-c:{place}", _copy(stream, encoding)]
     if encoding.container in ("mp4", "mov"):
-        # Tags of any name, not only the few that players know; the index first, for the web.
-        carried += ["-movflags", "use_metadata_tags+faststart"]
+        flags = "faststart"  # the index first, for the web
+        if source is not None and source.header.tags - _COMMON_TAGS:
+            flags += "+use_metadata_tags"
+        carried += ["-movflags", flags]
         carried += ["-video_track_timescale", str(unit.denominator)]
     if seconds is not None:
         carried += ["-t", f"{seconds:.6f}"]

@@ -71,24 +71,24 @@ def choose_encoding(
     return Encoding(layout, ["-c:v", "libx264", "-crf", "16"], "mp4")
 
 
-def stored_color(layout: PlanarFormat, source: Color | None, width: int, height: int) -> Color:
+def stored_color(encoding: Encoding, source: Color | None, width: int, height: int) -> Color:
     """Colour of the result: matrix by its size, primaries and transfer of the source.
 
     Wide-gamut sources keep their matrix, which no player would guess from the size.
     """
-    if layout.family == "rgb":
+    is_rgb = encoding.layout.family == "rgb"
+    if is_rgb:
         matrix = "gbr"
     elif source is not None and source.matrix == "bt2020nc":
         matrix = "bt2020nc"
     else:
         matrix = matrix_by_size(width, height)
     kept = source or Color(matrix=matrix)
-    return Color(
-        matrix=matrix,
-        primaries=kept.primaries,
-        transfer=kept.transfer,
-        full_range=layout.family == "rgb",
-    )
+    primaries, transfer = kept.primaries, kept.transfer
+    if encoding.container == "image2" and primaries == transfer == "bt709":
+        # Without tags an image is sRGB, as which video is shown; BT.709 by name looks different.
+        primaries = transfer = "unknown"
+    return Color(matrix=matrix, primaries=primaries, transfer=transfer, full_range=is_rgb)
 
 
 def tag_filter(color: Color) -> str:
@@ -111,8 +111,7 @@ def quantize(
     """
     frame = frame.detach().to("cpu", torch.float32).clamp(0, 1)
     if rounding == "truncate":
-        # 8-bit input comes back as itself although k / 255 * 255 may fall short of k.
-        frame = (frame * 255 + 1e-4).floor() / 255
+        frame = (frame * 255).floor() / 255
     planes = planes_from_rgb(frame, layout, matrix)
     if rounding == "round" and layout.family == "yuv" and layout.bits == 8:
         digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()

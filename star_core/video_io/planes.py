@@ -83,7 +83,7 @@ def planar_format(pixel_format: str, *, alpha: bool) -> PlanarFormat:
     depths = pixel_formats()
     if re.match(r"gray|mono", pixel_format):
         family, subsampling = "gray", (1, 1)
-    elif re.match(r"yuv|nv\d|[py]\d\d\d|uyvy|yvyu|uyyv|ayuv|vuy|xv|v30x", pixel_format):
+    elif re.match(r"yuv|nv\d|yuyv|[py]\d\d\d|uyvy|yvyu|uyyv|ayuv|vuy|xv|v30x", pixel_format):
         named = re.match(r"yuv[aj]?(4\d\d)p", pixel_format)
         chroma = named[1] if named else "444"
         if _PACKED_420.match(pixel_format):

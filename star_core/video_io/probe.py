@@ -19,11 +19,11 @@ from .color import (
     turned_siting,
 )
 from .ffmpeg import complaint, messages, running
-from .planes import PlanarFormat, has_alpha, planar_format
+from .header import Header, read_header
+from .planes import PlanarFormat, planar_format
 from .timing import Timing, timing
 
 _LOG = logging.getLogger(__name__)
-_STREAM = re.compile(r"\[info\]   Stream #0:(\d+)\S*: (\w+): (\w+)(.*)")
 _SHOWINFO = r"\[[^]]*showinfo[^]]*\] \[info\] "
 _FRAME = re.compile(
     _SHOWINFO + r"n: *\d+ pts: *(\S+) pts_time:\S+ *(?:duration: *(\S+))?.* fmt:(\w+)"
@@ -33,22 +33,11 @@ _COLOR = re.compile(
     _SHOWINFO + r"color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)"
 )
 _CLOCK = re.compile(_SHOWINFO + r"config in time_base: (\d+)/(\d+), frame_rate: (\d+)/(\d+)")
-_ROTATION = re.compile(r"display ?matrix: rotation of (-?[\d.]+) degrees", re.IGNORECASE)
 _ALPHA_MINIMUM = re.compile(r"lavfi\.signalstats\.YMIN=(\d+)")
 _UNTAGGED = ("unknown", "unspecified", "reserved")
-_CUT_INDEX = re.compile(r"moov atom not found|error reading header")
 _CUT_OFF = re.compile(
     r"File ended prematurely|partial file|mov.*corrupt input packet|EOI missing|LZW decode failed"
 )
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A stream that is carried along: Audio, Subtitle or Attachment, and its codec."""
-
-    index: int
-    kind: str
-    codec: str
 
 
 @dataclass
@@ -71,9 +60,7 @@ class Report:
 class Probe:
     """A decodable video: how its frames are to be read, and what lies beside them."""
 
-    arguments: list[str]  # ffmpeg's, up to and including -i
-    video_stream: int
-    streams: list[Stream]
+    header: Header
     layout: PlanarFormat
     stored_size: tuple[int, int]
     displayed_size: tuple[int, int]
@@ -88,16 +75,8 @@ def probe(name: str, arguments: Sequence[str], *, expected: int | None = None) -
 
     Raises ValueError where it is no video, cannot be decoded to its end, is HDR, or changes size.
     """
-    header = _header(arguments)
-    video, streams = _streams(name, header)
-    arguments = list(arguments)
-    may_be_transparent = any(map(has_alpha, re.findall(r"\w+", video[4])))
-    decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(video[3])
-    if decoder and any(re.search(r"alpha_mode +: 1$", line) for line in header):
-        # ffmpeg's own decoder leaves out the alpha that WebM keeps beside the picture.
-        arguments[-2:-2] = ["-c:v", decoder]
-        may_be_transparent = True
-    report = _decode(name, arguments, alpha=may_be_transparent)
+    header = read_header(name, arguments)
+    report = _decode(name, header)
     if not report.times:
         reason = complaint(report.errors)
         raise ValueError(f"{name} is truncated or damaged: no frame can be decoded ({reason})")
@@ -114,59 +93,30 @@ def probe(name: str, arguments: Sequence[str], *, expected: int | None = None) -
     if any("[error]" in line for line in report.errors):
         _LOG.warning("%s is damaged; ffmpeg conceals it: %s", name, complaint(report.errors))
 
-    quarters = _quarter_turns(header)
-    color = _color(name, report, quarters)
-    bit_depth = planar_format(report.pixel_format, alpha=False).bits
+    turned = header.quarter_turns % 2 == 1
     return Probe(
-        arguments=arguments,
-        video_stream=int(video[1]),
-        streams=streams,
+        header=header,
         layout=planar_format(report.pixel_format, alpha=report.transparent),
         stored_size=report.size,
-        displayed_size=_displayed(report.size, report.aspect, turned=quarters % 2 == 1),
-        color=color,
-        bit_depth=bit_depth,
+        displayed_size=_displayed(report.size, report.aspect, turned=turned),
+        color=_color(name, report, header.quarter_turns),
+        bit_depth=planar_format(report.pixel_format, alpha=False).bits,
         interlaced=report.interlaced,
         timing=timing(name, report.times, report.clock),
     )
 
 
-def _header(arguments: Sequence[str]) -> list[str]:
-    with running(arguments, log=None) as process:
-        assert process.stderr is not None
-        return list(messages(process.stderr))
-
-
-def _streams(name: str, header: list[str]) -> tuple[re.Match[str], list[Stream]]:
-    found = [match for line in header if (match := _STREAM.match(line))]
-    log = "\n".join(header)
-    if not found or "Input #0, tty" in log:  # text is a film of its letters to ffmpeg
-        if _CUT_INDEX.search(log) and "misdetection possible" not in log:
-            raise ValueError(
-                f"{name} is truncated: its index, written last, is not complete. Copy it again"
-            )
-        raise ValueError(f"{name} is not a video that ffmpeg can read ({complaint(header)})")
-    videos = [m for m in found if m[2] == "Video" and not m[0].endswith("(attached pic)")]
-    if not videos:
-        kinds = ", ".join(sorted({match[2].lower() for match in found}))
-        raise ValueError(f"{name} has no video stream, only {kinds}: choose a video")
-    if sum(match[2] == "Video" for match in found) > 1:
-        _LOG.warning("%s has further video streams or a cover; they are left out", name)
-    carried = [
-        Stream(int(m[1]), m[2], m[3]) for m in found if m[2] in ("Audio", "Subtitle", "Attachment")
-    ]
-    return videos[0], carried
-
-
-def _decode(name: str, arguments: list[str], *, alpha: bool) -> Report:
+def _decode(name: str, header: Header) -> Report:
     filters = "showinfo=checksum=0"
-    if alpha:
+    if header.may_be_transparent:
         # A format with alpha says little: most files never use it.
-        filters += ",alphaextract,format=gray,signalstats,metadata=print:key=lavfi.signalstats.YMIN"
+        filters += (
+            ",format=gbrap,alphaextract,signalstats,metadata=print:key=lavfi.signalstats.YMIN"
+        )
     filters += ",setpts=N/TB"  # the times are noted by now; close ones would upset the null muxer
     output = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", filters, "-f", "null", "-"]
     report = Report()
-    with running([*arguments, *output], log=None) as process:
+    with running([*header.arguments, *output], log=None) as process:
         assert process.stderr is not None
         for line in messages(process.stderr):
             _note(name, line, report)
@@ -213,12 +163,6 @@ def _note(name: str, line: str, report: Report) -> None:
         report.errors.append(line)
 
 
-def _quarter_turns(header: list[str]) -> int:
-    """How often ffmpeg turns the stored frame counter-clockwise to set it upright."""
-    angles = [float(match[1]) for line in header if (match := _ROTATION.search(line))]
-    return round(angles[0] / 90) % 4 if angles else 0
-
-
 def _displayed(size: tuple[int, int], aspect: Fraction, *, turned: bool) -> tuple[int, int]:
     """Square pixels: the stored lines are kept, their length is stretched."""
     width, height = size
@@ -242,10 +186,14 @@ def _color(name: str, report: Report, quarters: int) -> Color:
             f"{name} uses the colour matrix {matrix}, which is not supported. Convert it first: "
             "ffmpeg -i INPUT -vf zscale=m=bt709 -c:v ffv1 -c:a copy OUTPUT.mkv"
         )
+    full_range = value_range == "pc" or (value_range != "tv" and full_by_convention)
+    if primaries in _UNTAGGED:
+        # Full range comes from computers and cameras for stills, not from television.
+        primaries = "bt709" if full_range else primaries_by_size(*stored)
     return Color(
         matrix=matrix,
-        primaries=primaries_by_size(*stored) if primaries in _UNTAGGED else primaries,
+        primaries=primaries,
         transfer="bt709" if transfer in _UNTAGGED else transfer,
-        full_range=value_range == "pc" or (value_range != "tv" and full_by_convention),
+        full_range=full_range,
         siting=turned_siting(SITINGS.get(report.siting, SITINGS["left"]), quarters, *stored),
     )

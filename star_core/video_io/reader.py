@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .color import Color, rgb_from_planes
 from .ffmpeg import complaint, messages, running
+from .header import Header
 from .images import SUFFIXES, is_pattern, sequence_arguments, still_paths
-from .probe import Probe, Stream, probe
+from .probe import Probe, probe
 from .timing import Timing
 
 
@@ -72,19 +73,9 @@ class VideoSource:
         )
 
     @property
-    def arguments(self) -> list[str]:
-        """ffmpeg's arguments to read the file."""
-        return self._found.arguments
-
-    @property
-    def streams(self) -> list[Stream]:
-        """Sound, subtitles and attachments beside the video."""
-        return self._found.streams
-
-    @property
-    def video_stream(self) -> int:
-        """Index of the video stream in the file."""
-        return self._found.video_stream
+    def header(self) -> Header:
+        """What the file says about itself, and how ffmpeg reads it."""
+        return self._found.header
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -99,7 +90,7 @@ class VideoSource:
         if self._deinterlace:  # before the cut, so that a preview sees the same neighbours
             filters.insert(0, "bwdif=mode=send_frame:deint=interlaced")
         output = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", ",".join(filters)]
-        command = [*found.arguments, *output, "-f", "rawvideo", "-"]
+        command = [*found.header.arguments, *output, "-f", "rawvideo", "-"]
         with (
             tempfile.TemporaryFile() as log,
             running(command, stdout=True, log=log) as process,

@@ -1,7 +1,6 @@
 """Where results go: written under a temporary name in the same folder, renamed when complete."""
 
 import os
-import re
 import secrets
 import shutil
 from contextlib import suppress
@@ -104,7 +103,7 @@ def open_target(path: Path, *, overwrite: bool) -> FileTarget | FramesTarget:
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return FileTarget(path, overwrite=overwrite)
-    if suffix == ".png" or path.is_dir() or not re.search(r"\.\w{1,5}$", path.name):
+    if suffix in ("", ".png") or path.is_dir():
         return FramesTarget(path, overwrite=overwrite)
     raise ValueError(
         f"{path.name}: cannot write {suffix}. Use .mkv (lossless), .mp4, .mov, a folder or "

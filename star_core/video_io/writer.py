@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .encoder import Encoder, encoder_arguments
 from .encoding import Encoding, Rounding, choose_encoding, quantize, stored_color
-from .probe import Stream
+from .header import Stream
 from .reader import VideoSource
 from .targets import FileTarget, FramesTarget, open_target
 from .timing import constant_timing
@@ -44,7 +44,7 @@ class VideoSink:
         self._source = source
         self._timing = constant_timing(1, fps) if source is None else source.timing
         color = None if source is None else source.info.color
-        self._color = stored_color(encoding.layout, color, width, height)
+        self._color = stored_color(encoding, color, width, height)
         self._rounding: Rounding = rounding
         self._dither_seed = dither_seed
         self._streams = self._carried()
@@ -53,8 +53,8 @@ class VideoSink:
 
     def __enter__(self) -> "VideoSink":
         with ExitStack() as stack:
-            self._target.prepare()
             stack.callback(self._target.discard)
+            self._target.prepare()
             self._encoder = stack.enter_context(self._encode(self._streams, self._seconds()))
             self._stack = stack.pop_all()
         return self
@@ -110,7 +110,7 @@ class VideoSink:
     def _carried(self) -> list[Stream]:
         if self._source is None:
             return []
-        streams = self._source.streams
+        streams = self._source.header.streams
         if self._encoding.container == "image2":
             if streams:
                 _LOG.warning("%s: images carry no sound and subtitles", self._target.path.name)

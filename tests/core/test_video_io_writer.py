@@ -74,8 +74,10 @@ def stack(source: VideoSource | Path) -> Tensor:
     return torch.stack(list(open_video(source) if isinstance(source, Path) else source))
 
 
-@pytest.mark.parametrize("pixel_format", ["bgr0", "bgra"])
-@pytest.mark.parametrize("name", ["out.mkv", "out", "out_%03d.png"])
+@pytest.mark.parametrize(
+    ("pixel_format", "name"),
+    [("bgr0", "out.mkv"), ("bgra", "out.mkv"), ("bgr0", "out"), ("bgra", "out_%03d.png")],
+)
 def test_lossless_outputs_return_every_bit(tmp_path, pixel_format, name):
     codes = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 4), dtype=np.uint8)
     raw = ["-f", "rawvideo", "-pix_fmt", "bgra", "-s", "7x5", "-i", tmp_path / "raw"]
@@ -127,8 +129,10 @@ def test_matrix_changes_with_the_size_and_colours_stay(tmp_path, height, matrix)
     assert (stack(tmp_path / "a.mp4") - red).abs().mean() < 1 / 255
 
 
-@pytest.mark.parametrize("primaries", ["smpte170m", "bt470bg", "bt2020", "smpte432"])
-@pytest.mark.parametrize("transfer", ["iec61966-2-1", "bt470m", "bt2020-10", "linear"])
+@pytest.mark.parametrize(
+    ("primaries", "transfer"),
+    [("smpte170m", "iec61966-2-1"), ("bt470bg", "bt470m"), ("bt2020", "bt2020-10")],
+)
 def test_primaries_and_transfer_of_the_source_are_kept(tmp_path, primaries, transfer):
     tags = f"setparams=color_primaries={primaries}:color_trc={transfer}:colorspace=bt709"
     source = clip(tmp_path / "in.mkv", "-vf", f"format=yuv420p,{tags}", "-c:v", "ffv1", frames=1)
@@ -205,6 +209,15 @@ def test_what_a_container_can_carry_of_it_is_carried(tmp_path, rich, name):
         assert re.search(tag, text), tag
 
 
+@pytest.mark.parametrize("name", ["out.mp4", "out.mov", "out.mkv"])
+def test_date_and_language_are_carried_once(tmp_path, name):
+    date = "2020-01-02T03:04:05.000000Z"
+    tags = ["-metadata", f"creation_time={date}", "-metadata:s:v:0", "language=fra"]
+    text = description(copy(clip(tmp_path / "in.mp4", *tags), tmp_path / name))
+    assert re.search(rf"  creation_time *: {date}$", text, re.MULTILINE)
+    assert "(fra): Video" in text or name == "out.mov"
+
+
 @pytest.mark.parametrize(
     ("name", "streams"), [("out.mp4", "subtitle"), ("out.mov", "audio.*subtitle")]
 )
@@ -271,8 +284,8 @@ def test_odd_sizes_keep_full_chroma_and_say_so(tmp_path, caplog):
     assert open_video(copy(source, tmp_path / "a.mov")).info.height == 33
 
 
-@pytest.mark.parametrize("size", ["1x1", "2x2", "1x9", "16x2"])
-@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.mov", "frames"])
+@pytest.mark.parametrize("size", ["1x1", "1x9", "16x2"])
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.mov"])
 def test_the_smallest_sizes_can_be_written(tmp_path, name, size):
     width, height = map(int, size.split("x"))
     with open_sink(tmp_path / name, width=width, height=height, fps=Fraction(25)) as sink:
@@ -329,7 +342,7 @@ def test_a_result_may_replace_its_source(tmp_path):
     assert torch.equal(stack(tmp_path / "a.mkv"), before)
 
 
-@pytest.mark.parametrize("name", ["a.avi", "a.gif", "a.webm", "a.jpg", "a.MKV2"])
+@pytest.mark.parametrize("name", ["a.avi", "a.gif", "a.jpg", "a.matroska"])
 def test_other_extensions_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=r"cannot write .*\.mkv"):
         open_sink(tmp_path / name, width=8, height=8, fps=Fraction(25))
@@ -356,8 +369,10 @@ def test_places_that_cannot_be_written_are_named_at_once(tmp_path, name):
         open_sink(tmp_path / name, width=8, height=8, fps=Fraction(25))
 
 
-@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "out", "out/%05d.png"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("a.mkv", KeyboardInterrupt), ("a.mp4", RuntimeError), ("out/%05d.png", KeyboardInterrupt)],
+)
 def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch, name, error):
     started = []
 
@@ -404,7 +419,7 @@ def test_frames_that_are_not_finite_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["-y.mkv", "a:b.mp4", "100%.mov", "%d.mkv", 'it\'s "a".mp4', "5%% %03d.png", "50%"]
+    "name", ["-y a:b.mp4", "100%d.mov", 'it\'s "a" ü.mkv', "5%% %03d.png", "50%"]
 )
 def test_any_file_name_works(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
