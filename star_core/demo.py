@@ -1,0 +1,194 @@
+"""The demo: a clip that was degraded on purpose is restored and compared with what it was.
+
+`demo_data` holds the clip and its ground truth; its README names source and licence.
+"""
+
+import importlib.util
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backbones import SamplingDefaults
+from .behaviour import DEFAULT
+from .canvas import Region, cut
+from .degradation import HEAVY, degrade_video
+from .geometry import upsample
+from .metrics import compare
+from .pipeline import Progress, Settings
+from .upscale import Job, find_model, load, upscale
+from .video_io import VideoSource, open_sink, open_video
+
+DATA = Path(__file__).with_name("demo_data")
+GROUND_TRUTH, DEGRADED = "ground_truth.mp4", "degraded.mkv"
+QUICK_FRAMES = 4
+METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "warping_error": "flow warping error x 1000"}
+# What the picture shows larger: rows, columns.
+DETAILS: list[Region] = [
+    (range(40, 128), range(290, 450)),
+    (range(200, 288), range(40, 200)),
+]
+# How the shipped clip was made: frames and part of the film, seed of the degradation.
+SHOT, REGION, SEED = range(152, 176), (range(45, 397), range(40, 680)), 1
+
+LABELS = "BICUBIC", "RESTORED", "GROUND TRUTH"
+_FONT = """
+B ####. #...# #...# ####. #...# #...# ####.
+C .###. #...# #.... #.... #.... #...# .###.
+D ####. #...# #...# #...# #...# #...# ####.
+E ##### #.... #.... ####. #.... #.... #####
+G .###. #...# #.... #.### #...# #...# .####
+H #...# #...# #...# ##### #...# #...# #...#
+I .###. ..#.. ..#.. ..#.. ..#.. ..#.. .###.
+N #...# ##..# ##..# #.#.# #..## #..## #...#
+O .###. #...# #...# #...# #...# #...# .###.
+R ####. #...# #...# ####. #.#.. #..#. #...#
+S .#### #.... #.... .###. ....# ....# ####.
+T ##### ..#.. ..#.. ..#.. ..#.. ..#.. ..#..
+U #...# #...# #...# #...# #...# #...# .###.
+"""
+LETTERS = {letter: rows for letter, *rows in map(str.split, _FONT.strip().splitlines())}
+LETTERS[" "] = ["."] * 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """Means over the frames, by metric, and where the files are."""
+
+    frames: int
+    seconds: float  # it took to restore them
+    bicubic: dict[str, float]
+    restored: dict[str, float]
+    files: dict[str, str]
+
+    def __str__(self) -> str:
+        width = max(map(len, METRICS.values()))
+        lines = [f"{'':{width}}   bicubic  restored"]
+        lines += [
+            f"{METRICS[name]:{width}} {self.bicubic[name]:9.3f} {self.restored[name]:9.3f}"
+            for name in self.bicubic
+        ]
+        if "warping_error" not in self.bicubic:
+            lines.append("(pip install opencv-python-headless adds the flow warping error)")
+        lines.append(f"{self.frames} frames restored in {self.seconds:.0f} s. Look at")
+        lines += [f"  {path}  {what}" for what, path in self.files.items()]
+        return "\n".join(lines)
+
+
+def demo(
+    out: Path,
+    *,
+    quick: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    on_progress: Progress | None = None,
+) -> DemoResult:
+    """Restore the shipped clip (quick: its first frames) into `out`, replacing earlier results."""
+    out.mkdir(parents=True, exist_ok=True)
+    truth, degraded = open_video(DATA / GROUND_TRUTH), open_video(DATA / DEGRADED)
+    count = QUICK_FRAMES if quick else len(truth)
+    files = find_model("tiny")
+    settings = Settings(
+        sampling=SamplingDefaults(**(files.info.sampling or {})),
+        behaviour=replace(DEFAULT, previews="alone"),  # or `quick` would look at all frames
+        device=device,
+    )
+    start = time.monotonic()
+    restored: list[Tensor] = []
+    upscale(
+        Job(
+            source=DATA / DEGRADED,
+            out=out / "restored.mp4",
+            scale=4,
+            frames=(0, count),
+            overwrite=True,
+        ),
+        settings,
+        lambda: load(files, behaviour=settings.behaviour, device=device, dtype=dtype),
+        on_progress=on_progress,
+        on_frame=lambda frame: restored.append(_eight_bit(frame)),
+    )
+    seconds = time.monotonic() - start
+
+    size = (truth.info.width, truth.info.height)
+    bicubic = [_eight_bit(upsample(frame, size, "bicubic")) for frame in islice(degraded, count)]
+    originals = list(islice(truth, count))
+    rows = list(zip(bicubic, restored, originals, strict=True))
+    side_by_side, picture = out / "side_by_side.mp4", out / "comparison.png"
+    _write(side_by_side, open_video(DATA / GROUND_TRUTH, frames=(0, count)), map(_labelled, rows))
+    middle = count // 2
+    one = open_video(DATA / GROUND_TRUTH, frames=(middle, middle + 1))
+    _write(picture, one, [_with_details(rows[middle])])
+    metrics = list(METRICS)
+    if not importlib.util.find_spec("cv2"):
+        metrics.remove("warping_error")
+    return DemoResult(
+        frames=count,
+        seconds=seconds,
+        bicubic=compare(bicubic, originals, metrics=metrics).means,
+        restored=compare(restored, originals, metrics=metrics).means,
+        files={
+            "one frame, with details enlarged": str(picture),
+            "all three side by side": str(side_by_side),
+            "the restored clip": str(out / "restored.mp4"),
+        },
+    )
+
+
+def remake(film: Path, folder: Path) -> None:
+    """Make the shipped clips again, in `folder`, from cityCC0.mpg."""
+    source = open_video(film, frames=(SHOT.start, SHOT.stop))
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / GROUND_TRUTH, source, (cut(frame, REGION) for frame in source))
+    truth = torch.stack(list(open_video(folder / GROUND_TRUTH)))  # as it was stored
+    degraded, _ = degrade_video(truth, HEAVY, SEED)
+    _write(folder / DEGRADED, source, degraded)
+
+
+def _eight_bit(frame: Tensor) -> Tensor:
+    """What a viewer gets of a frame in [0, 1]."""
+    return (frame.clamp(0, 1) * 255).round() / 255
+
+
+def _write(path: Path, timing: VideoSource, frames: Iterable[Tensor]) -> None:
+    first, *rest = frames
+    height, width = first.shape[-2:]
+    with open_sink(path, width=width, height=height, source=timing, overwrite=True) as sink:
+        for frame in (first, *rest):
+            sink.write(frame)
+
+
+def _labelled(row: Sequence[Tensor]) -> Tensor:
+    """Frames (3 h w) side by side under their names."""
+    columns = [
+        torch.cat([_label(text, frame), frame], dim=1)
+        for text, frame in zip(LABELS, row, strict=True)
+    ]
+    return torch.cat(columns, dim=2)
+
+
+def _with_details(row: Sequence[Tensor]) -> Tensor:
+    """Frames side by side, and below them their details, as wide."""
+    lines = [_labelled(row)]
+    for detail in DETAILS:
+        zoom = row[0].shape[-1] // len(detail[1])
+        lines.append(torch.cat([_zoomed(cut(frame, detail), zoom) for frame in row], dim=2))
+    return torch.cat(lines, dim=1)
+
+
+def _zoomed(frame: Tensor, by: int) -> Tensor:
+    return frame.repeat_interleave(by, dim=1).repeat_interleave(by, dim=2)
+
+
+def _label(text: str, frame: Tensor) -> Tensor:
+    """A dark bar as wide as the frame with the text in white."""
+    rows = [" ".join(LETTERS[letter][y] for letter in text) for y in range(7)]
+    pixels = torch.tensor([[float(dot == "#") for dot in row] for row in rows])
+    letters = _zoomed(pixels[None], 2).expand(3, -1, -1)
+    right = frame.shape[-1] - letters.shape[-1] - 8
+    return F.pad(letters, (8, right, 5, 5))

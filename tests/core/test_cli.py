@@ -1,0 +1,373 @@
+"""The command line, run as a function; whole processes only where signals or imports matter."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from star_core.cli import main
+from star_core.geometry import upsample
+from star_core.upscale import BUILT_IN
+from star_core.video_io import open_sink, open_video
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def frames_of(path) -> Tensor:
+    return torch.stack(list(open_video(path)))
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as exit:  # argparse
+        assert isinstance(exit.code, int)
+        code = exit.code
+    return code, *capsys.readouterr()
+
+
+def upscaled(capsys, *arguments) -> dict:
+    code, out, err = run(capsys, "upscale", *arguments, "--json")
+    assert code == 0, err
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def refused(capsys, *arguments) -> str:
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def write_clip(path: Path, frames: int, height: int, width: int, channels: int = 3) -> Path:
+    from fractions import Fraction
+
+    generator = torch.Generator().manual_seed(frames)
+    coarse = torch.rand(frames, channels, 4, 5, generator=generator)
+    clip = upsample(coarse, (width, height), "bicubic").clamp(0, 1)
+    with open_sink(path, width=width, height=height, fps=Fraction(10), alpha=channels == 4) as sink:
+        for frame in clip:
+            sink.write(frame)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips") / "clip.mkv", 3, 12, 16)
+
+
+# size and count
+
+AWKWARD = [
+    ((16, 16), 1, ["--scale", "1"]),
+    ((17, 19), 2, ["--scale", "2.3"]),
+    ((1, 1), 1, ["--scale", "4"]),
+    ((33, 5), 2, ["--scale", "3.999"]),
+    ((7, 31), 3, []),
+    ((64, 2), 1, ["--scale", "1.5"]),
+    ((21, 13), 4, ["--out-size", "43x29"]),
+    ((18, 18), 2, ["--out-size", "18x37"]),
+    ((20, 12), 9, ["--scale", "1.01", "--chunk-frames", "4"]),
+    ((12, 20), 5, ["--scale", "2", "--chunk-frames", "2", "--chunk-overlap", "0"]),
+    ((15, 15), 2, ["--scale", "3.3", "--tile", "32:8"]),
+    ((11, 9), 3, ["--scale", "2.5", "--noise-level", "0"]),
+]
+
+
+@pytest.mark.parametrize(("size", "frames", "options"), AWKWARD)
+def test_awkward_sizes_come_out_exactly(tmp_path, capsys, size, frames, options):
+    width, height = size
+    source = write_clip(tmp_path / "in.mkv", frames, height, width)
+    report = upscaled(capsys, source, tmp_path / "out.mkv", *options)
+    if "--out-size" in options:
+        expected = tuple(map(int, options[1].split("x")))
+    else:
+        scale = float(options[1]) if options else 4
+        expected = int(width * scale + 0.5), int(height * scale + 0.5)
+    info = open_video(tmp_path / "out.mkv").info
+    assert (info.width, info.height, info.frame_count) == (*expected, frames)
+    assert (report["width"], report["height"], report["frames"]) == (*expected, frames)
+    assert info.timestamps == pytest.approx(open_video(source).info.timestamps, abs=1e-3)
+
+
+# what comes out
+
+
+def test_progress_goes_to_stderr_with_time_left_and_nothing_to_stdout(tmp_path, capsys, clip):
+    code, out, err = run(capsys, "upscale", clip, tmp_path / "out.mkv", "--scale", 1)
+    assert (code, out) == (0, "")
+    assert "encode 3/3" in err and "denoise 1/1" in err and "0:00 left" in err
+
+
+def test_strength_0_is_the_bicubic_input_to_one_level(tmp_path, capsys, clip):
+    upscaled(capsys, clip, tmp_path / "out.mkv", "--strength", 0, "--scale", 2)
+    bicubic = upsample(frames_of(clip), (32, 24), "bicubic").clamp(0, 1)
+    assert (frames_of(tmp_path / "out.mkv") - bicubic).abs().max() <= 1 / 255
+
+
+def test_previews_show_what_the_whole_run_shows(tmp_path, capsys):
+    """Exact: one evaluation of the network, and a margin that covers the frame."""
+    source = write_clip(tmp_path / "in.mkv", 7, 12, 16)
+    common = ["--scale", "1.5", "--chunk-frames", "3"]
+    upscaled(capsys, source, tmp_path / "whole.mkv", *common)
+    preview = ["--frames", "3:5", "--crop", "7x5+4+2"]
+    report = upscaled(capsys, source, tmp_path / "part.mkv", *common, *preview)
+    whole, part = frames_of(tmp_path / "whole.mkv"), frames_of(tmp_path / "part.mkv")
+    assert part.shape == (report["frames"], 3, report["height"], report["width"])
+    assert (part - whole[3:5, :, 3:11, 6:17]).abs().max() <= 1 / 255
+
+
+def test_sound_of_a_preview_is_cut_with_its_frames(tmp_path, capsys):
+    import imageio_ffmpeg
+
+    video = write_clip(tmp_path / "silent.mkv", 10, 8, 8)
+    with wave.open(str(tmp_path / "tone.wav"), "wb") as tone:
+        tone.setparams((1, 2, 8000, 0, "NONE", ""))
+        tone.writeframes(bytes(16000))
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error"]
+    both = ["-i", str(video), "-i", str(tmp_path / "tone.wav")]
+    source = tmp_path / "loud.mkv"
+    subprocess.run([*ffmpeg, *both, "-c", "copy", str(source)], check=True)
+    out = tmp_path / "part.mkv"
+    part = ["--frames", "4:6", "--chunk-frames", "4"]
+    upscaled(capsys, source, out, "--scale", 1, *part)
+    sound = subprocess.run(
+        [*ffmpeg, "-i", str(out), "-map", "0:a", "-f", "s16le", "-"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert 0.15 < len(sound) / 16000 < 0.3
+
+
+def test_alpha_is_carried_where_the_output_can(tmp_path, capsys):
+    source = write_clip(tmp_path / "in.mkv", 2, 8, 10, channels=4)
+    upscaled(capsys, source, tmp_path / "out.mkv", "--scale", 2)
+    alpha = upsample(frames_of(source)[:, 3:], (20, 16), "bicubic").clamp(0, 1)
+    assert (frames_of(tmp_path / "out.mkv")[:, 3:] - alpha).abs().max() <= 1 / 255
+    assert ".mkv" in refused(capsys, "upscale", source, tmp_path / "out.mp4")
+
+
+def test_stills_are_restored_each_on_its_own(tmp_path, capsys):
+    stills, out = tmp_path / "stills", tmp_path / "out"
+    stills.mkdir()
+    for name, height, width in (("a", 9, 12), ("b", 7, 8)):
+        write_clip(tmp_path / name, 1, height, width).joinpath("00001.png").rename(
+            stills / f"{name}.png"
+        )
+    report = upscaled(capsys, stills, out, "--stills", "--scale", 2)
+    assert report["frames"] == 2
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png"]
+    assert frames_of(out / "b.png").shape == (1, 3, 14, 16)
+    alone = tmp_path / "alone.png"
+    upscaled(capsys, stills / "b.png", alone, "--scale", 2)
+    assert torch.equal(frames_of(out / "b.png"), frames_of(alone))
+    assert "exists already" in refused(capsys, "upscale", stills, out, "--stills")
+    upscaled(capsys, stills, out, "--stills", "--scale", 1, "--overwrite")
+    assert frames_of(out / "a.png").shape == (1, 3, 9, 12)
+    assert not list(tmp_path.glob(".star-*"))
+
+
+def test_reference_takes_previews_for_clips_of_their_own(tmp_path, capsys, monkeypatch):
+    seen = {}
+
+    def restore(frames, model, vae, positive, negative, settings, canvas, part, **options):
+        seen.update(canvas=canvas, part=part, behaviour=settings.behaviour.name)
+        height, width = canvas.size[::-1]
+        for frame in frames:
+            assert frame.shape == (3, 5, 7)
+            yield torch.zeros(3, height, width)
+
+    monkeypatch.setattr("star_core.upscale.restore", restore)
+    source = write_clip(tmp_path / "in.mkv", 7, 12, 16)
+    preview = ["--frames", "3:5", "--crop", "7x5+4+2", "--scale", "2", "--reference"]
+    report = upscaled(capsys, source, tmp_path / "out.mkv", *preview)
+    assert seen["behaviour"] == "reference"
+    assert seen["canvas"].size == (14, 10) and seen["part"].needed == range(2)
+    assert (report["width"], report["height"], report["frames"]) == (14, 10, 2)
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scale", "0.5"], "scale must be a finite number from 1 up"),
+        (["--scale", "nan"], "scale must be a finite number from 1 up"),
+        (["--scale", "four"], "invalid float value"),
+        (["--scale", "1e6"], "at most 32768"),
+        (["--out-size", "8x8"], "smaller than the input"),
+        (["--out-size", "80"], "WIDTHxHEIGHT"),
+        (["--scale", "2", "--out-size", "80x80"], "not allowed with"),
+        (["--frames", "2:9"], "has 0:3"),
+        (["--frames", "2:2"], "has 0:3"),
+        (["--crop", "20x2+0+0"], "displayed as 16x12"),
+        (["--crop", "2x2"], "WxH+X+Y"),
+        (["--strength", "2"], "strength must be from 0 to 1"),
+        (["--seed", "-1"], "seed must be from 0"),
+        (["--seed", "18446744073709551616"], "seed must be from 0"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--noise-level", "1001"], "noise level must be in"),
+        (["--chunk-frames", "0"], "at least 1"),
+        (["--chunk-frames", "4", "--chunk-overlap", "4"], "overlap must be in"),
+        (["--tile", "0"], "tile overlap"),
+        (["--solver-mode", "fast", "--steps", "20"], "--solver-mode normal"),
+        (["--prompt", "a cat"], "learned prompts"),
+        (["--text-encoder", "clip.bin"], "learned prompts"),
+        (["--vae", "no.safetensors"], "no.safetensors"),
+        (["--model", "no.pt"], "no.pt"),
+        (["--device", "abacus"], "device abacus"),
+        (["--codec", "h265"], "h265 go into .mp4"),
+        (["--stills"], "is not a folder"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_computed(
+    tmp_path, capsys, clip, monkeypatch, options, message
+):
+    monkeypatch.setattr("star_core.upscale.restore", None)
+    out = tmp_path / "out.mkv"
+    assert message in refused(capsys, "upscale", clip, out, *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fast_with_steps_is_allowed_in_reference_which_ignores_them(
+    tmp_path, capsys, clip, monkeypatch
+):
+    monkeypatch.setattr("star_core.upscale.restore", lambda frames, *_, **__: iter(()))
+    options = ["--solver-mode", "fast", "--steps", "20"]
+    with pytest.raises(AssertionError, match="0 of 3 frames written"):  # so it got that far
+        main(["upscale", str(clip), str(tmp_path / "out.mkv"), *options, "--reference"])
+
+
+def test_an_existing_file_is_kept_unless_overwriting_is_asked_for(tmp_path, capsys, clip):
+    out = tmp_path / "out.mkv"
+    out.write_text("precious")
+    assert "exists already" in refused(capsys, "upscale", clip, out, "--scale", 1)
+    assert out.read_text() == "precious"
+    upscaled(capsys, clip, out, "--scale", 1, "--overwrite")
+    assert open_video(out).info.frame_count == 3
+
+
+def test_a_network_without_prompts_asks_for_the_text_encoder_by_name(
+    tmp_path, capsys, clip, monkeypatch
+):
+    from star_core.checkpoints import load_model, save_model
+
+    monkeypatch.delenv("COMFYUI_DIR", raising=False)
+    model = load_model(BUILT_IN["tiny"][0])
+    path = tmp_path / "model.safetensors"
+    save_model(path, model.network, sampling=model.sampling)
+    vae = ["--vae", BUILT_IN["tiny"][1]]
+    error = refused(capsys, "upscale", clip, tmp_path / "out.mkv", "--model", path)
+    assert "no VAE found" in error and "--vae" in error
+    error = refused(capsys, "upscale", clip, tmp_path / "out.mkv", "--model", path, *vae)
+    assert "no text encoder found" in error and "--text-encoder" in error
+
+
+def test_a_vae_of_other_latents_is_refused(tmp_path, capsys, clip):
+    from star_core.vae import vae_from_config
+
+    config = {"block_out_channels": [32, 32], "layers_per_block": 1, "latent_channels": 4}
+    save_file(vae_from_config(config).model.state_dict(), tmp_path / "vae.safetensors")
+    vae = ["--vae", tmp_path / "vae.safetensors"]
+    assert "4 channels" in refused(capsys, "upscale", clip, tmp_path / "out.mkv", *vae)
+
+
+def test_not_enough_memory_is_an_error_with_a_remedy(tmp_path, capsys, clip, monkeypatch):
+    def exhausted(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 TiB")
+
+    monkeypatch.setattr("star_core.upscale.restore", exhausted)
+    error = refused(capsys, "upscale", clip, tmp_path / "out.mkv")
+    assert "--tile" in error
+    assert not list(tmp_path.iterdir())
+
+
+# interruption
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to a process there")
+@pytest.mark.parametrize("out", ["out.mkv", "frames"])
+def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path, out):
+    source = write_clip(tmp_path / "in.mkv", 40, 24, 32)
+    command = ["upscale", str(source), str(tmp_path / out), "--scale", "3"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "star_core", *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "encode 0/40" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate()
+    assert process.returncode == 130
+    assert rest.splitlines()[-1] == "interrupted"
+    assert list(tmp_path.iterdir()) == [source]
+
+
+# other commands
+
+
+def test_manifest_prints_the_published_networks_keys_and_shapes(capsys):
+    code, out, err = run(capsys, "manifest", "i2vgenxl")
+    manifest = json.loads(out)
+    assert (code, err, len(manifest)) == (0, "", 2247)
+    assert manifest["input_blocks.0.0.weight"] == [320, 4, 3, 3]
+
+
+def test_info_tells_what_the_built_in_model_is(capsys):
+    code, out, _ = run(capsys, "info", "tiny", "--json")
+    assert code == 0
+    assert json.loads(out)["kind"] == "star-i2vgenxl"
+    assert "sampling: steps" in run(capsys, "info", "tiny")[1]
+
+
+def test_convert_writes_safetensors_of_the_type_asked_for(tmp_path, capsys):
+    torch.save({"state_dict": {"a": torch.ones(2)}}, tmp_path / "a.pt")
+    out = tmp_path / "a.safetensors"
+    assert run(capsys, "convert", tmp_path / "a.pt", out, "--dtype", "bfloat16")[0] == 0
+    assert "1 bfloat16" in run(capsys, "info", out)[1]
+    assert "exist" in refused(capsys, "convert", tmp_path / "a.pt", out)
+
+
+def test_verify_reports_failure_by_its_exit_code(tmp_path, capsys):
+    (tmp_path / "unheard_of_0.json").write_text('{"what": "nothing"}')
+    code, out, _ = run(capsys, "verify", tmp_path)
+    assert code == 1 and out.startswith("FAIL unheard_of_0")
+    assert "no test vectors" in refused(capsys, "verify", tmp_path / "empty")
+
+
+def test_train_hands_its_arguments_to_the_recipe(tmp_path, capsys, monkeypatch):
+    def train_tiny(data, out, *, steps, seed, on_step):
+        on_step(steps, steps, {"velocity": float(seed)})
+
+    monkeypatch.setattr("star_core.training.tiny.train_tiny", train_tiny)
+    where = ["--data", tmp_path, "--out", tmp_path / "out"]
+    code, out, err = run(capsys, "train", "--preset", "tiny", *where, "--steps", 7, "--seed", 3)
+    assert (code, out, err) == (0, "", "step 7/7, velocity 3.0000, 0:00 left\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["upscale", "demo", "info", "convert", "verify", "manifest", "bench", "train"],
+)
+def test_every_command_explains_itself(capsys, command):
+    code, out, err = run(capsys, command, "--help")
+    assert (code, err) == (0, "") and out.startswith("usage: python -m star_core " + command)
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; import star_core.cli as c; c._parser(); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == "False\n", result.stderr
