@@ -112,7 +112,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 def matmul_size(device: str, dtype: torch.dtype) -> int:
     """Side of square matrices large enough that their product takes a tenth of a second."""
-    side = 1024
+    side = 2048
     while side < 16384:
         a = torch.ones(side, side, device=device, dtype=dtype)
         seconds(lambda a=a: a @ a, device)  # warms up
