@@ -206,7 +206,7 @@ def test_constant_rate_is_recognised_behind_rounded_timestamps(tmp_path, suffix,
 @pytest.mark.parametrize(("quarters", "size"), [(1, "48:32"), (2, "47:31"), (3, "47:32")])
 def test_frames_are_turned_upright(tmp_path, quarters, size):
     vp9 = ["-c:v", "libvpx-vp9", "-pix_fmt", "yuv420p"]
-    stored = pattern(tmp_path / "a.mp4", *vp9, "-vf", f"scale={size}")
+    stored = pattern(tmp_path / "a.mp4", *vp9, "-vf", f"scale={size},setsar=1")
     assert frames_of(stored).shape[2:] == tuple(map(int, size.split(":")[::-1]))
     turned = tmp_path / "b.mp4"
     ffmpeg("-display_rotation", 90 * quarters, "-i", stored, "-c", "copy", turned)
