@@ -12,6 +12,7 @@ class SamplingDefaults:
     model file that carries others in its metadata overrides them.
     steps: network evaluations in normal mode. noise_level: 0 to 1000, where sampling starts.
     cfg: guidance scale, 1 switches guidance off. upsample: how the input gets to its final size.
+    decode_window: frames that the VAE decodes together.
     """
 
     steps: int = 15
@@ -22,3 +23,4 @@ class SamplingDefaults:
     noise_level: int = 900
     upsample: Literal["bilinear", "bicubic"] = "bilinear"
     color_fix: Literal["adain", "wavelet", "none"] = "adain"
+    decode_window: int = 3

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .behaviour import Behaviour
-from .chunking import ChunkConfig, overlapping_windows
+from .chunking import ChunkConfig, adjacent_or_overlapping, overlapping_windows
 from .geometry import Padding, minimal_padding, pad, reference_padding
 
 Region = tuple[range, range]  # rows, columns
@@ -44,7 +44,7 @@ class Part:
                 f"frames {wanted.start}:{wanted.stop} are not in the clip, which has 0:{total}"
             )
         decode_windows = _touching(
-            _decode_windows(total, decode_window, behaviour.decode_overlap), wanted
+            adjacent_or_overlapping(total, decode_window, behaviour.decode_overlap), wanted
         )
         windows = overlapping_windows(total, chunk.length, chunk.overlap, mode=behaviour.windows)
         windows = _touching(windows, _span(decode_windows))
@@ -55,12 +55,6 @@ class Part:
             windows=[_shifted(w, -needed.start) for w in windows],
             decode_windows=[_shifted(w, -needed.start) for w in decode_windows],
         )
-
-
-def _decode_windows(total: int, length: int, overlap: int) -> list[range]:
-    if overlap:
-        return overlapping_windows(total, length, overlap)
-    return [range(i, min(i + length, total)) for i in range(0, total, length)]
 
 
 def _touching(windows: Sequence[range], part: range) -> list[range]:

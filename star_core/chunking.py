@@ -60,6 +60,17 @@ def overlapping_windows(
     return [range(start, start + length) for start in starts]
 
 
+def adjacent_or_overlapping(total: int, length: int, overlap: int) -> list[range]:
+    """`overlapping_windows`, or without overlap one after the other, the last one shorter.
+
+    The latter are the reference's windows of the VAE's decoder.
+    """
+    if overlap:
+        return overlapping_windows(total, length, overlap)
+    _check(length, overlap)
+    return [range(i, min(i + length, total)) for i in range(0, total, length)]
+
+
 def window_weights(windows: Sequence[range], merge: Merge = "smooth") -> list[Tensor]:
     """How much each window counts at each of its positions, float32; sums to 1 over the windows.
 

@@ -12,7 +12,7 @@ from .backbones import SamplingDefaults
 from .behaviour import DEFAULT, Behaviour
 from .canvas import Canvas, Part
 from .checkpoints import StarModel
-from .chunking import ChunkConfig, chunked, window_weights
+from .chunking import ChunkConfig, chunked
 from .color_fix import COLOR_FIXES
 from .diffusion.denoiser import Denoiser
 from .diffusion.samplers import SAMPLERS, refuse_crashes
@@ -31,8 +31,8 @@ class Settings:
     """What a user chooses.
 
     strength: how far each prediction of x_0 goes from the input's latents, 0 to 1; at 0 the result
-    is the bicubic input. seed: 0 to 2^64-1. tile: spatial tiles of the VAE. decode_window: frames
-    that the VAE decodes together. device: where to compute.
+    is the bicubic input. seed: 0 to 2^64-1. tile: spatial tiles of the VAE. device: where
+    to compute.
     """
 
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
@@ -40,7 +40,6 @@ class Settings:
     seed: int = 666
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
     tile: Tile | None = None
-    decode_window: int = 3
     behaviour: Behaviour = DEFAULT
     device: torch.device | str = "cpu"
 
@@ -230,14 +229,10 @@ def _denoised(
 def _decoded(
     latents: Tensor, vae: VideoVAE, tile: Tile | None, windows: list[range], first: int
 ) -> Iterator[Tensor]:
-    """Frames (3 h w) of latents (1 c f h w) from `first` on, blended where windows overlap."""
-    carried = torch.zeros(())  # weighted frames that the next window has its share in
-    for i, (window, weight) in enumerate(zip(windows, window_weights(windows), strict=True)):
-        part = latents[:, :, window.start : window.stop]
-        video = vae.decode(part, window=len(window), overlap=0, tile=tile)[0].cpu()
-        video = video * weight[:, None, None]
-        if i:
-            video[:, : carried.shape[1]] += carried
-        end = windows[i + 1].start if i + 1 < len(windows) else window.stop
-        carried = video[:, end - window.start :]
-        yield from video[:, max(first - window.start, 0) : end - window.start].unbind(1)
+    """Frames (3 h w) of latents (1 c f h w) from `first` on, on the CPU."""
+    frames = (
+        frame
+        for video in vae.decode_windows(latents, windows=windows, tile=tile)
+        for frame in video[0].cpu().unbind(1)
+    )
+    return islice(frames, first - windows[0].start, None)

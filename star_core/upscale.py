@@ -272,7 +272,7 @@ def _clip(source: VideoSource, out: Path, job: Job, settings: Settings) -> Clip:
             total,
             wanted,
             chunk=settings.chunk,
-            decode_window=settings.decode_window,
+            decode_window=settings.sampling.decode_window,
             behaviour=behaviour,
         )
 

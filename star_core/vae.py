@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .chunking import overlapping_windows, window_weights
+from .chunking import adjacent_or_overlapping, window_weights
 from .known_files import identify
 from .models.temporal_conv import speed_up_temporal_convs
 from .tensor_files import load_into, open_tensors
@@ -102,7 +102,7 @@ class VideoVAE:
         frames in all. Values may leave [-1, 1] a little. ValueError unless 0 <= overlap < window.
         """
         if windows is None:
-            windows = _temporal_windows(latents.shape[2], window, overlap)
+            windows = adjacent_or_overlapping(latents.shape[2], window, overlap)
         first, last = windows[0].start, windows[-1].stop
         carried = None  # weighted frames that the next window has its share in
         for i, weight in enumerate(window_weights(windows)):
@@ -128,14 +128,6 @@ class VideoVAE:
         z = z.to(self.model.device, self.model.dtype)
         (video,) = self.model.decode(z, num_frames=frames, return_dict=False)
         return rearrange(video, "(b f) c h w -> b c f h w", f=frames).float()
-
-
-def _temporal_windows(frames: int, window: int, overlap: int) -> list[range]:
-    if overlap:
-        return overlapping_windows(frames, window, overlap)
-    if window < 1:
-        raise ValueError(f"the VAE must decode at least 1 frame at a time, got {window}")
-    return [range(i, min(i + window, frames)) for i in range(0, frames, window)]
 
 
 def vae_from_config(config: Mapping[str, Any]) -> VideoVAE:

@@ -38,6 +38,7 @@ SAMPLING = SamplingDefaults(
     noise_level=900,
     upsample="bicubic",
     color_fix="none",
+    decode_window=8,
 )
 
 

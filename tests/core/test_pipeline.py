@@ -57,8 +57,7 @@ class LosslessVAE(VideoVAE):
     def encode_frame(self, frame, *, noise=None, tile=None):
         return F.pixel_unshuffle(frame, FACTOR)
 
-    def decode(self, latents, *, window=3, overlap=1, tile=None, **options):
-        assert latents.shape[2] == window and overlap == 0
+    def _decode(self, latents):
         video = torch.stack([F.pixel_shuffle(z, FACTOR) for z in latents.unbind(2)], dim=2)
         return torch.lerp(video, video.mean(2, keepdim=True), self.mixing) + self.bias
 
@@ -119,7 +118,7 @@ def run(
         len(clip),
         wanted,
         chunk=settings.chunk,
-        decode_window=settings.decode_window,
+        decode_window=settings.sampling.decode_window,
         behaviour=settings.behaviour,
     )
     canvas = Canvas.of(
