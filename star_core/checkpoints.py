@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ def load_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    operations: ModuleType = nn,
+    operations: Any = nn,
     attention: Attention = scaled_dot_product,
 ) -> StarModel:
     """Load STAR's network, published or self-describing, for inference.

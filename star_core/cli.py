@@ -101,6 +101,9 @@ def _add_compute(parser: argparse._ActionsContainer) -> None:
 def _compute(args: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
     import torch
 
+    from .offload import keep_freed_memory
+
+    keep_freed_memory()
     name = args.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -50,7 +50,7 @@ def df_loss(
     """
     tau = t.float() / (timesteps - 1)
     difference = torch.fft.rfft2(x_0.float() - target.float(), norm="ortho").abs()
-    low = low_frequencies(*x_0.shape[-2:], config, device=x_0.device)
+    low = low_frequencies(x_0.shape[-2], x_0.shape[-1], config, device=x_0.device)
     low_error = (difference * low).mean((1, 2, 3, 4)) / low.mean()
     high_error = (difference * (1 - low)).mean((1, 2, 3, 4)) / (1 - low).mean()
     c = tau**config.alpha

@@ -18,9 +18,9 @@ class VideoControlNet(nn.Module):
         self.middle_block = middle_block(config, make)
         self.input_hint_block = make.conv2d(config.in_dim, config.dim, 3, padding=1)
         self.zero_convs = nn.ModuleList(
-            nn.ModuleList([make.conv2d(channels, channels, 1)]) for channels in outputs
+            nn.Sequential(make.conv2d(channels, channels, 1)) for channels in outputs
         )
-        self.middle_block_out = nn.ModuleList([make.conv2d(outputs[-1], outputs[-1], 1)])
+        self.middle_block_out = nn.Sequential(make.conv2d(outputs[-1], outputs[-1], 1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor | None = None) -> list[Tensor]:
         """x and hint (b c f h w), t (b,), y (b l d) -> one (b·f c h w) a skip, then the middle."""
@@ -33,7 +33,7 @@ class VideoControlNet(nn.Module):
         controls = []
         outputs = encode(self.input_blocks, x, emb, context, frames, hint=hint)
         for zero_conv, output in zip(self.zero_convs, outputs, strict=True):
-            controls.append(zero_conv[0](output))
+            controls.append(zero_conv(output))
             x = output
         x = run_block(self.middle_block, x, emb, context, frames)
-        return [*controls, self.middle_block_out[0](x)]
+        return [*controls, self.middle_block_out(x)]

@@ -4,7 +4,7 @@ A gate between 0 and 1 in front of every global attention block: it weighs token
 channels say locally, so that attention, which is global, does not wash local detail out.
 """
 
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class SpatialLIEM(nn.Module):
     """Gate of each pixel from its 7x7 neighbourhood, per frame (specification, 2.10)."""
 
-    def __init__(self, *, operations: ModuleType = nn, device=None, dtype=None):
+    def __init__(self, *, operations: Any = nn, device=None, dtype=None):
         super().__init__()
         self.conv1 = operations.Conv2d(2, 1, 7, padding=3, bias=False, device=device, dtype=dtype)
 
@@ -26,7 +26,7 @@ class SpatialLIEM(nn.Module):
 class TemporalLIEM(nn.Module):
     """Gate of each token from the maximum and mean of its channels (specification, 2.10)."""
 
-    def __init__(self, *, operations: ModuleType = nn, device=None, dtype=None):
+    def __init__(self, *, operations: Any = nn, device=None, dtype=None):
         super().__init__()
         self.conv1 = operations.Linear(2, 1, bias=False, device=device, dtype=dtype)
 

@@ -16,10 +16,8 @@ def temporal_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
 
     class TemporalConv(conv3d):
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            height = input.shape[-2]
-            planes = F.conv2d(
-                input.flatten(3), weight.squeeze(-1), bias, padding=(self.padding[0], 0)
-            )
+            height, padding = input.shape[-2], (int(self.padding[0]), 0)
+            planes = F.conv2d(input.flatten(3), weight.squeeze(-1), bias, padding=padding)
             return planes.unflatten(3, (height, -1))
 
     return TemporalConv

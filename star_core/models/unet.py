@@ -1,6 +1,6 @@
 """STAR's network on I2VGen-XL: a video UNet steered by a ControlNet (specification, section 2)."""
 
-from types import ModuleType
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -52,7 +52,7 @@ class ControlledVideoUNet(nn.Module):
         self,
         config: UNetConfig,
         *,
-        operations: ModuleType = nn,
+        operations: Any = nn,
         attention: Attention = scaled_dot_product,
         device=None,
         dtype=None,

@@ -4,7 +4,7 @@ Attribute names are checkpoint keys, the reference's spelling included (`temopra
 """
 
 import math
-from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +22,14 @@ class Factory:
     def __init__(
         self,
         *,
-        operations: ModuleType = nn,
+        operations: Any = nn,
         attention: Attention = scaled_dot_product,
         device=None,
         dtype=None,
         norm_groups: int = 32,
     ):
         self.operations, self.attention, self.norm_groups = operations, attention, norm_groups
-        self.where = {"device": device, "dtype": dtype}
+        self.where: dict[str, Any] = {"device": device, "dtype": dtype}
 
     def linear(self, *args, **kwargs) -> nn.Linear:
         return self.operations.Linear(*args, **kwargs, **self.where)
