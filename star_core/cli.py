@@ -480,6 +480,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, required=True, metavar="N", help="optimiser steps in all"
     )
+    parser.add_argument(
+        "--start",
+        metavar="DIR",
+        help="go on from the model and VAE in DIR, such as star_core/weights",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
 
 
@@ -499,4 +504,11 @@ def _train(args: argparse.Namespace) -> None:
         losses = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
         sys.stderr.write(f"step {step}/{steps}, {losses}, {_clock(left)} left\n")
 
-    train_tiny(Path(args.data), Path(args.out), steps=args.steps, seed=args.seed, on_step=on_step)
+    train_tiny(
+        Path(args.data),
+        Path(args.out),
+        steps=args.steps,
+        seed=args.seed,
+        start=Path(args.start) if args.start else None,
+        on_step=on_step,
+    )

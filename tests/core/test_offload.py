@@ -1,0 +1,30 @@
+import platform
+
+import pytest
+import torch
+from torch import nn
+
+from star_core.offload import keep_freed_memory, on_device
+
+
+def test_a_module_goes_home_even_if_the_work_fails():
+    module = nn.Linear(2, 2)
+    with pytest.raises(KeyboardInterrupt), on_device(module, "meta"):
+        assert module.weight.is_meta
+        module.to_empty(device="cpu")  # nothing comes back from meta
+        raise KeyboardInterrupt
+    assert module.weight.device.type == "cpu"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_freed_memory_is_used_again_without_asking_the_system():
+    import resource
+
+    def pages_given() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)  # 64 MB, 16384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    # small objects nibble at the first blocks
+    assert [pages_given() for _ in range(8)][-1] < 1000
