@@ -1,22 +1,25 @@
 """The built-in model's recipe: clips, VAE, latent pairs, network; each stage can be resumed."""
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..backbones import SamplingDefaults
+from ..checkpoints import load_model
 from ..degradation import TRAINING
 from ..models.encoder import UNetConfig
 from ..vae import load_vae
 from .autoencoder import train_vae
 from .clips import ClipConfig, clip_shards
 from .pairs import LatentPairs, encode_pairs
-from .trainer import OnStep, TrainConfig, train
+from .trainer import MODEL_FILE, OnStep, TrainConfig, train
 
 logger = logging.getLogger(__name__)
 
+VAE_FILE = "tiny_vae.safetensors"
 NETWORK = UNetConfig(
     in_dim=16,
     out_dim=16,
@@ -51,15 +54,22 @@ def train_tiny(
     shards: int = 12,
     per_shard: int = 500,
     seed: int = 0,
+    start: Path | None = None,
     on_step: OnStep | None = None,
 ) -> None:
     """Trains the built-in model on the videos and pictures below `data`.
 
     Leaves `out`/tiny.safetensors and `out`/tiny_vae.safetensors, and what it needs to go on with
     more `steps` where it stopped. seed: of clips, degradations, initial weights and noise.
+    start: a folder with those two files to go on from, such as `star_core/weights`.
     """
     clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, ClipConfig()))
-    vae_file = out / "tiny_vae.safetensors"
+    vae_file = out / VAE_FILE
+    init = None
+    if start is not None:
+        init = load_model(start / MODEL_FILE, dtype=torch.float32)
+        if not vae_file.exists():
+            shutil.copyfile(start / VAE_FILE, vae_file)
     if not vae_file.exists():
         opened = [torch.load(path, mmap=True, weights_only=True) for path in clips]
         train_vae(opened, vae_file, steps=vae_steps, seed=seed)
@@ -73,6 +83,9 @@ def train_tiny(
             part = torch.load(path, mmap=True, weights_only=True)
             encode_pairs(part, vae, TRAINING, seed + 1_000_000 * (index + 1), shard)
     latents = LatentPairs(pairs)
-    network = replace(NETWORK, hint_prior=round(latents.spread(), 2))
+    if init is None:
+        network = replace(NETWORK, hint_prior=round(latents.spread(), 2))
+    else:
+        network = init.config
     config = TrainConfig(steps=steps, seed=seed)
-    train(latents, network, config, SAMPLING, out, on_step=on_step)
+    train(latents, network, config, SAMPLING, out, init=init, on_step=on_step)

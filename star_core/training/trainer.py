@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import SamplingDefaults
-from ..checkpoints import LearnedPrompts, save_model
+from ..checkpoints import LearnedPrompts, StarModel, save_model
 from ..diffusion.schedule import star_schedule
 from ..losses import DFLossConfig, df_loss, velocity_loss
 from ..models.encoder import UNetConfig
@@ -130,14 +130,16 @@ def train(
     sampling: SamplingDefaults,
     out: Path,
     *,
+    init: StarModel | None = None,
     on_step: OnStep | None = None,
     every: int = 500,
 ) -> None:
     """Trains, or goes on where `out`/state.pt stopped; writes `out`/tiny.safetensors (float16).
 
-    The written weights are an exponential moving average. on_step(step, steps, parts) is called
-    after each step; an exception from it ends training with nothing lost but the steps since the
-    last checkpoint (`every` steps).
+    The written weights are an exponential moving average. init: a trained model of the same
+    geometry to start from, with its prompts; None starts from the hint.
+    on_step(step, steps, parts) is called after each step; an exception from it ends training with
+    nothing lost but the steps since the last checkpoint (`every` steps).
     """
     out.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(config.seed)
@@ -146,6 +148,10 @@ def train(
         network = ControlledVideoUNet(network_config)
     start_from_hint(network)
     prompts = Prompts(4, network_config.context_dim, generator)
+    if init is not None:
+        assert init.prompts is not None
+        network.load_state_dict(init.network.state_dict())
+        prompts.load_state_dict(init.prompts._asdict())
     trained = Trained(network, prompts)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=config.learning_rate, weight_decay=1e-4)
     average = torch.optim.swa_utils.AveragedModel(

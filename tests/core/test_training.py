@@ -90,6 +90,18 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(pairs, tmp_path
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
+def test_training_goes_on_from_a_given_model(pairs, tmp_path):
+    train(pairs, SMALL, CONFIG, SAMPLING, tmp_path / "first")
+    first = load_model(tmp_path / "first" / MODEL_FILE, dtype=torch.float32)
+    still = replace(CONFIG, steps=1, learning_rate=0.0)
+    train(pairs, SMALL, still, SAMPLING, tmp_path / "second", init=first)
+    second = load_model(tmp_path / "second" / MODEL_FILE, dtype=torch.float32)
+    weights = second.network.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in first.network.state_dict().items())
+    assert first.prompts and second.prompts
+    assert torch.equal(first.prompts.negative, second.prompts.negative)
+
+
 def test_written_model_describes_itself(pairs, tmp_path):
     train(pairs, SMALL, replace(CONFIG, steps=1), SAMPLING, tmp_path)
     model = load_model(tmp_path / MODEL_FILE)
