@@ -305,6 +305,8 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path):
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in the background of a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     assert "encode 0/40" in process.stderr.readline()
@@ -348,11 +350,12 @@ def test_verify_reports_failure_by_its_exit_code(tmp_path, capsys):
 
 
 def test_train_hands_its_arguments_to_the_recipe(tmp_path, capsys, monkeypatch):
-    def train_tiny(data, out, *, steps, seed, on_step):
+    def train_tiny(data, out, *, steps, seed, start, on_step):
+        assert start == tmp_path
         on_step(steps, steps, {"velocity": float(seed)})
 
     monkeypatch.setattr("star_core.training.tiny.train_tiny", train_tiny)
-    where = ["--data", tmp_path, "--out", tmp_path / "out"]
+    where = ["--data", tmp_path, "--out", tmp_path / "out", "--start", tmp_path]
     code, out, err = run(capsys, "train", "--preset", "tiny", *where, "--steps", 7, "--seed", 3)
     assert (code, out, err) == (0, "", "step 7/7, velocity 3.0000, 0:00 left\n")
 
