@@ -1,0 +1,67 @@
+"""The command line: parses, calls, prints. Everything heavy is imported by the command run."""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from .files import add_convert, add_info, add_manifest, run_convert, run_info, run_manifest
+from .measuring import add_bench, add_demo, add_verify, run_bench, run_demo, run_verify
+from .training import add_train, run_train
+from .upscale import add_upscale, run_upscale
+
+SUCCESS, CAN_BE_MENDED, INTERRUPTED = 0, 2, 130
+
+_COMMANDS = (
+    ("upscale", run_upscale, add_upscale, "restore and enlarge a video"),
+    ("demo", run_demo, add_demo, "restore the clip that comes along and measure the result"),
+    ("info", run_info, add_info, "tell what a model file is"),
+    ("convert", run_convert, add_convert, "write a checkpoint as safetensors"),
+    ("verify", run_verify, add_verify, "replay test vectors of the reference implementation"),
+    ("manifest", run_manifest, add_manifest, "print a network's keys and shapes as JSON"),
+    ("bench", run_bench, add_bench, "measure how fast the network runs on this machine"),
+    ("train", run_train, add_train, "train a model"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command. 0 on success, 2 for what the user can mend, 130 after Ctrl-C."""
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        return args.run(args) or SUCCESS
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except MemoryError:
+        reason = "not enough memory"
+    except (ValueError, OSError) as error:
+        reason = str(error)
+    except RuntimeError as error:  # torch has no class of its own for a full main memory
+        if not re.search(r"out of memory|not enough memory|can't allocate memory", str(error)):
+            raise
+        reason = "not enough memory: try --tile 256, a smaller --chunk-frames or a smaller --scale"
+    return _complain(f"error: {reason}", CAN_BE_MENDED)
+
+
+def _complain(message: str, code: int) -> int:
+    sys.stderr.write(" ".join(message.split()) + "\n")
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(CAN_BE_MENDED, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m star_core", description="STAR video super-resolution.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, run, add, text in _COMMANDS:
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        add(command)
+        command.set_defaults(run=run)
+    return parser

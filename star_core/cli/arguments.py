@@ -1,0 +1,60 @@
+"""What several commands share: notations, where to compute, JSON."""
+
+import argparse
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _numbers(pattern: str, example: str) -> Any:
+    def parse(text: str) -> tuple[int | None, ...]:
+        match = re.fullmatch(pattern, text)
+        if match is None:
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form {example}")
+        return tuple(int(number) if number else None for number in match.groups())
+
+    return parse
+
+
+SIZE = _numbers(r"(\d+)x(\d+)", "WIDTHxHEIGHT, such as 1920x1080")
+CROP = _numbers(r"(\d+)x(\d+)\+(\d+)\+(\d+)", "WxH+X+Y, such as 320x180+100+50")
+FRAMES = _numbers(r"(\d*):(\d*)", "A:B, such as 10:20, 10: or :20")
+TILE = _numbers(r"(\d+)(?::(\d+))?", "SIZE or SIZE:OVERLAP, such as 512 or 512:64")
+
+
+def add_compute(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--device", default="auto", help="where to compute: auto (default), cpu, cuda, cuda:1 ..."
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        help="precision; auto (default) is float16 on a GPU, float32 otherwise",
+    )
+
+
+def compute(args: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
+    import torch
+
+    from ..offload import keep_freed_memory
+
+    keep_freed_memory()
+    name = args.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name} cannot be used ({reason}): try --device cpu") from None
+    if args.dtype == "auto":
+        return device, torch.float32 if device.type == "cpu" else torch.float16
+    return device, getattr(torch, args.dtype)
+
+
+def add_json(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")

@@ -1,0 +1,66 @@
+"""`demo`, `verify`, `bench`: how well and how fast it works here."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from .arguments import add_compute, add_json, compute
+from .progress import Progress
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="restore a few frames only")
+    parser.add_argument(
+        "--out", default="out", metavar="FOLDER", help="where the results go (default out)"
+    )
+    parser.add_argument(
+        "--remake",
+        metavar="CITYCC0.MPG",
+        help="make the shipped clips again from the film that they were cut from",
+    )
+    add_compute(parser)
+    add_json(parser)
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    from .. import demo
+
+    if args.remake:
+        demo.remake(Path(args.remake), Path(args.out))
+        return
+    device, dtype = compute(args)
+    result = demo.demo(
+        Path(args.out), quick=args.quick, device=device, dtype=dtype, on_progress=Progress()
+    )
+    print(json.dumps(asdict(result)) if args.json else result)
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="every case below it is replayed")
+    add_json(parser)
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    from ..verify import run
+
+    return run(args.folder, args.json)
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="how often to repeat (default 5)"
+    )
+    add_compute(parser)
+    add_json(parser)
+
+
+def run_bench(args: argparse.Namespace) -> None:
+    from ..bench import run
+    from ..checkpoints import describe
+    from ..models.unet import UNetConfig
+    from ..upscale import BUILT_IN
+
+    device, dtype = compute(args)
+    tiny = UNetConfig(**(describe(BUILT_IN["tiny"][0]).config or {}))
+    run(tiny, rounds=args.rounds, device=str(device), dtype=dtype, as_json=args.json)

@@ -1,0 +1,208 @@
+"""`upscale`: from file to file."""
+
+import argparse
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from .arguments import CROP, FRAMES, SIZE, TILE, add_compute, add_json, compute
+from .progress import Progress
+
+
+def add_upscale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="IN", help="a video, images numbered like %%05d.png, or a folder of them"
+    )
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        help=".mkv (lossless), .mp4, .mov, a folder or %%05d.png for PNG",
+    )
+
+    group = parser.add_argument_group("size and part")
+    size = group.add_mutually_exclusive_group()
+    size.add_argument(
+        "--scale", type=float, metavar="S", help="how much larger, any number from 1 (default 4)"
+    )
+    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="or the exact size")
+    group.add_argument(
+        "--frames", type=FRAMES, metavar="A:B", help="preview of frames A to B-1, counted from 0"
+    )
+    group.add_argument(
+        "--crop",
+        type=CROP,
+        metavar="WxH+X+Y",
+        help="preview of this part of the picture, in pixels of the input as displayed",
+    )
+
+    group = parser.add_argument_group("look (what is not given, the model file says)")
+    group.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="0 is the bicubic input, 1 (default) the full result; between them each prediction "
+        "of the model is pulled towards the input's latents",
+    )
+    group.add_argument("--prompt", metavar="TEXT", help='what the video shows ("a good video")')
+    group.add_argument(
+        "--positive", metavar="TEXT", help="what makes it good, added to the prompt (STAR's words)"
+    )
+    group.add_argument(
+        "--negative", metavar="TEXT", help="what it must not look like (STAR's words)"
+    )
+    group.add_argument(
+        "--cfg", type=float, metavar="X", help="guidance scale; 1 is none and twice as fast"
+    )
+    group.add_argument(
+        "--cfg-rescale", type=float, metavar="X", help="0 to 1, tames the contrast of guidance"
+    )
+    group.add_argument(
+        "--noise-level",
+        type=int,
+        metavar="N",
+        help="0 to 1000, how much of the input is forgotten before it is restored (STAR: 900)",
+    )
+    group.add_argument(
+        "--color-fix",
+        choices=("adain", "wavelet", "none"),
+        help="keep the input's colours by frame statistics, by low frequencies, or not",
+    )
+    group.add_argument(
+        "--seed", type=int, default=666, metavar="N", help="0 to 2^64-1 (default 666)"
+    )
+
+    group = parser.add_argument_group("speed and memory")
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="evaluations of the network in solver mode normal"
+    )
+    group.add_argument(
+        "--solver-mode",
+        choices=("fast", "normal"),
+        help="fast takes STAR's 14 evaluations, normal takes --steps",
+    )
+    group.add_argument("--sampler", choices=("dpmpp_2m_sde", "heun"), help="the solver")
+    group.add_argument(
+        "--chunk-frames",
+        type=int,
+        default=32,
+        metavar="N",
+        help="most frames that the network sees together (default 32)",
+    )
+    group.add_argument(
+        "--chunk-overlap",
+        type=int,
+        metavar="N",
+        help="frames shared by neighbouring chunks (default half of --chunk-frames)",
+    )
+    group.add_argument(
+        "--tile",
+        type=TILE,
+        metavar="N[:OVERLAP]",
+        help="VAE in squares of N pixels of the result (overlap a quarter), for little memory",
+    )
+    add_compute(group)
+
+    group = parser.add_argument_group("models")
+    group.add_argument(
+        "--model", default="tiny", metavar="FILE", help="tiny (built in, default) or a file"
+    )
+    group.add_argument("--vae", metavar="FILE", help="the VAE of Stable Video Diffusion")
+    group.add_argument("--text-encoder", metavar="FILE", help="OpenCLIP ViT-H-14")
+    group.add_argument(
+        "--models-dir",
+        metavar="FOLDER",
+        help="where VAE and text encoder are sought, besides beside the model and in ComfyUI",
+    )
+
+    group = parser.add_argument_group("files")
+    group.add_argument(
+        "--stills", action="store_true", help="IN is a folder of unrelated pictures, OUT a folder"
+    )
+    group.add_argument(
+        "--deinterlace",
+        choices=("auto", "off"),
+        default="auto",
+        help="whole frames from those marked as two fields (auto, default)",
+    )
+    group.add_argument("--codec", choices=("h264", "h265"), help="for .mp4 (default h264)")
+    group.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
+    group.add_argument(
+        "--reference",
+        action="store_true",
+        help="do what the original implementation does, quirks included; --frames and --crop are "
+        "then restored as clips of their own",
+    )
+    add_json(group)
+
+
+def run_upscale(args: argparse.Namespace) -> None:
+    from ..backbones import SamplingDefaults
+    from ..behaviour import DEFAULT, REFERENCE
+    from ..chunking import ChunkConfig
+    from ..pipeline import Settings
+    from ..tiling import Tile
+    from ..upscale import Job, find_model, load, upscale
+
+    start = time.monotonic()
+    device, dtype = compute(args)
+    files = find_model(
+        args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
+    )
+    prompts = {name: getattr(args, name) for name in ("prompt", "positive", "negative")}
+    defaults = SamplingDefaults(**(files.info.sampling or {}))
+    names = ("steps", "solver_mode", "sampler", "cfg", "cfg_rescale", "noise_level", "color_fix")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    sampling = replace(defaults, **given)
+    if sampling.solver_mode == "fast" and "steps" in given and not args.reference:
+        raise ValueError(
+            "solver mode fast has steps of its own: leave out --steps, or add --solver-mode normal"
+        )
+    overlap = args.chunk_overlap
+    tile = args.tile and (args.tile[0], args.tile[0] // 4 if args.tile[1] is None else args.tile[1])
+    settings = Settings(
+        sampling=sampling,
+        strength=args.strength,
+        seed=args.seed,
+        chunk=ChunkConfig(
+            length=args.chunk_frames,
+            overlap=max(args.chunk_frames // 2, 0) if overlap is None else overlap,
+        ),
+        tile=tile and Tile(size=tile[0], overlap=tile[1]),
+        behaviour=REFERENCE if args.reference else DEFAULT,
+        device=device,
+    )
+    job = Job(
+        source=Path(args.source),
+        out=Path(args.out),
+        scale=args.scale if args.scale is not None else None if args.out_size else 4.0,
+        out_size=args.out_size,
+        frames=args.frames and (args.frames[0] or 0, args.frames[1]),
+        crop=args.crop,
+        stills=args.stills,
+        deinterlace=args.deinterlace,
+        codec=args.codec,
+        overwrite=args.overwrite,
+    )
+    result = upscale(
+        job,
+        settings,
+        lambda: load(files, **prompts, behaviour=settings.behaviour, device=device, dtype=dtype),
+        on_progress=Progress(),
+    )
+    if args.json:
+        report = {
+            "input": args.source,
+            "output": args.out,
+            **result,
+            "model": str(files.model),
+            "sampling": asdict(sampling),
+            "strength": args.strength,
+            "seed": args.seed,
+            "behaviour": settings.behaviour.name,
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "seconds": round(time.monotonic() - start, 3),
+        }
+        print(json.dumps(report))
