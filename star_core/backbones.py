@@ -24,3 +24,18 @@ class SamplingDefaults:
     upsample: Literal["bilinear", "bicubic"] = "bilinear"
     color_fix: Literal["adain", "wavelet", "none"] = "adain"
     decode_window: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentFormat:
+    """How a model sees its VAE's latents; the defaults are Stable Diffusion's.
+
+    scale: what raw latents are multiplied by. rgb: one row of (r, g, b) a channel that turns scaled
+    latents into a small picture in [-1, 1]; None where a host has its own.
+    """
+
+    scale: float = 0.18215
+    rgb: tuple[tuple[float, ...], ...] | None = None
+
+
+SD_LATENTS = LatentFormat()

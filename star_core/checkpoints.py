@@ -1,9 +1,10 @@
 """Model files of this project and of STAR: told apart, loaded, written, converted.
 
 A file is self-describing if its safetensors metadata has the key `star`: JSON with `config`, the
-fields of `UNetConfig`, and `sampling`, those of `SamplingDefaults`. The tensors `prompts.positive`
-and `prompts.negative` (1 l d) stand for the text embeddings of a model without text encoder.
-STAR's published files have neither; they are full-size and sampled as `SamplingDefaults` says.
+fields of `UNetConfig`, `sampling`, those of `SamplingDefaults`, and `latents`, those of
+`LatentFormat`. The tensors `prompts.positive` and `prompts.negative` (1 l d) stand for the text
+embeddings of a model without text encoder. STAR's published files have none of these; they are
+full-size and sampled as `SamplingDefaults` says.
 """
 
 import json
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .backbones import SamplingDefaults
+from .backbones import SD_LATENTS, LatentFormat, SamplingDefaults
 from .known_files import STAR_I2VGENXL, VENHANCER, VIDEO_UNET, identify
 from .models.attention import Attention, scaled_dot_product
 from .models.unet import ControlledVideoUNet, UNetConfig
@@ -27,11 +28,13 @@ from .tensor_files import TensorFile, compare, load_into, open_tensors, write_te
 __all__ = [
     "FileInfo",
     "LearnedPrompts",
+    "ModelFile",
     "StarModel",
     "convert",
     "describe",
     "load_into",
     "load_model",
+    "open_model",
     "open_tensors",
     "save_model",
 ]
@@ -47,6 +50,18 @@ class LearnedPrompts(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """What a network's file holds: `tensors` are those of the network, still memory-mapped."""
+
+    path: Path
+    config: UNetConfig
+    sampling: SamplingDefaults
+    latents: LatentFormat
+    prompts: LearnedPrompts | None
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StarModel:
     """A network ready for sampling, and what its file says about itself."""
 
@@ -54,6 +69,24 @@ class StarModel:
     config: UNetConfig
     sampling: SamplingDefaults
     prompts: LearnedPrompts | None
+    latents: LatentFormat = SD_LATENTS
+
+
+def open_model(path: str | os.PathLike[str]) -> ModelFile:
+    """What a file of STAR's network, published or self-describing, says and holds.
+
+    Raises ValueError for a file that is unreadable; what it lacks shows when it is loaded.
+    """
+    file = open_tensors(path)
+    config, sampling, latents = _described(file)
+    return ModelFile(
+        path=file.path,
+        config=config,
+        sampling=sampling,
+        latents=latents,
+        prompts=_prompts(file),
+        tensors=_network_tensors(file),
+    )
 
 
 def load_model(
@@ -68,13 +101,19 @@ def load_model(
 
     dtype: None keeps the file's. Raises ValueError for a file that is no such network.
     """
-    file = open_tensors(path)
-    config, sampling = _described(file)
-    network = ControlledVideoUNet(config, operations=operations, attention=attention, device="meta")
-    load_into(network, _network_tensors(file), device=device, dtype=dtype, name=str(file.path))
+    file = open_model(path)
+    network = ControlledVideoUNet(
+        file.config, operations=operations, attention=attention, device="meta"
+    )
+    load_into(network, file.tensors, device=device, dtype=dtype, name=str(file.path))
     network.eval().requires_grad_(False)
     return StarModel(
-        network=network, config=config, sampling=sampling, prompts=_prompts(file, device, dtype)
+        network=network,
+        config=file.config,
+        sampling=file.sampling,
+        prompts=file.prompts
+        and LearnedPrompts(*(prompt.to(device=device, dtype=dtype) for prompt in file.prompts)),
+        latents=file.latents,
     )
 
 
@@ -83,13 +122,18 @@ def save_model(
     network: ControlledVideoUNet,
     *,
     sampling: SamplingDefaults,
+    latents: LatentFormat = SD_LATENTS,
     prompts: LearnedPrompts | None = None,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a self-describing file that `load_model` reads; further metadata is added to it."""
-    star = {"config": asdict(network.config), "sampling": asdict(sampling)}
+    star = {
+        "config": asdict(network.config),
+        "sampling": asdict(sampling),
+        "latents": asdict(latents),
+    }
     tensors = network.state_dict()
     if prompts is not None:
         tensors |= {_PROMPTS + name: value for name, value in prompts._asdict().items()}
@@ -181,7 +225,7 @@ def describe(path: str | os.PathLike[str]) -> FileInfo:
         wanted = ControlledVideoUNet(described[0], device="meta").state_dict()
         problems.insert(0, str(compare(_network_tensors(file), wanted)))
         if kind is STAR_I2VGENXL:
-            config, sampling = map(asdict, described)
+            config, sampling = map(asdict, described[:2])
     return FileInfo(
         path=str(file.path),
         kind=kind.name,
@@ -203,24 +247,26 @@ def _network_tensors(file: TensorFile) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in file.items() if not key.startswith(_PROMPTS)}
 
 
-def _prompts(
-    file: TensorFile, device: torch.device | str, dtype: torch.dtype | None
-) -> LearnedPrompts | None:
+def _prompts(file: TensorFile) -> LearnedPrompts | None:
     keys = [_PROMPTS + name for name in LearnedPrompts._fields]
     if not any(key in file for key in keys):
         return None
     if missing := [key for key in keys if key not in file]:
         raise ValueError(f"{file.path} is incomplete: {missing[0]!r} is missing; write it again")
-    return LearnedPrompts(*(file[key].to(device=device, dtype=dtype) for key in keys))
+    return LearnedPrompts(*(file[key] for key in keys))
 
 
-def _described(file: TensorFile) -> tuple[UNetConfig, SamplingDefaults]:
-    """Configuration and sampling defaults from the metadata, else from shapes and STAR's."""
+def _described(file: TensorFile) -> tuple[UNetConfig, SamplingDefaults, LatentFormat]:
+    """What the metadata says, else from shapes and STAR's."""
     if "star" not in file.metadata:
-        return infer_config(file), SamplingDefaults()
+        return infer_config(file), SamplingDefaults(), LatentFormat()
     try:
         star = json.loads(file.metadata["star"])
-        return UNetConfig(**star["config"]), SamplingDefaults(**star["sampling"])
+        return (
+            UNetConfig(**star["config"]),
+            SamplingDefaults(**star["sampling"]),
+            LatentFormat(**star.get("latents", {})),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file.path} describes itself in a way that this version does not know ({error}): "

@@ -21,6 +21,13 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
         return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
+    return in_rows(attend, q, k, v, heads)
+
+
+def in_rows(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int
+) -> Tensor:
+    """`attend(q, k, v)` for a part of the batch at a time, so that no kernel's grid overflows."""
     rows = max(1, MAX_ROWS // heads)
     if q.shape[0] <= rows:
         return attend(q, k, v)

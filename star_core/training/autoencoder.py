@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..tensor_files import write_tensors
-from ..vae import vae_from_config
+from ..vae import VideoVAE, vae_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def train_vae(
             psnr = -10 * math.log10(sum(recent[-50:]) / len(recent[-50:]))
             logger.info("step %d PSNR %.2f", step, psnr)
             torch.save(average.module.state_dict(), state_file)
-    config = TINY_VAE | {"scaling_factor": 1.0}
+    config = TINY_VAE | {"scaling_factor": round(1 / latent_std(average.module, clips[0][:50]), 4)}
     write_tensors(
         out,
         average.module.state_dict(),
@@ -145,3 +145,21 @@ def train_vae(
         metadata={"star_vae": json.dumps(config)},
         overwrite=True,
     )
+
+
+@torch.inference_mode()
+def latent_std(vae: Any, clips: Tensor) -> float:
+    """Standard deviation of a VAE's raw latents on uint8 clips (n f 3 h w)."""
+    frames = rearrange(clips, "n f c h w -> (n f) c h w").float() / 127.5 - 1
+    return torch.cat([vae.encode(f[None]).latent_dist.mean for f in frames]).std().item()
+
+
+@torch.inference_mode()
+def preview_rgb(vae: VideoVAE, clips: Tensor) -> tuple[tuple[float, ...], ...]:
+    """The linear map from latents to colours, fitted to uint8 clips (n f 3 h w): (c 3)."""
+    frames = rearrange(clips, "n f c h w -> (n f) c h w").float() / 127.5 - 1
+    latents = torch.cat([vae.encode_frame(frame[None]) for frame in frames])
+    colours = F.avg_pool2d(frames, vae.factor)
+    latents, colours = (rearrange(x, "n c h w -> (n h w) c") for x in (latents, colours))
+    rows = torch.linalg.lstsq(latents, colours).solution.tolist()
+    return tuple(tuple(round(value, 4) for value in row) for row in rows)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ..backbones import SamplingDefaults
+from ..backbones import LatentFormat, SamplingDefaults
 from ..checkpoints import load_model
 from ..degradation import TRAINING
 from ..models.encoder import UNetConfig
 from ..vae import load_vae
-from .autoencoder import train_vae
+from .autoencoder import preview_rgb, train_vae
 from .clips import ClipConfig, clip_shards
 from .pairs import LatentPairs, encode_pairs
 from .trainer import MODEL_FILE, OnStep, TrainConfig, train
@@ -82,10 +82,12 @@ def train_tiny(
             logger.info("encoding %s", path.name)
             part = torch.load(path, mmap=True, weights_only=True)
             encode_pairs(part, vae, TRAINING, seed + 1_000_000 * (index + 1), shard)
-    latents = LatentPairs(pairs)
+    opened = torch.load(clips[0], mmap=True, weights_only=True)
+    latents = LatentFormat(scale=vae.scaling_factor, rgb=preview_rgb(vae, opened[:50]))
+    latent_pairs = LatentPairs(pairs)
     if init is None:
-        network = replace(NETWORK, hint_prior=round(latents.spread(), 2))
+        network = replace(NETWORK, hint_prior=round(latent_pairs.spread(), 2))
     else:
         network = init.config
     config = TrainConfig(steps=steps, seed=seed)
-    train(latents, network, config, SAMPLING, out, init=init, on_step=on_step)
+    train(latent_pairs, network, config, SAMPLING, out, latents=latents, init=init, on_step=on_step)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..backbones import SamplingDefaults
+from ..backbones import SD_LATENTS, LatentFormat, SamplingDefaults
 from ..checkpoints import LearnedPrompts, StarModel, save_model
 from ..diffusion.schedule import star_schedule
 from ..losses import DFLossConfig, df_loss, velocity_loss
@@ -130,6 +130,7 @@ def train(
     sampling: SamplingDefaults,
     out: Path,
     *,
+    latents: LatentFormat = SD_LATENTS,
     init: StarModel | None = None,
     on_step: OnStep | None = None,
     every: int = 500,
@@ -185,6 +186,7 @@ def train(
             out / MODEL_FILE,
             averaged.network,
             sampling=sampling,
+            latents=latents,
             prompts=LearnedPrompts(averaged.prompts.positive, averaged.prompts.negative),
             dtype=torch.float16,
             metadata={"steps": str(step)},

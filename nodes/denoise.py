@@ -1,0 +1,249 @@
+"""Blocks between conditioning and decoding: noise, windows, guidance, noise levels, solver."""
+
+from comfy_api.latest import io
+
+from ..star_core.backbones import SamplingDefaults
+from ..star_core.chunking import ChunkConfig
+from ..star_core.diffusion.samplers import SAMPLERS
+from .host_model import star_of
+from .host_sampling import (
+    SOLVER_NOISE,
+    FrameNoiseSource,
+    finite_sigmas,
+    patch_chunks,
+    patch_guidance,
+    patch_strength,
+    star_sampler,
+)
+
+MERGES = ["smooth", "cut"]
+MODES = ["model", "fast", "normal"]
+
+
+class StarNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="STAR_Noise",
+            display_name="STAR Noise",
+            category="STAR",
+            description="Noise that belongs to the frame: a frame gets the same noise whatever "
+            "the length of the clip and the windows.",
+            inputs=[
+                io.Int.Input(
+                    "seed",
+                    default=666,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Same seed, same result. The solver's noise comes from it as well.",
+                )
+            ],
+            outputs=[io.Noise.Output()],
+        )
+
+    @classmethod
+    def execute(cls, seed: int) -> io.NodeOutput:
+        return io.NodeOutput(FrameNoiseSource(seed))
+
+
+class StarTemporalChunks(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="STAR_TemporalChunks",
+            display_name="STAR Temporal Chunks",
+            category="STAR",
+            description="Denoises a clip of any length in overlapping windows of frames, joined "
+            "at every step. Memory depends on the window, not on the clip.",
+            inputs=[
+                io.Model.Input("model", tooltip="A STAR model."),
+                io.Int.Input(
+                    "chunk_frames",
+                    default=32,
+                    min=1,
+                    max=1024,
+                    tooltip="Most frames that the network sees together. More is steadier and "
+                    "needs more memory.",
+                ),
+                io.Int.Input(
+                    "chunk_overlap",
+                    default=16,
+                    min=0,
+                    max=1023,
+                    tooltip="Frames that neighbouring windows share, fewer than chunk_frames. "
+                    "More hides the joints and takes longer.",
+                ),
+                io.Combo.Input(
+                    "merge",
+                    options=MERGES,
+                    default="smooth",
+                    tooltip="How the shared frames are joined: smooth blends them, cut takes half "
+                    "from each, as the original does.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, chunk_frames: int, chunk_overlap: int, merge: str) -> io.NodeOutput:
+        star_of(model, "STAR Temporal Chunks")
+        if chunk_overlap >= chunk_frames:
+            raise ValueError(
+                f"STAR Temporal Chunks: windows of {chunk_frames} frames cannot share "
+                f"{chunk_overlap}: lower chunk_overlap to at most {chunk_frames - 1}"
+            )
+        chunk = ChunkConfig(length=chunk_frames, overlap=chunk_overlap)
+        return io.NodeOutput(patch_chunks(model, chunk, merge))
+
+
+class StarGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="STAR_Guidance",
+            display_name="STAR Guidance",
+            category="STAR",
+            description="How guidance (cfg) acts: its contrast, the steps in which it runs, and "
+            "how far the result may leave the input.",
+            inputs=[
+                io.Model.Input("model", tooltip="A STAR model."),
+                io.Float.Input(
+                    "cfg_rescale",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Pulls the contrast of the guided prediction back to that of the "
+                    "unguided one. 0 leaves it, STAR takes 0.2.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where in the noise levels guidance begins; 0 is the first step.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where guidance ends; 1 is the last step. Steps without guidance "
+                    "take half the time.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How far each prediction goes from the input's latents: 0 stays at "
+                    "the enlarged input, 1 is the full result.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, cfg_rescale: float, start_percent: float, end_percent: float, strength: float
+    ) -> io.NodeOutput:
+        star_of(model, "STAR Guidance")
+        model = patch_guidance(model, cfg_rescale, start_percent, end_percent)
+        return io.NodeOutput(patch_strength(model, strength))
+
+
+class StarScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="STAR_Scheduler",
+            display_name="STAR Scheduler",
+            category="STAR",
+            description="STAR's noise levels.",
+            inputs=[
+                io.Model.Input("model", tooltip="A STAR model."),
+                io.Combo.Input(
+                    "solver_mode",
+                    options=MODES,
+                    default="model",
+                    tooltip="fast: STAR's 14 evaluations. normal: evenly spaced steps. model: "
+                    "as the model file says.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Steps in solver mode normal; fast has its own. 0: as the model "
+                    "file says.",
+                ),
+                io.Int.Input(
+                    "noise_level",
+                    default=-1,
+                    min=-1,
+                    max=1000,
+                    tooltip="How much of the input is forgotten before it is restored, 0 to "
+                    "1000; STAR takes 900. -1: as the model file says.",
+                ),
+                io.Combo.Input(
+                    "sampler",
+                    options=list(SAMPLERS),
+                    default="dpmpp_2m_sde",
+                    tooltip="For which solver: dpmpp_2m_sde leaves out one level that heun takes.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, solver_mode: str, steps: int, noise_level: int, sampler: str
+    ) -> io.NodeOutput:
+        own = star_of(model, "STAR Scheduler").sampling
+        sampling = SamplingDefaults(
+            solver_mode=own.solver_mode if solver_mode == "model" else solver_mode,
+            steps=steps or own.steps,
+            noise_level=own.noise_level if noise_level < 0 else noise_level,
+            sampler=sampler,
+        )
+        return io.NodeOutput(finite_sigmas(sampling))
+
+
+class StarSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="STAR_Sampler",
+            display_name="STAR Sampler",
+            category="STAR",
+            description="STAR's solvers, for SamplerCustomAdvanced with STAR Scheduler.",
+            inputs=[
+                io.Combo.Input(
+                    "sampler",
+                    options=list(SAMPLERS),
+                    default="dpmpp_2m_sde",
+                    tooltip="dpmpp_2m_sde is STAR's. heun takes two evaluations a step.",
+                ),
+                io.Combo.Input(
+                    "noise",
+                    options=list(SOLVER_NOISE),
+                    default="frame",
+                    tooltip="Noise of the solver: frame belongs to each frame, brownian is one "
+                    "random path as in the original.",
+                ),
+                io.Boolean.Input(
+                    "start_of_run",
+                    default=True,
+                    tooltip="On: start as STAR does. Off: go on where another sampler stopped.",
+                ),
+            ],
+            outputs=[io.Sampler.Output()],
+        )
+
+    @classmethod
+    def execute(cls, sampler: str, noise: str, start_of_run: bool) -> io.NodeOutput:
+        return io.NodeOutput(star_sampler(sampler, noise, start_of_run))

@@ -1,0 +1,213 @@
+"""STAR's network as a MODEL of the host, for its samplers, LoRA, previews and offloading."""
+
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.patcher_extension
+import comfy.supported_models_base
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ..star_core.checkpoints import ModelFile, load_into
+from ..star_core.diffusion.schedule import star_schedule
+from ..star_core.models.attention import in_rows
+from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
+
+# Of CONDITIONING: raw latents (b c f h w) of the low-quality video. Of transformer_options: the
+# frames (a range) that the latents at hand are a window of.
+HINT, WINDOW = "star_hint", "star_window"
+
+# Solvers of the host need finite noise levels; the schedule ends in pure noise, which is infinite.
+# The host stands in this level for it with its own zero-terminal-SNR models.
+PURE_NOISE = 4518.0
+
+WEIGHT_TYPES = {
+    "default": None,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+
+
+class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+    """STAR's schedule; velocities are converted at the rounded timestep, as STAR does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        schedule = star_schedule()
+        sigmas = schedule.log_edm_sigmas.exp()
+        self.set_sigmas(torch.where(sigmas.isinf(), PURE_NOISE, sigmas))
+        self.schedule = schedule
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return self.schedule.model_timestep(torch.where(sigma < PURE_NOISE, sigma, torch.inf))
+
+    def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor):
+        t = self.timestep(sigma).reshape(-1)
+        return self.schedule.x_0(self.calculate_input(sigma, model_input), model_output, t)
+
+    def noise_scaling(self, sigma, noise: Tensor, latent_image: Tensor, max_denoise=False):
+        if sigma >= PURE_NOISE:  # nothing is left of the latents there
+            return noise * sigma
+        return super().noise_scaling(sigma, noise, latent_image, max_denoise)
+
+
+class HostAttention:
+    """The host's attention for the core's layers; `options` are those of the call under way."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return optimized_attention(q, k, v, heads, transformer_options=self.options)
+
+        return in_rows(attend, q, k, v, heads)
+
+
+class HostUNet(ControlledVideoUNet):
+    """The core's network, called as the host calls its own."""
+
+    def __init__(self, config: UNetConfig, *, dtype: torch.dtype, device, operations) -> None:
+        self_attention = HostAttention()
+        super().__init__(
+            config, operations=operations, attention=self_attention, device="meta", dtype=dtype
+        )
+        self.attention = self_attention
+        self.dtype = dtype
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x,
+        timesteps,
+        context=None,
+        control=None,
+        transformer_options=None,
+        hint=None,
+        **kwargs,
+    ):
+        transformer_options = transformer_options or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
+        )
+        return comfy.patcher_extension.WrapperExecutor.new_class_executor(
+            self.velocity, self, wrappers
+        ).execute(x, timesteps, context, hint, transformer_options)
+
+    def velocity(self, x, timesteps, context, hint, transformer_options) -> Tensor:
+        """v of x (b c f h w), which may be a window of the clip that the hint shows."""
+        if (window := transformer_options.get(WINDOW)) is not None:
+            hint = hint[:, :, window.start : window.stop]
+        elif (window := transformer_options.get("context_window")) is not None:
+            hint = window.get_tensor(hint, dim=2)
+        override = "optimized_attention_override" in transformer_options
+        self.attention.options = transformer_options if override else {}
+        try:
+            return super().forward(x, timesteps.long(), context, hint)
+        finally:
+            self.attention.options = {}
+
+
+class StarBaseModel(comfy.model_base.BaseModel):
+    """What the host samples; `star` says how the model wants to be used."""
+
+    def __init__(self, config: "StarConfig", star: ModelFile) -> None:
+        super().__init__(
+            config, comfy.model_base.ModelType.V_PREDICTION, device="meta", unet_model=HostUNet
+        )
+        self.model_sampling = ModelSampling()
+        self.star = star
+
+    def extra_conds(self, **kwargs) -> dict[str, Any]:
+        hint, noise = kwargs.get(HINT), kwargs["noise"]
+        if hint is None:
+            raise ValueError(
+                "the conditioning of this STAR model holds no low-quality video: pass positive "
+                "and negative through STAR Conditioning, and take both from it"
+            )
+        if hint.shape[1:] != noise.shape[1:]:
+            raise ValueError(
+                f"the latents to sample are {list(noise.shape)}, the low-quality video of STAR "
+                f"Conditioning is {list(hint.shape)}, [batch, channels, frames, height, width]: "
+                "take the LATENT from the same STAR Conditioning, or one of the same size"
+            )
+        hint = comfy.conds.CONDNoiseShape(self.process_latent_in(hint))
+        return super().extra_conds(**kwargs) | {"hint": hint}
+
+    def memory_required(self, input_shape, cond_shapes=None) -> float:
+        """Bytes of activations for latents (b c f h w), all frames at once."""
+        dtype = self.manual_cast_dtype or self.get_dtype()
+        batch, _, frames, height, width = input_shape
+        values = batch * frames * height * width * activations(self.star.config)
+        return values * mm.dtype_size(dtype)
+
+
+def activations(config: UNetConfig) -> float:
+    """Values alive at the peak of a forward pass, per latent pixel and frame."""
+    return 30 * config.dim
+
+
+class StarConfig(comfy.supported_models_base.BASE):
+    """What the host asks about a model before it builds it."""
+
+    unet_extra_config = {}
+
+    def __init__(self, star: ModelFile) -> None:
+        super().__init__({"config": star.config})
+        self.latent_format = latent_format(star)
+
+
+def latent_format(star: ModelFile) -> comfy.latent_formats.LatentFormat:
+    """Five-dimensional latents with the model's scale and previews."""
+    format = comfy.latent_formats.SD15(star.latents.scale)
+    format.latent_channels = star.config.in_dim
+    format.latent_dimensions = 3
+    if star.latents.rgb is not None:
+        format.latent_rgb_factors = [list(row) for row in star.latents.rgb]
+    format.taesd_decoder_name = None  # it takes pictures, not videos
+    return format
+
+
+def load_patcher(star: ModelFile, weight_type: str = "default") -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of an open file. weight_type: a key of `WEIGHT_TYPES`."""
+    if weight_type not in WEIGHT_TYPES:
+        raise ValueError(f"unknown weight type {weight_type!r}: use {', '.join(WEIGHT_TYPES)}")
+    config = StarConfig(star)
+    parameters = sum(tensor.numel() for tensor in star.tensors.values())
+    device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
+    types = config.supported_inference_dtypes
+    dtype = WEIGHT_TYPES[weight_type]
+    if dtype is None:
+        stored = next(tensor.dtype for tensor in star.tensors.values())
+        dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=types, weight_dtype=stored)
+    config.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, device, types))
+    model = StarBaseModel(config, star)
+    load_into(
+        model.diffusion_model,
+        star.tensors,
+        device=offload_device,
+        dtype=dtype,
+        name=str(star.path),
+    )
+    model.eval().requires_grad_(False)
+    model.device = offload_device
+    return comfy.model_patcher.ModelPatcher(
+        model, load_device=device, offload_device=offload_device
+    )
+
+
+def star_of(model: comfy.model_patcher.ModelPatcher, node: str) -> ModelFile:
+    """What a MODEL's file says; ValueError, naming the node, if the MODEL is not STAR's."""
+    star = getattr(model.model, "star", None)
+    if not isinstance(star, ModelFile):
+        raise ValueError(
+            f"{node}: the MODEL is a {type(model.model).__name__}, not STAR's: use STAR Load Model"
+        )
+    return star

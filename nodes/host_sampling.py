@@ -1,0 +1,187 @@
+"""STAR's sampling in the host's terms: NOISE, SIGMAS, SAMPLER, and patches of a MODEL."""
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..star_core.backbones import SamplingDefaults
+from ..star_core.chunking import ChunkConfig, Merge, WindowMode, chunked, overlapping_windows
+from ..star_core.diffusion.denoiser import guided_velocity
+from ..star_core.diffusion.samplers import SAMPLERS, SolverNoise
+from ..star_core.diffusion.schedule import sampling_sigmas, star_schedule
+from ..star_core.noise import FrameNoise, brownian_noise
+from .host_model import PURE_NOISE, WINDOW
+
+Options = dict[str, Any]
+
+SOLVER_NOISE: dict[str, Callable[[int, tuple[int, ...], Tensor], SolverNoise]] = {
+    "frame": lambda seed, shape, sigmas: FrameNoise(seed).solver(shape, sigmas),
+    "brownian": lambda seed, shape, sigmas: brownian_noise(shape, sigmas, seed),
+}
+
+
+class FrameNoiseSource:
+    """The host's NOISE: `core.noise.FrameNoise` for the latents to be sampled."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.noise = seed, FrameNoise(seed)
+
+    def generate_noise(self, input_latent: Options) -> Tensor:
+        return self.noise.initial(tuple(input_latent["samples"].shape))
+
+
+def finite_sigmas(sampling: SamplingDefaults) -> Tensor:
+    """STAR's noise levels with a trailing 0; pure noise has the host's finite stand-in."""
+    return sampling_sigmas(
+        star_schedule(),
+        solver_mode=sampling.solver_mode,
+        steps=sampling.steps,
+        noise_level=sampling.noise_level,
+        sampler=sampling.sampler,
+    ).clamp(max=PURE_NOISE)
+
+
+def star_sampler(name: str, noise: str, start_of_run: bool = True) -> comfy.samplers.KSAMPLER:
+    """A solver of the core as a SAMPLER.
+
+    start_of_run: multiply the start by the first noise level as STAR does (see
+    `diffusion.samplers`), right for noised latents only. noise: a key of SOLVER_NOISE.
+    """
+    for what, value, known in (("sampler", name, SAMPLERS), ("noise", noise, SOLVER_NOISE)):
+        if value not in known:
+            raise ValueError(f"STAR Sampler: unknown {what} {value!r}: use {' or '.join(known)}")
+
+    def sample(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None):
+        extra_args = extra_args or {}
+        finite = sigmas.cpu()  # solvers branch on them at every step
+        scale = (finite[0] ** 2 + 1).sqrt()
+        start = x / scale if start_of_run else x / finite[0]
+        levels = torch.where(finite < PURE_NOISE, finite, torch.inf)
+
+        def denoise(x_in: Tensor, sigma: Tensor) -> Tensor:
+            sigma = sigma.clamp(max=PURE_NOISE)
+            x = x_in * (sigma**2 + 1).sqrt()
+            return model(x, sigma.to(x).expand(len(x)), **extra_args)
+
+        def on_step(step: int, total: int, x_0: Tensor) -> None:
+            if callback is not None:
+                sigma = finite[step - 1]
+                callback(
+                    {"i": step - 1, "x": x_0, "denoised": x_0, "sigma": sigma, "sigma_hat": sigma}
+                )
+
+        draws = SOLVER_NOISE[noise](extra_args.get("seed") or 0, tuple(x.shape), levels)
+        return SAMPLERS[name](denoise, start, levels, noise=draws, on_step=on_step)
+
+    return comfy.samplers.KSAMPLER(sample)
+
+
+def patch_chunks(
+    model: ModelPatcher, chunk: ChunkConfig, merge: Merge, mode: WindowMode = "balanced"
+) -> ModelPatcher:
+    """A MODEL that predicts x_0 window by window.
+
+    The windows lie outside guidance, so that its statistics are those of a window, as in STAR.
+    """
+    model = model.clone()
+
+    def predict(executor, x: Tensor, sigma: Tensor, model_options: Options, seed=None) -> Tensor:
+        windows = overlapping_windows(x.shape[2], chunk.length, chunk.overlap, mode=mode)
+
+        def predict_window(x: Tensor, sigma: Tensor, window: range) -> Tensor:
+            mm.throw_exception_if_processing_interrupted()
+            return executor(x, sigma, _options_of(window, model_options), seed)
+
+        return chunked(predict_window, windows, merge)(x, sigma)
+
+    def reserve(executor, model, noise_shape, *args, **kwargs):
+        windows = overlapping_windows(noise_shape[2], chunk.length, chunk.overlap, mode=mode)
+        frames = max(map(len, windows))
+        return executor(model, [*noise_shape[:2], frames, *noise_shape[3:]], *args, **kwargs)
+
+    for kind, wrapper in (
+        (WrappersMP.PREDICT_NOISE, predict),
+        (WrappersMP.PREPARE_SAMPLING, reserve),
+    ):
+        model.remove_wrappers_with_key(kind, "star_chunks")
+        model.add_wrapper_with_key(kind, "star_chunks", wrapper)
+    return model
+
+
+def _options_of(window: range, model_options: Options) -> Options:
+    """The options of a call for one window.
+
+    EasyCache and LazyCache compare a call with the one before it: each window has its own.
+    """
+    options = model_options["transformer_options"]
+    mine: Options = {WINDOW: window}
+    if (cache := options.get("easycache")) is not None:
+        caches = options.setdefault("star_caches", {})
+        if window not in caches:
+            own = caches[window] = cache.clone()
+            own.start_t, own.end_t = cache.start_t, cache.end_t
+        mine["easycache"] = caches[window]
+    return {**model_options, "transformer_options": {**options, **mine}}
+
+
+def patch_guidance(
+    model: ModelPatcher, rescale: float, start_percent: float = 0.0, end_percent: float = 1.0
+) -> ModelPatcher:
+    """A MODEL whose guidance is rescaled and runs between two shares of the noise levels."""
+    model = model.clone()
+    schedule = star_schedule()
+
+    def guide(args: Options) -> Tensor:
+        if args["cond_scale"] == 1:
+            return args["cond"]
+        x, sampling = args["input"], args["model"].model_sampling
+        x_t, t = sampling.calculate_input(args["sigma"], x), sampling.timestep(args["sigma"])
+        v_c, v_u = (
+            schedule.velocity_between(x_t, args[which], t)
+            for which in ("cond_denoised", "uncond_denoised")
+        )
+        v = guided_velocity(v_c, v_u, args["cond_scale"], rescale)
+        return x - schedule.x_0(x_t, v, t)
+
+    if rescale:
+        model.set_model_sampler_cfg_function(guide)
+    sampling = model.get_model_object("model_sampling")
+    begin, end = sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent)
+
+    def predict(executor, x: Tensor, sigma: Tensor, model_options: Options, seed=None) -> Tensor:
+        guider = executor.class_obj
+        if end <= sigma[0] <= begin:
+            return executor(x, sigma, model_options, seed)
+        scale = guider.cfg
+        guider.cfg = 1.0  # the host then leaves the negative prompt out
+        try:
+            return executor(x, sigma, model_options, seed)
+        finally:
+            guider.cfg = scale
+
+    if (start_percent, end_percent) != (0.0, 1.0):
+        _wrap(model, WrappersMP.PREDICT_NOISE, "star_guidance", predict)
+    return model
+
+
+def patch_strength(model: ModelPatcher, strength: float) -> ModelPatcher:
+    """A MODEL whose predictions stay near the low-quality latents; strength 1 changes nothing."""
+    if strength == 1:
+        return model
+    model = model.clone()
+
+    def hold_back(args: Options) -> Tensor:
+        x_0 = args["denoised"]
+        hint = args["cond"][0]["model_conds"]["hint"].cond.to(x_0)
+        if (window := args["model_options"]["transformer_options"].get(WINDOW)) is not None:
+            hint = hint[:, :, window.start : window.stop]
+        return torch.lerp(hint, x_0, strength)
+
+    model.set_model_sampler_post_cfg_function(hold_back)
+    return model
