@@ -1,10 +1,37 @@
 """ComfyUI nodes: thin adapters over star_core, and the only place that may import the host."""
 
+import importlib
+import logging
+
 from comfy_api.latest import ComfyExtension, io  # pyright: ignore[reportMissingImports]
+
+logger = logging.getLogger(__name__)
+
+# The one list of nodes: of each module its classes. A module that lacks an optional package is
+# left out with its nodes, the others work.
+NODES = {
+    "loaders": ("StarLoadModel", "StarLoadVAE", "StarLoadTextEncoder"),
+    "conditioning": ("StarTextEncode", "StarConditioning"),
+    "denoise": ("StarNoise", "StarTemporalChunks", "StarGuidance", "StarScheduler", "StarSampler"),
+    "decode": ("StarVAEEncode", "StarVAEDecode", "StarColorFix"),
+    "restore": ("StarRestore", "StarCompare"),
+}
 
 
 class StarExtension(ComfyExtension):
-    """The pack as the host sees it; `get_node_list` is the one flat list of its nodes."""
+    """The pack as the host sees it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        from .host_files import add_own_folder
+
+        add_own_folder()
+        nodes = []
+        for name, classes in NODES.items():
+            try:
+                module = importlib.import_module(f".{name}", __name__)
+            except ImportError:
+                # The host shows no traceback for errors in here.
+                logger.exception("STAR: the nodes %s cannot be used", ", ".join(classes))
+                continue
+            nodes += [getattr(module, class_name) for class_name in classes]
+        return nodes

@@ -1,10 +1,12 @@
 """Blocks between conditioning and decoding: noise, windows, guidance, noise levels, solver."""
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
-from ..star_core.backbones import SamplingDefaults
 from ..star_core.chunking import ChunkConfig
 from ..star_core.diffusion.samplers import SAMPLERS
+from .host import named
 from .host_model import star_of
 from .host_sampling import (
     SOLVER_NOISE,
@@ -87,14 +89,10 @@ class StarTemporalChunks(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, chunk_frames: int, chunk_overlap: int, merge: str) -> io.NodeOutput:
-        star_of(model, "STAR Temporal Chunks")
-        if chunk_overlap >= chunk_frames:
-            raise ValueError(
-                f"STAR Temporal Chunks: windows of {chunk_frames} frames cannot share "
-                f"{chunk_overlap}: lower chunk_overlap to at most {chunk_frames - 1}"
-            )
-        chunk = ChunkConfig(length=chunk_frames, overlap=chunk_overlap)
-        return io.NodeOutput(patch_chunks(model, chunk, merge))
+        with named("STAR Temporal Chunks"):
+            star_of(model)
+            chunk = ChunkConfig(length=chunk_frames, overlap=chunk_overlap)
+            return io.NodeOutput(patch_chunks(model, chunk, merge))
 
 
 class StarGuidance(io.ComfyNode):
@@ -151,9 +149,10 @@ class StarGuidance(io.ComfyNode):
     def execute(
         cls, model, cfg_rescale: float, start_percent: float, end_percent: float, strength: float
     ) -> io.NodeOutput:
-        star_of(model, "STAR Guidance")
-        model = patch_guidance(model, cfg_rescale, start_percent, end_percent)
-        return io.NodeOutput(patch_strength(model, strength))
+        with named("STAR Guidance"):
+            star_of(model)
+            model = patch_guidance(model, cfg_rescale, start_percent, end_percent)
+            return io.NodeOutput(patch_strength(model, strength))
 
 
 class StarScheduler(io.ComfyNode):
@@ -203,14 +202,16 @@ class StarScheduler(io.ComfyNode):
     def execute(
         cls, model, solver_mode: str, steps: int, noise_level: int, sampler: str
     ) -> io.NodeOutput:
-        own = star_of(model, "STAR Scheduler").sampling
-        sampling = SamplingDefaults(
-            solver_mode=own.solver_mode if solver_mode == "model" else solver_mode,
-            steps=steps or own.steps,
-            noise_level=own.noise_level if noise_level < 0 else noise_level,
-            sampler=sampler,
-        )
-        return io.NodeOutput(finite_sigmas(sampling))
+        with named("STAR Scheduler"):
+            own = star_of(model).sampling
+            sampling = replace(
+                own,
+                solver_mode=own.solver_mode if solver_mode == "model" else solver_mode,
+                steps=steps or own.steps,
+                noise_level=own.noise_level if noise_level < 0 else noise_level,
+                sampler=sampler,
+            )
+            return io.NodeOutput(finite_sigmas(sampling))
 
 
 class StarSampler(io.ComfyNode):
@@ -246,4 +247,5 @@ class StarSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, sampler: str, noise: str, start_of_run: bool) -> io.NodeOutput:
-        return io.NodeOutput(star_sampler(sampler, noise, start_of_run))
+        with named("STAR Sampler"):
+            return io.NodeOutput(star_sampler(sampler, noise, start_of_run))

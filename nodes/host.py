@@ -1,8 +1,14 @@
 """Between the host's types and the core's."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import comfy.model_management as mm
 import comfy.utils
+from comfy_api.latest import io
 from torch import Tensor
+
+from ..star_core.tiling import Tile
 
 
 def video_from_images(images: Tensor) -> Tensor:
@@ -27,3 +33,39 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         mm.throw_exception_if_processing_interrupted()
         self.bar.update_absolute(done, total)
+
+
+@contextmanager
+def named(node: str) -> Iterator[None]:
+    """Puts the node's name before what the core says is wrong."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{node}: {error}") from error
+
+
+def tile_inputs() -> list[io.Input]:
+    """Spatial tiles of the VAE."""
+    return [
+        io.Int.Input(
+            "tile_size",
+            default=0,
+            min=0,
+            max=8192,
+            step=32,
+            tooltip="Largest side of a tile in pixels, 0 for whole frames. Smaller tiles take less "
+            "memory and more time. Where memory runs out, smaller ones are tried by themselves.",
+        ),
+        io.Int.Input(
+            "tile_overlap",
+            default=64,
+            min=0,
+            max=4096,
+            step=8,
+            tooltip="Pixels that neighbouring tiles share and blend. Too few show as seams.",
+        ),
+    ]
+
+
+def tile_of(size: int, overlap: int) -> Tile | None:
+    return Tile(size=size, overlap=overlap) if size else None

@@ -203,11 +203,12 @@ def load_patcher(star: ModelFile, weight_type: str = "default") -> comfy.model_p
     )
 
 
-def star_of(model: comfy.model_patcher.ModelPatcher, node: str) -> ModelFile:
-    """What a MODEL's file says; ValueError, naming the node, if the MODEL is not STAR's."""
+def star_of(model: comfy.model_patcher.ModelPatcher) -> ModelFile:
+    """What a MODEL's file says; ValueError if the MODEL is not STAR's."""
+    # By name: a second copy of this pack has classes of its own, and its models serve as well.
     star = getattr(model.model, "star", None)
-    if not isinstance(star, ModelFile):
+    if star is None:
         raise ValueError(
-            f"{node}: the MODEL is a {type(model.model).__name__}, not STAR's: use STAR Load Model"
+            f"the MODEL is a {type(model.model).__name__}, not STAR's: connect STAR Load Model"
         )
     return star

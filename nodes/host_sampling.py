@@ -55,13 +55,14 @@ def star_sampler(name: str, noise: str, start_of_run: bool = True) -> comfy.samp
     """
     for what, value, known in (("sampler", name, SAMPLERS), ("noise", noise, SOLVER_NOISE)):
         if value not in known:
-            raise ValueError(f"STAR Sampler: unknown {what} {value!r}: use {' or '.join(known)}")
+            raise ValueError(f"unknown {what} {value!r}: use {' or '.join(known)}")
 
     def sample(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None):
         extra_args = extra_args or {}
         finite = sigmas.cpu()  # solvers branch on them at every step
-        scale = (finite[0] ** 2 + 1).sqrt()
-        start = x / scale if start_of_run else x / finite[0]
+        if len(finite) < 2:  # nothing to do
+            return x
+        start = x / ((finite[0] ** 2 + 1).sqrt() if start_of_run else finite[0])
         levels = torch.where(finite < PURE_NOISE, finite, torch.inf)
 
         def denoise(x_in: Tensor, sigma: Tensor) -> Tensor:
@@ -105,13 +106,15 @@ def patch_chunks(
         frames = max(map(len, windows))
         return executor(model, [*noise_shape[:2], frames, *noise_shape[3:]], *args, **kwargs)
 
-    for kind, wrapper in (
-        (WrappersMP.PREDICT_NOISE, predict),
-        (WrappersMP.PREPARE_SAMPLING, reserve),
-    ):
-        model.remove_wrappers_with_key(kind, "star_chunks")
-        model.add_wrapper_with_key(kind, "star_chunks", wrapper)
+    _wrap(model, WrappersMP.PREDICT_NOISE, "star_chunks", predict)
+    _wrap(model, WrappersMP.PREPARE_SAMPLING, "star_chunks", reserve)
     return model
+
+
+def _wrap(model: ModelPatcher, kind: str, key: str, wrapper: Callable) -> None:
+    """Puts a wrapper in the place of an earlier one of the same key."""
+    model.remove_wrappers_with_key(kind, key)
+    model.add_wrapper_with_key(kind, key, wrapper)
 
 
 def _options_of(window: range, model_options: Options) -> Options:

@@ -1,0 +1,103 @@
+"""The low-quality video and the prompts as the host's LATENT and CONDITIONING."""
+
+from typing import Any, NamedTuple
+
+import comfy.sd
+import node_helpers
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..star_core.behaviour import DEFAULT
+from ..star_core.checkpoints import ModelFile
+from ..star_core.geometry import minimal_padding, output_size, pad, upsample
+from ..star_core.text import join_prompt
+from ..star_core.tiling import Tile
+from .host import Progress, video_from_images
+from .host_model import HINT, star_of
+from .host_vae import encode_video, star_vae
+
+Conditioning = list[list[Any]]
+
+
+class Prompts(NamedTuple):
+    """CONDITIONING of what the video is and of what it must not look like."""
+
+    positive: Conditioning
+    negative: Conditioning
+
+
+def prompts_for(
+    star: ModelFile, clip: comfy.sd.CLIP | None, prompt: str, quality: str, negative: str
+) -> Prompts:
+    """The model's learned prompts, or text as STAR reads it, if the model has none.
+
+    77 tokens, parentheses are no weights, nothing is masked. ValueError if a text encoder is
+    missing or another model's.
+    """
+    if star.prompts is not None:
+        return Prompts(*([[learned.float(), {}]] for learned in star.prompts))
+    if clip is None:
+        raise ValueError("this model needs a text encoder: connect STAR Load Text Encoder")
+
+    def encode(text: str) -> Conditioning:
+        tokens = clip.tokenize(text, disable_weights=True)
+        # The host continues long prompts in further blocks of 77; STAR was trained with one.
+        return clip.encode_from_tokens_scheduled({k: v[:1] for k, v in tokens.items()})
+
+    caption = join_prompt(prompt, quality, DEFAULT.prompt_separator)
+    prompts = Prompts(encode(caption), encode(negative))
+    width = prompts.positive[0][0].shape[-1]
+    if width != star.config.context_dim:
+        raise ValueError(
+            f"this CLIP gives embeddings of width {width}, the model takes "
+            f"{star.config.context_dim}: STAR's text encoder is OpenCLIP ViT-H-14"
+        )
+    return prompts
+
+
+def target_size(images: Tensor, scale: float, width: int, height: int) -> tuple[int, int]:
+    """(width, height) of the result: as given, or by scale; one side of 0 follows the other."""
+    _, rows, columns, _ = images.shape
+    if not (width or height):
+        return output_size(columns, rows, scale)
+    size = (width or round(columns * height / rows), height or round(rows * width / columns))
+    return output_size(columns, rows, out_size=size)
+
+
+def low_quality_latent(
+    model: ModelPatcher,
+    vae: comfy.sd.VAE,
+    images: Tensor,
+    size: tuple[int, int],
+    *,
+    upsampling: str | None = None,
+    tile: Tile | None = None,
+) -> dict[str, Any]:
+    """LATENT of images (f h w c), enlarged to `size` and padded to what the network takes.
+
+    It remembers size and padding for STAR VAE Decode. upsampling: bilinear or bicubic, None as the
+    model file says.
+    """
+    star, video_vae = star_of(model), star_vae(vae).video_vae
+    if (found := video_vae.latent_channels) != star.config.in_dim:
+        raise ValueError(
+            f"the VAE makes latents of {found} channels, the model takes {star.config.in_dim}: "
+            "choose the VAE that belongs to the model in STAR Load VAE"
+        )
+    mode: Any = upsampling or star.sampling.upsample
+    padding = minimal_padding(
+        size[1], size[0], vae_factor=video_vae.factor, levels=star.config.downsamplings
+    )
+
+    def prepare(frame: Tensor) -> Tensor:
+        return pad(upsample(frame[:3], size, mode).clamp(0, 1) * 2 - 1, padding, DEFAULT.padding)
+
+    frames = video_from_images(images)
+    latents = encode_video(vae, frames, prepare, tile=tile, on_step=Progress())
+    return {"samples": latents, "star_size": size, "star_padding": padding}
+
+
+def with_hint(prompts: Prompts, latent: dict[str, Any]) -> Prompts:
+    """The prompts together with the low-quality video."""
+    values = {HINT: latent["samples"]}
+    return Prompts(*(node_helpers.conditioning_set_values(prompt, values) for prompt in prompts))

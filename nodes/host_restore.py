@@ -1,0 +1,132 @@
+"""The chain of nodes as one function: encode, sample, decode, fix colours."""
+
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.sample
+import comfy.utils
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
+from torch import Tensor
+
+from ..star_core.color_fix import fix_colors
+from ..star_core.geometry import upsample
+from ..star_core.pipeline import Settings
+from .host import Progress, video_from_images
+from .host_conditioning import Prompts, low_quality_latent, with_hint
+from .host_sampling import (
+    FrameNoiseSource,
+    finite_sigmas,
+    patch_chunks,
+    patch_guidance,
+    patch_strength,
+    star_sampler,
+)
+from .host_vae import decode_video
+
+
+def restore_images(
+    model: ModelPatcher,
+    vae: VAE,
+    images: Tensor,
+    size: tuple[int, int],
+    prompts: Prompts,
+    settings: Settings,
+) -> Tensor:
+    """IMAGE (f h w c) of one clip -> restored IMAGE of `size` (width, height); alpha is enlarged.
+
+    The same as `pipeline.restore` in its default behaviour, through the host's sampling.
+    """
+    frames, sampling = video_from_images(images), settings.sampling
+
+    def enlarged(frame: Tensor, mode: Any = "bicubic") -> Tensor:
+        return upsample(frame, size, mode).clamp(0, 1)
+
+    latent = decoded = None
+    if settings.strength:
+        latent = low_quality_latent(model, vae, images, size, tile=settings.tile)
+        decoded = _decoded(vae, _sampled(model, latent, prompts, settings), latent, settings)
+    unchanged = None
+    if latent and settings.strength < 1:
+        unchanged = _decoded(vae, latent["samples"], latent, settings)
+    restored = torch.empty(
+        (*images.shape[:1], *size[::-1], images.shape[-1]), device=mm.intermediate_device()
+    )
+    progress = Progress()
+
+    def fixed(decoded: Tensor, i: int) -> Tensor:
+        reference = enlarged(frames[i, :3], sampling.upsample)[None]
+        return next(fix_colors(decoded[i : i + 1], reference, method=sampling.color_fix))
+
+    for i, source in enumerate(frames):
+        frame = enlarged(source)
+        if decoded is not None:
+            result = fixed(decoded, i)
+            if unchanged is not None:
+                # Whatever the VAE adds or takes must be gone at strength 0.
+                lost = frame[:3] - fixed(unchanged, i)
+                result = (result + (1 - settings.strength) * lost).clamp(0, 1)
+            frame = torch.cat([result, frame[3:]])
+        restored[i] = frame.movedim(0, -1)
+        progress(i + 1, len(frames))
+    return restored
+
+
+def _sampled(
+    model: ModelPatcher, latent: dict[str, Any], prompts: Prompts, settings: Settings
+) -> Tensor:
+    sampling = settings.sampling
+    model = patch_guidance(model, sampling.cfg_rescale)
+    model = patch_chunks(model, settings.chunk, settings.behaviour.merge)
+    model = patch_strength(model, settings.strength)
+    sigmas = finite_sigmas(sampling)
+    return comfy.sample.sample_custom(
+        model,
+        FrameNoiseSource(settings.seed).generate_noise(latent),
+        sampling.cfg,
+        star_sampler(sampling.sampler, "frame"),
+        sigmas,
+        *with_hint(prompts, latent),
+        latent["samples"],
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=settings.seed,
+    )
+
+
+def _decoded(vae: VAE, latents: Tensor, latent: dict[str, Any], settings: Settings) -> Tensor:
+    """Frames (f c h w) in [0, 1]."""
+    images = decode_video(
+        vae,
+        latents,
+        overlap=settings.behaviour.decode_overlap,
+        window=settings.sampling.decode_window,
+        tile=settings.tile,
+        padding=latent["star_padding"],
+        on_step=Progress(),
+    )
+    return video_from_images(images)
+
+
+def compared(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """IMAGE of the middle frame, left half before, right half after; IMAGE of both side by side.
+
+    before: (f h w c), enlarged to the size of after. ValueError unless they have as many frames.
+    """
+    if len(before) != len(after):
+        raise ValueError(
+            f"there are {len(before)} frames before and {len(after)} after: give the same frames"
+        )
+    height, width = after.shape[1:3]
+    frames = torch.empty((len(after), height, 2 * width, 3), device=mm.intermediate_device())
+    for i, (old, new) in enumerate(zip(video_from_images(before), after, strict=True)):
+        frames[i, :, :width] = (
+            upsample(old[:3], (width, height), "bicubic").clamp(0, 1).movedim(0, -1)
+        )
+        frames[i, :, width:] = new[..., :3]
+    middle, half = frames[len(frames) // 2], width // 2
+    picture = torch.cat([middle[:, :half], middle[:, width + half :]], dim=1)
+    picture[:, max(half - 1, 0) : half + 1] = 1  # the seam
+    return picture[None], frames

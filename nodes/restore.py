@@ -1,0 +1,213 @@
+"""The whole method in one box, and a look at what it did."""
+
+from dataclasses import replace
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..star_core.chunking import ChunkConfig
+from ..star_core.color_fix import COLOR_FIXES
+from ..star_core.pipeline import Settings
+from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT
+from .host import named, tile_inputs, tile_of
+from .host_conditioning import prompts_for, target_size
+from .host_model import star_of
+from .host_restore import compared, restore_images
+
+COLOR_CHOICES = ["model", *COLOR_FIXES]
+
+
+class StarRestore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="STAR_Restore",
+            display_name="STAR Restore",
+            category="STAR",
+            description="Frames in, restored and enlarged frames out: the whole chain in one "
+            "node. What is left at 0, -1 or model is as the model file says.",
+            inputs=[
+                io.Model.Input("model", tooltip="Of STAR Load Model, patched or not."),
+                io.Vae.Input("vae", tooltip="Of STAR Load VAE."),
+                io.Image.Input("images", tooltip="Frames of one clip, in order; alpha is kept."),
+                io.Float.Input(
+                    "scale",
+                    default=4.0,
+                    min=1.0,
+                    max=8.0,
+                    step=0.01,
+                    tooltip="How much larger the result is; 1 restores at the same size.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    tooltip="Width of the result, instead of scale; 0: from height or scale.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    tooltip="Height of the result, instead of scale; 0: from width or scale.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=666,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Same seed, same result.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Steps, evenly spaced. 0: as the model file says (STAR: its 14 fast "
+                    "ones).",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=-1.0,
+                    min=-1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance scale; 1 is none and twice as fast. -1: as the model file "
+                    "says (STAR: 7.5).",
+                ),
+                io.Int.Input(
+                    "noise_level",
+                    default=-1,
+                    min=-1,
+                    max=1000,
+                    tooltip="How much of the input is forgotten before it is restored. -1: as "
+                    "the model file says (STAR: 900).",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="0 is the enlarged input, 1 the full result.",
+                ),
+                io.Int.Input(
+                    "chunk_frames",
+                    default=32,
+                    min=1,
+                    max=1024,
+                    tooltip="Most frames that the network sees together.",
+                ),
+                io.Int.Input(
+                    "chunk_overlap",
+                    default=16,
+                    min=0,
+                    max=1023,
+                    tooltip="Frames that neighbouring windows share.",
+                ),
+                *tile_inputs(),
+                io.Combo.Input(
+                    "color_fix",
+                    options=COLOR_CHOICES,
+                    default="model",
+                    tooltip="How the result gets the input's colours: by frame statistics "
+                    "(adain), by low frequencies (wavelet), or not.",
+                ),
+                io.Boolean.Input(
+                    "stills",
+                    default=False,
+                    tooltip="The images are unrelated pictures, each is restored by itself.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    default=DEFAULT_PROMPT,
+                    multiline=True,
+                    tooltip="What the video shows. STAR's quality words and negative prompt are "
+                    "added. A model with learned prompts takes no text.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="OpenCLIP ViT-H-14. A model with learned prompts needs none.",
+                ),
+            ],
+            outputs=[io.Image.Output("restored", display_name="images")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        vae,
+        images,
+        scale,
+        width,
+        height,
+        seed,
+        steps,
+        cfg,
+        noise_level,
+        strength,
+        chunk_frames,
+        chunk_overlap,
+        tile_size,
+        tile_overlap,
+        color_fix,
+        stills,
+        prompt,
+        clip=None,
+    ) -> io.NodeOutput:
+        with named("STAR Restore"):
+            star = star_of(model)
+            own = star.sampling
+            sampling = replace(
+                own,
+                solver_mode="normal" if steps else own.solver_mode,
+                steps=steps or own.steps,
+                cfg=own.cfg if cfg < 0 else cfg,
+                noise_level=own.noise_level if noise_level < 0 else noise_level,
+                color_fix=own.color_fix if color_fix == "model" else color_fix,
+            )
+            settings = Settings(
+                sampling=sampling,
+                strength=strength,
+                seed=seed,
+                chunk=ChunkConfig(length=chunk_frames, overlap=chunk_overlap),
+                tile=tile_of(tile_size, tile_overlap),
+            )
+            prompts = prompts_for(star, clip, prompt, POSITIVE_PROMPT, NEGATIVE_PROMPT)
+            size = target_size(images, scale, width, height)
+            restored = [
+                restore_images(model, vae, clip_of_images, size, prompts, settings)
+                for clip_of_images in (images.split(1) if stills else [images])
+            ]
+            return io.NodeOutput(torch.cat(restored) if stills else restored[0])
+
+
+class StarCompare(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="STAR_Compare",
+            display_name="STAR Compare",
+            category="STAR",
+            description="Before and after: one picture, its left half before and its right half "
+            "after, and all frames side by side.",
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("before", tooltip="Frames before, of any size."),
+                io.Image.Input("after", tooltip="The same frames after."),
+            ],
+            outputs=[
+                io.Image.Output("picture", tooltip="The middle frame, half before, half after."),
+                io.Image.Output("side_by_side", tooltip="All frames, before on the left."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, before, after) -> io.NodeOutput:
+        with named("STAR Compare"):
+            picture, frames = compared(before, after)
+        return io.NodeOutput(picture, frames, ui=ui.PreviewImage(picture, cls=cls))

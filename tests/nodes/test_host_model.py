@@ -1,0 +1,375 @@
+"""STAR as a MODEL of the host: equal to the core's sampling, and open to what the host offers."""
+
+import importlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from star_core.backbones import SamplingDefaults
+from star_core.chunking import ChunkConfig, chunked, overlapping_windows
+from star_core.diffusion.denoiser import Denoiser
+from star_core.diffusion.samplers import SAMPLERS
+from star_core.diffusion.schedule import sampling_sigmas, star_schedule
+from star_core.noise import FrameNoise, brownian_noise
+from star_core.upscale import BUILT_IN
+
+pytestmark = pytest.mark.host
+
+SHAPE = (1, 16, 9, 10, 12)
+
+
+class Host:
+    """The pack's modules and a small scene: latents of a clip, the MODEL, its conditioning."""
+
+    def __init__(self, pack) -> None:
+        def module(name: str) -> Any:
+            return importlib.import_module(f".nodes.{name}", pack.__name__)
+
+        self.model_file, self.sampling = module("host_model"), module("host_sampling")
+        checkpoints = importlib.import_module(".star_core.checkpoints", pack.__name__)
+        self.star = checkpoints.open_model(BUILT_IN["tiny"][0])
+        self.model = self.model_file.load_patcher(self.star)
+        generator = torch.Generator().manual_seed(4)
+        coarse = torch.randn(1, 16, 9, 5, 6, generator=generator)
+        self.lq = torch.nn.functional.interpolate(coarse[0], (10, 12), mode="bilinear")[None]
+        # the second prompt of the file was hardly trained; noise makes guidance visible
+        shift = torch.randn(self.star.prompts.negative.shape, generator=generator)
+        self.positive = self.star.prompts.positive.float()
+        self.negative = self.positive + shift
+
+    def conditioning(self, prompt):
+        return [[prompt, {self.model_file.HINT: self.raw}]]
+
+    @property
+    def raw(self):
+        """What a VAE of the host gives: not scaled."""
+        return self.lq / self.star.latents.scale
+
+    def run(self, model, sampler, sigmas, *, cfg=3.0, noise=None, seed=5, callback=None):
+        import comfy.sample  # pyright: ignore[reportMissingImports]
+
+        noise = FrameNoise(seed).initial(SHAPE) if noise is None else noise
+        out = comfy.sample.sample_custom(
+            model,
+            noise,
+            cfg,
+            sampler,
+            sigmas,
+            self.conditioning(self.positive),
+            self.conditioning(self.negative),
+            self.raw,
+            callback=callback,
+            disable_pbar=True,
+            seed=seed,
+        )
+        return out * self.star.latents.scale
+
+    def ksampler(self, model, name, scheduler="normal", steps=4, cfg=3.0):
+        import comfy.sample  # pyright: ignore[reportMissingImports]
+
+        noise = comfy.sample.prepare_noise(self.raw, 3)
+        out = comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            name,
+            scheduler,
+            self.conditioning(self.positive),
+            self.conditioning(self.negative),
+            self.raw,
+            disable_pbar=True,
+            seed=3,
+        )
+        return out * self.star.latents.scale
+
+
+@pytest.fixture(scope="module")
+def host(pack) -> Host:
+    return Host(pack)
+
+
+def core_result(host: Host, sampling: SamplingDefaults, chunk: ChunkConfig | None, merge, noise):
+    """What `pipeline` computes, from the core's parts."""
+    from star_core.checkpoints import load_model
+
+    model = load_model(BUILT_IN["tiny"][0], dtype=torch.float32)
+    schedule = star_schedule()
+    sigmas = sampling_sigmas(
+        schedule,
+        solver_mode=sampling.solver_mode,
+        steps=sampling.steps,
+        noise_level=sampling.noise_level,
+        sampler=sampling.sampler,
+    )
+    denoiser = Denoiser(
+        network=model.network,
+        schedule=schedule,
+        positive=host.positive,
+        negative=host.negative,
+        hint=host.lq,
+        guidance_scale=sampling.cfg,
+        guidance_rescale=sampling.cfg_rescale,
+    )
+    frames = SHAPE[2]
+    windows = overlapping_windows(
+        frames, chunk.length if chunk else frames, chunk.overlap if chunk else 0
+    )
+    draws = {
+        "frame": lambda: FrameNoise(5).solver(SHAPE, sigmas),
+        "brownian": lambda: brownian_noise(SHAPE, sigmas, 5),
+    }[noise]()
+    t = torch.tensor([sampling.noise_level - 1])
+    start = schedule.add_noise(host.lq, FrameNoise(5).initial(SHAPE), t)
+    with torch.inference_mode():
+        return SAMPLERS[sampling.sampler](
+            chunked(denoiser, windows, merge), start, sigmas, noise=draws
+        )
+
+
+FAST = SamplingDefaults(cfg=3.0)
+NORMAL = replace(FAST, solver_mode="normal", steps=4)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "chunk", "merge", "noise"),
+    [
+        (FAST, None, "cut", "brownian"),
+        (replace(FAST, noise_level=1000), ChunkConfig(length=4, overlap=2), "cut", "frame"),
+        (NORMAL, ChunkConfig(length=4, overlap=2), "smooth", "frame"),
+        (replace(NORMAL, cfg_rescale=0.0), ChunkConfig(length=5, overlap=1), "cut", "brownian"),
+        (replace(NORMAL, noise_level=1000, cfg_rescale=0.0), None, "cut", "frame"),
+        (replace(NORMAL, sampler="heun", noise_level=600), None, "smooth", "frame"),
+        (replace(NORMAL, cfg=1.0, steps=1), ChunkConfig(length=4, overlap=2), "smooth", "frame"),
+    ],
+)
+def test_the_hosts_sampling_equals_the_cores(host, sampling, chunk, merge, noise):
+    model = host.sampling.patch_guidance(host.model, sampling.cfg_rescale)
+    if chunk is not None:
+        model = host.sampling.patch_chunks(model, chunk, merge)
+    sampler = host.sampling.star_sampler(sampling.sampler, noise)
+    sigmas = host.sampling.finite_sigmas(sampling)
+    found = host.run(model, sampler, sigmas, cfg=sampling.cfg)
+    wanted = core_result(host, sampling, chunk, merge, noise)
+    # float32, and noise levels that the host carries as x / sigma instead of unit variance
+    assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "uni_pc"])
+def test_the_hosts_ksampler_restores_in_chunks(host, name):
+    chunk = ChunkConfig(length=5, overlap=2)
+    model = host.sampling.patch_chunks(
+        host.sampling.patch_guidance(host.model, 0.2), chunk, "smooth"
+    )
+    found = host.ksampler(model, name, cfg=1.0)
+    assert found.shape == SHAPE and found.isfinite().all()
+    # it starts from pure noise, so the video can only come from the hint
+    assert torch.corrcoef(torch.stack([found.flatten(), host.lq.flatten()]))[0, 1] > 0.8
+
+
+def test_chunks_leave_a_short_clip_as_it_is(host):
+    chunked_model = host.sampling.patch_chunks(host.model, ChunkConfig(length=16, overlap=8), "cut")
+    plain, windows = (host.ksampler(m, "euler", steps=2) for m in (host.model, chunked_model))
+    assert torch.equal(plain, windows)
+
+
+def test_chunks_applied_twice_count_once(host):
+    once = host.sampling.patch_chunks(host.model, ChunkConfig(length=4, overlap=2), "cut")
+    other = host.sampling.patch_chunks(host.model, ChunkConfig(length=6, overlap=0), "smooth")
+    twice = host.sampling.patch_chunks(other, ChunkConfig(length=4, overlap=2), "cut")
+    assert torch.equal(
+        host.ksampler(once, "euler", steps=2), host.ksampler(twice, "euler", steps=2)
+    )
+
+
+def test_patches_do_not_touch_the_model_they_are_given(host):
+    before = (dict(host.model.wrappers), dict(host.model.model_options))
+    host.sampling.patch_chunks(host.model, ChunkConfig(length=4, overlap=2), "cut")
+    host.sampling.patch_guidance(host.model, 0.2, 0.1, 0.5)
+    host.sampling.patch_strength(host.model, 0.5)
+    assert (dict(host.model.wrappers), dict(host.model.model_options)) == before
+
+
+def test_the_hosts_own_context_windows_see_their_part_of_the_hint(host):
+    from comfy.context_windows import (  # pyright: ignore[reportMissingImports]
+        ContextFuseMethods,
+        ContextSchedules,
+        IndexListContextHandler,
+        get_matching_context_schedule,
+        get_matching_fuse_method,
+    )
+
+    handler = IndexListContextHandler(
+        context_schedule=get_matching_context_schedule(ContextSchedules.STATIC_STANDARD),
+        fuse_method=get_matching_fuse_method(ContextFuseMethods.PYRAMID),
+        context_length=5,
+        context_overlap=2,
+        context_stride=1,
+        closed_loop=False,
+        dim=2,
+    )
+    model = host.model.clone()
+    model.model_options["context_handler"] = handler
+    found = host.ksampler(model, "euler", cfg=1.0)
+    assert torch.corrcoef(torch.stack([found.flatten(), host.lq.flatten()]))[0, 1] > 0.8
+
+
+def test_guidance_outside_its_interval_is_off(host):
+    guided, off = (
+        host.ksampler(host.sampling.patch_guidance(host.model, 0.2, *interval), "euler")
+        for interval in ((0.0, 1.0), (1.0, 1.0))
+    )
+    assert torch.equal(off, host.ksampler(host.model, "euler", cfg=1.0))
+    partly = host.ksampler(host.sampling.patch_guidance(host.model, 0.2, 0.0, 0.4), "euler")
+    assert not torch.equal(partly, off) and not torch.equal(partly, guided)
+
+
+def test_strength_zero_gives_the_hint_and_more_of_it_changes_more(host):
+    chunk = ChunkConfig(length=4, overlap=2)
+    changes = []
+    for strength in (0.0, 0.25, 0.5, 1.0):
+        model = host.sampling.patch_strength(host.model, strength)
+        found = host.ksampler(host.sampling.patch_chunks(model, chunk, "smooth"), "euler", cfg=1.0)
+        changes.append((found - host.lq).abs().mean())
+    assert changes[0] < 1e-4
+    assert changes == sorted(changes) and changes[1] > 0.01
+
+
+def test_a_lora_for_the_network_changes_the_result_and_can_be_taken_off(host):
+    import comfy.sd  # pyright: ignore[reportMissingImports]
+
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
+    weight = host.model.model.diffusion_model.state_dict()[key[16:] + ".weight"]
+    generator = torch.Generator().manual_seed(1)
+    lora = {
+        f"{key}.lora_A.weight": torch.randn(4, weight.shape[1], generator=generator),
+        f"{key}.lora_B.weight": torch.randn(weight.shape[0], 4, generator=generator),
+    }
+    plain = host.ksampler(host.model, "euler", steps=2, cfg=1.0)
+    patched, _ = comfy.sd.load_lora_for_models(host.model, None, lora, 1.0, 1.0)
+    assert (host.ksampler(patched, "euler", steps=2, cfg=1.0) - plain).abs().max() > 1e-3
+    assert torch.equal(host.ksampler(host.model, "euler", steps=2, cfg=1.0), plain)
+
+
+def test_easycache_skips_steps_of_each_window_by_itself(host):
+    from comfy_extras.nodes_easycache import EasyCacheNode  # pyright: ignore[reportMissingImports]
+
+    chunk = ChunkConfig(length=4, overlap=2)
+    model = host.sampling.patch_chunks(host.model, chunk, "smooth")
+    cached = EasyCacheNode.execute(model, 0.3, 0.1, 0.95, False)[0]
+    calls = 0
+    network = type(host.model.model.diffusion_model)
+    velocity = network.velocity
+
+    def counted(self, *args):
+        nonlocal calls
+        calls += 1
+        return velocity(self, *args)
+
+    network.velocity = counted
+    try:
+        plain = host.ksampler(model, "euler", steps=8, cfg=1.0)
+        whole, calls = calls, 0
+        found = host.ksampler(cached, "euler", steps=8, cfg=1.0)
+    finally:
+        network.velocity = velocity
+    assert whole == 8 * 4
+    assert calls < whole
+    assert torch.corrcoef(torch.stack([found.flatten(), plain.flatten()]))[0, 1] > 0.95
+
+
+def test_an_attention_override_is_asked_in_every_attention(host):
+    seen = []
+
+    def override(attention, *args, **kwargs):
+        seen.append(args[3])
+        return attention(*args, **kwargs)
+
+    model = host.model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    plain = host.ksampler(host.model, "euler", steps=1, cfg=1.0)
+    assert torch.equal(host.ksampler(model, "euler", steps=1, cfg=1.0), plain)
+    transformers = sum(
+        type(module).__name__ == "BasicTransformerBlock"
+        for module in host.model.model.diffusion_model.modules()
+    )
+    assert len(seen) == 2 * transformers
+
+
+@pytest.mark.parametrize("weight_type", ["fp16", "bf16", "fp8_e4m3fn"])
+def test_low_precision_weights_are_cast_as_they_are_used(host, weight_type):
+    model = host.model_file.load_patcher(host.star, weight_type)
+    dtype = host.model_file.WEIGHT_TYPES[weight_type]
+    assert {p.dtype for p in model.model.diffusion_model.parameters()} == {dtype}
+    exact, found = (host.ksampler(m, "euler", steps=1, cfg=1.0) for m in (host.model, model))
+    assert found.isfinite().all()
+    assert torch.corrcoef(torch.stack([found.flatten(), exact.flatten()]))[0, 1] > 0.98
+
+
+def test_torch_compile_works_on_chunks(host):
+    from comfy_api.torch_helpers import (  # pyright: ignore[reportMissingImports]
+        set_torch_compile_wrapper,
+    )
+
+    model = host.sampling.patch_chunks(host.model, ChunkConfig(length=5, overlap=1), "smooth")
+    compiled = model.clone()
+    set_torch_compile_wrapper(compiled, backend="eager")
+    plain, found = (host.ksampler(m, "euler", steps=2, cfg=1.0) for m in (model, compiled))
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_memory_is_asked_for_one_window_not_for_the_clip(host):
+    asked = []
+    model = host.sampling.patch_chunks(host.model, ChunkConfig(length=4, overlap=2), "smooth")
+    base = type(host.model.model)
+    required = base.memory_required
+
+    def recorded(self, shape, cond_shapes=None):
+        asked.append(shape[2])
+        return required(self, shape, cond_shapes)
+
+    base.memory_required = recorded
+    try:
+        host.ksampler(model, "euler", steps=1)
+    finally:
+        base.memory_required = required
+    assert asked and max(asked) == 4
+
+
+def test_sampling_without_the_low_quality_video_says_what_to_connect(host):
+    import comfy.sample  # pyright: ignore[reportMissingImports]
+
+    bare = [[host.positive, {}]]
+    noise = torch.zeros(SHAPE)
+    with pytest.raises(ValueError, match="STAR Conditioning"):
+        comfy.sample.sample(host.model, noise, 1, 1.0, "euler", "normal", bare, bare, noise)
+
+
+def test_latents_of_another_shape_are_refused(host):
+    import comfy.sample  # pyright: ignore[reportMissingImports]
+
+    conditioning = host.conditioning(host.positive)
+    pictures = host.raw[0].transpose(0, 1)  # (f c h w), as an image VAE gives them
+    with pytest.raises(ValueError, match="same STAR Conditioning"):
+        comfy.sample.sample(
+            host.model, pictures, 1, 1.0, "euler", "normal", conditioning, conditioning, pictures
+        )
+
+
+def test_latent_previews_show_the_picture_in_colour(host):
+    from latent_preview import Latent2RGBPreviewer  # pyright: ignore[reportMissingImports]
+
+    from star_core.vae import load_vae
+
+    format = host.model.model.latent_format
+    vae = load_vae(BUILT_IN["tiny"][1])
+    picture = torch.zeros(1, 3, 32, 48)
+    picture[:, 0, :, :24], picture[:, 2, :, 24:] = 0.6, 0.6  # reddish left, bluish right
+    with torch.inference_mode():
+        latents = vae.encode_frame(picture)[:, :, None]
+    previewer = Latent2RGBPreviewer(format.latent_rgb_factors)
+    shown = torch.tensor(list(previewer.decode_latent_to_preview(latents).getdata())).float()
+    left, right = (part.mean((0, 1)) for part in shown.reshape(8, 12, 3).split(6, dim=1))
+    assert left[0] > left[2] + 20 and right[2] > right[0] + 20
