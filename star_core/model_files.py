@@ -1,4 +1,4 @@
-"""Where the VAE and the text encoder lie, if nobody says so."""
+"""Where model files lie: the VAE and the text encoder by what they are, published ones by name."""
 
 import os
 import re
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .downloads import PUBLISHED
 from .known_files import (
     CLIP_OPEN_CLIP,
     CLIP_TRANSFORMERS,
@@ -23,32 +24,39 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 @dataclass(frozen=True, kw_only=True)
 class _Sought:
-    """A file that a model needs: its usual folders and names, the kinds that will do."""
+    """A file that a model needs: its usual names, the kinds that will do, the published one."""
 
     what: str
     option: str
-    folders: tuple[str, ...]
     likely_name: str
     kinds: tuple[FileKind, ...]
-    source: str
+    published: str
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        return _FOLDERS[PUBLISHED[self.published].folder]
+
+
+# Where else people keep what belongs into a folder of ComfyUI's `models`.
+_FOLDERS = {
+    "diffusion_models": ("diffusion_models", "star", "unet", "checkpoints"),
+    "vae": ("vae", "checkpoints"),
+    "text_encoders": ("text_encoders", "text_encoder", "clip", "checkpoints"),
+}
 
 _VAE = _Sought(
     what="VAE",
     option="--vae",
-    folders=("vae", "checkpoints"),
     likely_name=r"svd|diffusion_pytorch_model|temporal",
     kinds=(VAE_DIFFUSERS, VAE_SVD, SVD),
-    source="vae/diffusion_pytorch_model.fp16.safetensors of stabilityai/"
-    "stable-video-diffusion-img2vid on Hugging Face",
+    published="svd_vae",
 )
 _TEXT_ENCODER = _Sought(
     what="text encoder",
     option="--text-encoder",
-    folders=("text_encoders", "text_encoder", "clip", "checkpoints"),
     likely_name=r"open_?clip|vit-?h|clip.?h|text_encoder|sd-?_?2|v2-",
     kinds=(CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, STABLE_DIFFUSION_2),
-    source="open_clip_pytorch_model.bin of laion/CLIP-ViT-H-14-laion2B-s32B-b79K on Hugging Face",
+    published="clip_vit_h",
 )
 
 
@@ -87,6 +95,28 @@ def find_text_encoder(
     return _find(_TEXT_ENCODER, given, model, models_dir, comfyui, fits)
 
 
+def find_published(
+    name: str,
+    *,
+    models_dir: str | os.PathLike[str] | None = None,
+    comfyui: str | os.PathLike[str] | None = None,
+) -> Path:
+    """A published model's file in models_dir or in ComfyUI's folders, also under another suffix.
+
+    name: a key of `downloads.PUBLISHED`. Raises ValueError, saying how to get it, if there is none.
+    """
+    _check_folder(models_dir, "--models-dir")
+    file = PUBLISHED[name]
+    homes = [Path(models_dir)] if models_dir is not None else []
+    places = _places(homes, _FOLDERS[file.folder], comfyui_folder(comfyui))
+    for place in places:
+        for path in _weights(place, recursive=place not in homes):
+            if file.is_named(path):
+                return path
+    home = homes[0] if homes else None
+    raise ValueError(f"{name} is missing: {_how_to_get(name, home)} ({_searched(places)})")
+
+
 def comfyui_folder(given: str | os.PathLike[str] | None = None) -> Path | None:
     """The ComfyUI installation: `given`, COMFYUI_DIR, or the one that this package lies in."""
     if named := given or os.environ.get("COMFYUI_DIR"):
@@ -107,20 +137,22 @@ def _find(
 ) -> Path:
     if given is not None and Path(given).is_file():
         return Path(given)
-    for folder, option in ((given, sought.option), (models_dir, "--models-dir")):
-        if folder is not None and not Path(folder).is_dir():
-            raise ValueError(f"{folder} does not exist: correct {option}")
-    homes = [Path(given)] if given is not None else []
-    if given is None and model is not None:
-        homes.append(Path(model).parent)
-    if given is None and models_dir is not None:
-        homes.append(Path(models_dir))
-    places = [place for home in homes for place in (home, *(home / f for f in sought.folders))]
-    if given is None and (root := comfyui_folder(comfyui)):
-        places += _comfyui_places(root, sought.folders)
+    _check_folder(given, sought.option)
+    _check_folder(models_dir, "--models-dir")
+    homes, root, home = [], None, None
+    if given is not None:
+        homes.append(home := Path(given))
+    else:
+        root = comfyui_folder(comfyui)
+        if model is not None:
+            homes.append(Path(model).parent)
+            home = None if root else homes[0]
+        if models_dir is not None:
+            homes.append(home := Path(models_dir))
+    places = _places(homes, sought.folders, root)
     unreadable = []
     for place in places:
-        for path in _weights(place, sought, recursive=place not in homes):
+        for path in _weights(place, sought.likely_name, recursive=place not in homes):
             try:
                 file = open_tensors(path)
             except ValueError as error:
@@ -128,24 +160,45 @@ def _find(
                 continue
             if identify(file) in sought.kinds and fits(file):
                 return path
-    searched = ", ".join(str(place) for place in places if place.is_dir()) or "nowhere"
-    target = homes[0] / sought.folders[0] if homes else f"ComfyUI's models/{sought.folders[0]}"
     raise ValueError(
-        f"no {sought.what} found: put {sought.source} into {target}, or name the file with "
-        f"{sought.option} (searched: {searched})"
+        f"no {sought.what} found: {_how_to_get(sought.published, home)}, or name the file with "
+        f"{sought.option} ({_searched(places)})"
         + "".join(f"; passed over: {reason}" for reason in unreadable[:3])
     )
 
 
-def _weights(place: Path, sought: _Sought, *, recursive: bool) -> list[Path]:
+def _check_folder(folder: str | os.PathLike[str] | None, option: str) -> None:
+    if folder is not None and not Path(folder).is_dir():
+        raise ValueError(f"{folder} does not exist: correct {option}")
+
+
+def _how_to_get(name: str, home: Path | None) -> str:
+    """home: the models folder that a published file is missing in, None for ComfyUI's."""
+    file = PUBLISHED[name]
+    option = f" --models-dir {home}" if home else ""
+    folder = home / file.folder if home else f"ComfyUI's models/{file.folder}"
+    return f"run `python -m star_core download {name}{option}`, or put {file.source} into {folder}"
+
+
+def _searched(places: list[Path]) -> str:
+    return "searched: " + (", ".join(str(place) for place in places if place.is_dir()) or "nowhere")
+
+
+def _weights(place: Path, likely_name: str = "", *, recursive: bool) -> list[Path]:
     """Checkpoint files of a folder, likely ones first."""
     paths = place.rglob("*") if recursive else place.glob("*")
     files = [path for path in paths if path.suffix in _SUFFIXES and path.is_file()]
 
     def unlikely(path: Path) -> bool:
-        return not re.search(sought.likely_name, path.name, re.IGNORECASE)
+        return not re.search(likely_name, path.name, re.IGNORECASE)
 
     return sorted(files, key=lambda path: (unlikely(path), path))
+
+
+def _places(homes: list[Path], folders: tuple[str, ...], root: Path | None) -> list[Path]:
+    """The homes, their model folders, then ComfyUI's."""
+    places = [place for home in homes for place in (home, *(home / f for f in folders))]
+    return [*places, *(_comfyui_places(root, folders) if root else ())]
 
 
 def _comfyui_places(root: Path, folders: tuple[str, ...]) -> Iterator[Path]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from .behaviour import Behaviour
 from .canvas import Canvas, Part, Region, cut
 from .checkpoints import FileInfo, StarModel, describe, load_model
+from .downloads import PUBLISHED
 from .geometry import output_size
-from .model_files import find_text_encoder, find_vae
+from .model_files import find_published, find_text_encoder, find_vae
 from .pipeline import Progress, Settings, restore
 from .text import (
     DEFAULT_PROMPT,
@@ -31,6 +32,7 @@ from .video_io import VideoSink, VideoSource, open_sink, open_stills, open_video
 
 WEIGHTS = Path(__file__).with_name("weights")
 BUILT_IN = {"tiny": (WEIGHTS / "tiny.safetensors", WEIGHTS / "tiny_vae.safetensors")}
+PUBLISHED_MODELS = [name for name, file in PUBLISHED.items() if file.folder == "diffusion_models"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +62,20 @@ def find_model(
     text_encoder: str | None = None,
     models_dir: str | None = None,
 ) -> ModelFiles:
-    """The files of a built-in model or of one named by its file. Nothing is loaded.
+    """The files of a model: built in, published (`light_deg`, `heavy_deg`) or named by its file.
 
-    Without `vae` and `text_encoder` they are sought, see `model_files`. ValueError if the model is
-    no STAR network, or if a file is missing.
+    Nothing is loaded. A published model, and a `vae` and `text_encoder` that are not given, are
+    sought, see `model_files`. ValueError if the model is no STAR network, or if a file is missing.
     """
     path, built_in_vae = BUILT_IN.get(name, (Path(name), None))
+    if name in PUBLISHED_MODELS and not path.exists():
+        path = find_published(name, models_dir=models_dir)
     info = describe(path)
     if info.config is None:
         raise ValueError(
             f"{path} seems to be a {info.title}: --model takes a STAR network or "
-            f"{', '.join(BUILT_IN)}"
+            f"{', '.join((*BUILT_IN, *PUBLISHED_MODELS))}"
+            + (f" ({info.problems})" if info.problems else "")
         )
     places = {"model": path, "models_dir": models_dir}
     vae_path = built_in_vae if vae is None and built_in_vae else find_vae(vae, **places)

@@ -17,7 +17,7 @@ LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
     (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
     (0, "losses", "metrics", "offload", "tiling"),
-    (1, "models", "tensor_files", "model_files", "video_io", "degradation"),
+    (1, "models", "tensor_files", "downloads", "model_files", "video_io", "degradation"),
     (2, "checkpoints", "clip_tokenizer", "text", "vae"),
     (3, "pipeline", "upscale", "training", "verify"),
     (4, "__main__", "bench", "cli", "demo"),
@@ -26,6 +26,7 @@ EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_name
 OWNERS = {
     "cv2": ["metrics"],
     "diffusers": ["vae"],
+    "huggingface_hub": ["downloads"],
     "imageio_ffmpeg": ["video_io.ffmpeg", "degradation.compression"],
     "tokenizers": ["clip_tokenizer"],
     "torchsde": ["noise"],

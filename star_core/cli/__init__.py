@@ -7,7 +7,16 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .files import add_convert, add_info, add_manifest, run_convert, run_info, run_manifest
+from .files import (
+    add_convert,
+    add_download,
+    add_info,
+    add_manifest,
+    run_convert,
+    run_download,
+    run_info,
+    run_manifest,
+)
 from .measuring import add_bench, add_demo, add_verify, run_bench, run_demo, run_verify
 from .training import add_train, run_train
 from .upscale import add_upscale, run_upscale
@@ -17,6 +26,7 @@ SUCCESS, CAN_BE_MENDED, INTERRUPTED = 0, 2, 130
 _COMMANDS = (
     ("upscale", run_upscale, add_upscale, "restore and enlarge a video"),
     ("demo", run_demo, add_demo, "restore the clip that comes along and measure the result"),
+    ("download", run_download, add_download, "fetch published model files from Hugging Face"),
     ("info", run_info, add_info, "tell what a model file is"),
     ("convert", run_convert, add_convert, "write a checkpoint as safetensors"),
     ("verify", run_verify, add_verify, "replay test vectors of the reference implementation"),

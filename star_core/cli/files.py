@@ -1,10 +1,48 @@
-"""`info`, `convert`, `manifest`: model files."""
+"""`download`, `info`, `convert`, `manifest`: model files."""
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 
 from .arguments import add_json
+from .progress import Progress
+
+
+def add_download(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("names", metavar="NAME", nargs="*", default=[], help="such as light_deg")
+    what.add_argument("--list", action="store_true", help="print the names and what they stand for")
+    parser.add_argument(
+        "--models-dir", metavar="FOLDER", help="where they go (default ComfyUI's models folder)"
+    )
+
+
+def run_download(args: argparse.Namespace) -> None:
+    from ..downloads import PUBLISHED, download, published
+    from ..model_files import comfyui_folder
+
+    if args.list:
+        for name, file in PUBLISHED.items():
+            print(f"{name}: {file.title}, {file.source}, stored as {file.folder}/{file.file}")
+        return
+    for name in args.names:
+        published(name)  # before any of them is fetched
+    models_dir = args.models_dir
+    if models_dir is None:
+        root = comfyui_folder()
+        if root is None:
+            raise ValueError("no ComfyUI found: say where the files go with --models-dir FOLDER")
+        models_dir = root / "models"
+    # Its bars would be drawn over ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    progress = Progress(args.names, unit=" MB")
+    for name in args.names:
+
+        def on_progress(done: int, total: int, name: str = name) -> None:
+            progress(name, done // 10**6, total // 10**6)
+
+        print(download(name, models_dir, on_progress=on_progress))
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:

@@ -106,14 +106,17 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("models")
     group.add_argument(
-        "--model", default="tiny", metavar="FILE", help="tiny (built in, default) or a file"
+        "--model",
+        default="tiny",
+        metavar="FILE",
+        help="tiny (built in, default), light_deg, heavy_deg, or a file",
     )
     group.add_argument("--vae", metavar="FILE", help="the VAE of Stable Video Diffusion")
     group.add_argument("--text-encoder", metavar="FILE", help="OpenCLIP ViT-H-14")
     group.add_argument(
         "--models-dir",
         metavar="FOLDER",
-        help="where VAE and text encoder are sought, besides beside the model and in ComfyUI",
+        help="where models are sought, besides beside the model and in ComfyUI",
     )
 
     group = parser.add_argument_group("files")

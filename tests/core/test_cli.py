@@ -362,7 +362,7 @@ def test_train_hands_its_arguments_to_the_recipe(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["upscale", "demo", "info", "convert", "verify", "manifest", "bench", "train"],
+    ["upscale", "demo", "download", "info", "convert", "verify", "manifest", "bench", "train"],
 )
 def test_every_command_explains_itself(capsys, command):
     code, out, err = run(capsys, command, "--help")

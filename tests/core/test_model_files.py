@@ -123,8 +123,14 @@ def test_comfyuis_extra_model_paths_are_searched(tmp_path):
 @pytest.mark.parametrize(
     "find, expected",
     [
-        (find_vae, "diffusion_pytorch_model.fp16.safetensors .* into .*vae.*--vae"),
-        (find_text_encoder, "open_clip_pytorch_model.bin .* into .*text_encoders.*--text-encoder"),
+        (
+            find_vae,
+            "download svd_vae .*diffusion_pytorch_model.fp16.safetensors .* into .*vae.*--vae",
+        ),
+        (
+            find_text_encoder,
+            "download clip_vit_h .*open_clip_model.* into .*text_encoders.*--text-encoder",
+        ),
     ],
 )
 def test_what_is_not_found_is_named_with_its_place_and_source(tmp_path, find, expected):

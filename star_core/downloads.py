@@ -1,0 +1,211 @@
+"""Published files, fetched from Hugging Face into a ComfyUI `models` folder on demand."""
+
+import hashlib
+import io
+import logging
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+# Bytes that are there, bytes in all.
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedFile:
+    """`path` of a repository on Hugging Face, stored as `file` below `folder` of a models folder.
+
+    beside: further files of the repository, stored beside it under their own names.
+    """
+
+    title: str
+    repo: str
+    path: str
+    folder: str
+    file: str
+    beside: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        return f"{self.path} of {self.repo} on Hugging Face"
+
+    def is_named(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a file goes by this one's name, in whichever folder and format it is."""
+        return PurePath(path).stem == PurePath(self.file).stem
+
+
+PUBLISHED = {
+    "light_deg": PublishedFile(
+        title="STAR for light degradation",
+        repo="SherryX/STAR",
+        path="I2VGen-XL-based/light_deg.pt",
+        folder="diffusion_models",
+        file="STAR/light_deg.pt",
+    ),
+    "heavy_deg": PublishedFile(
+        title="STAR for heavy degradation",
+        repo="SherryX/STAR",
+        path="I2VGen-XL-based/heavy_deg.pt",
+        folder="diffusion_models",
+        file="STAR/heavy_deg.pt",
+    ),
+    "svd_vae": PublishedFile(
+        title="VAE of Stable Video Diffusion",
+        repo="stabilityai/stable-video-diffusion-img2vid",
+        path="vae/diffusion_pytorch_model.fp16.safetensors",
+        folder="vae",
+        file="svd_img2vid_vae_fp16.safetensors",
+    ),
+    "clip_vit_h": PublishedFile(
+        title="text encoder OpenCLIP ViT-H-14",
+        repo="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        path="open_clip_model.safetensors",
+        folder="text_encoders",
+        file="OpenCLIP-ViT-H-14/open_clip_vit_h_14.safetensors",
+        beside=("tokenizer.json",),
+    ),
+}
+
+
+def published(name: str) -> PublishedFile:
+    """A published file by its short name. ValueError for an unknown name."""
+    if name not in PUBLISHED:
+        raise ValueError(
+            f"no published file is called {name!r}: choose among {', '.join(PUBLISHED)}"
+        )
+    return PUBLISHED[name]
+
+
+def download(
+    name: str,
+    models_dir: str | os.PathLike[str],
+    *,
+    on_progress: OnProgress | None = None,
+    endpoint: str | None = None,
+) -> Path:
+    """Where the published file lies below models_dir, fetched first unless it is there.
+
+    It gets its name only when its hash is the one that the hub states; `FILE.sha256` beside it,
+    in the form of sha256sum, says so, and with that nothing is asked or computed again. A file put
+    there by hand is checked once. What an interruption left over is resumed.
+
+    on_progress: called with the bytes that are there and those in all; an exception from it aborts
+    and is passed on. endpoint: None for huggingface_hub's own, which honours HF_ENDPOINT; HF_TOKEN
+    and HF_HUB_OFFLINE hold too. ValueError for an unknown name, a hub that is out of reach or
+    states no hash, and a wrong hash.
+    """
+    file = published(name)
+    path = Path(models_dir) / file.folder / file.file
+    for extra in file.beside:
+        target = path.parent / PurePath(extra).name
+        if not target.exists():
+            _fetch(file.repo, extra, target, lambda *_: None, endpoint)
+    stamp = path.with_name(path.name + ".sha256")
+    if not (path.exists() and stamp.exists() and _age(stamp) >= _age(path)):
+        sha256 = _fetch(file.repo, file.path, path, on_progress or (lambda *_: None), endpoint)
+        if sha256:
+            stamp.write_text(f"{sha256}  {path.name}\n", encoding="utf-8")
+    return path
+
+
+def _age(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def _fetch(
+    repo: str, source: str, target: Path, on_progress: OnProgress, endpoint: str | None
+) -> str | None:
+    """Fetch a file, or check the one that is there; its hash, None if it could not be checked."""
+    # Not at the top: only who fetches needs it.
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    # The bases are requests' or httpx's own error, whichever this huggingface_hub is built on.
+    unreachable: Any = (OSError, *HfHubHTTPError.__bases__)
+    by_hand = f"get {source} of {repo} on Hugging Face yourself and save it as {target}"
+    url = hf_hub_url(repo, source, endpoint=endpoint)
+    try:
+        stated = get_hf_file_metadata(url)
+    except unreachable as error:
+        if target.exists():
+            logger.warning("%s is taken unchecked: %s", target, _reason(error))
+            return None
+        raise ValueError(f"{target.name} cannot be fetched ({_reason(error)}): {by_hand}") from None
+    expected, size = stated.etag or "", stated.size
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", expected) or size is None:
+        raise ValueError(f"the hub states no hash of {source}, it cannot be checked: {by_hand}")
+    if target.exists():
+        if target.stat().st_size == size and _hash(target, expected, on_progress) == expected:
+            return expected
+        raise ValueError(
+            f"{target} is not {source} of {repo}: delete or rename it, then it can be fetched"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Named by its hash, so that what was begun is never continued with another version.
+    path = target.with_name(f"{target.name}.{expected[:12]}.part")
+    if path.exists() and path.stat().st_size > size:
+        path.unlink()
+    path.touch()
+    there = path.stat().st_size
+    on_progress(there, size)
+    try:
+        with _Part(path, size, on_progress) as part:
+            http_get(url, part, resume_size=there, headers=build_hf_headers(), expected_size=size)
+    except unreachable as error:
+        raise ValueError(
+            f"{target.name} cannot be fetched ({_reason(error)}): try again, it goes on where it "
+            f"stopped, or {by_hand}"
+        ) from None
+    if _hash(path, expected, on_progress) != expected:
+        path.unlink()
+        raise ValueError(
+            f"{target.name} arrived damaged, its hash is not the one that the hub states, and is "
+            f"removed: try again, or {by_hand}"
+        )
+    os.replace(path, target)
+    return expected
+
+
+class _Part(io.BufferedWriter):
+    """A file that is continued and tells with each write how far it is."""
+
+    def __init__(self, path: Path, total: int, on_progress: OnProgress) -> None:
+        super().__init__(io.FileIO(str(path), "ab"))
+        self._total = total
+        self._on_progress = on_progress
+
+    def write(self, data, /) -> int:
+        written = super().write(data)
+        self._on_progress(self.tell(), self._total)
+        return written
+
+
+def _hash(path: Path, like: str, on_progress: OnProgress) -> str:
+    """sha256, or git's hash of a file where `like` is one: small files are kept in git itself."""
+    size = path.stat().st_size
+    if len(like) == 64:
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+            on_progress(size, size)
+    return digest.hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words if it is behind an error: requests buries them in its message."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and type(inner).__module__ in ("builtins", "socket", "ssl"):
+            return str(inner) or type(inner).__name__
+        inner = inner.__context__
+    return (str(error) or type(error).__name__).splitlines()[0]
