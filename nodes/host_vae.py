@@ -1,0 +1,263 @@
+"""STAR's VAE as a host VAE: latents of whole clips (b c f h w), time mixed inside windows.
+
+The host's own nodes work on it. What they cannot do (tiles without doubled memory, smaller tiles
+when memory runs out, one frame on the device at a time) is `encode_video` and `decode_video`.
+Everything that depends on the insides of the host's VAE class is in `host_vae`.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import comfy.model_management as mm  # pyright: ignore[reportMissingImports]
+import torch
+from comfy.model_patcher import ModelPatcher  # pyright: ignore[reportMissingImports]
+from comfy.sd import VAE  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn
+
+from ..star_core.behaviour import DEFAULT
+from ..star_core.geometry import Padding, crop
+from ..star_core.noise import FrameNoise
+from ..star_core.tiling import Tile
+from ..star_core.vae import VideoVAE
+
+logger = logging.getLogger(__name__)
+
+Step = Callable[[int, int], None]
+
+
+class FirstStageModel(nn.Module):
+    """What the host calls a VAE's `first_stage_model`: video in [-1, 1] to raw latents and back.
+
+    Raw: not multiplied by the scaling factor, which is the latent format's work in the host. All
+    (b c f h w); results are float32 where the host keeps its intermediates, because only a window
+    of the clip is ever worked on. The children are those of the network, so the state dict has
+    the names of diffusers.
+    """
+
+    def __init__(self, video_vae: VideoVAE, *, window: int, overlap: int) -> None:
+        super().__init__()
+        for name, child in video_vae.model.named_children():
+            self.add_module(name, child)
+        self.video_vae = video_vae
+        self.window = window
+        self.overlap = overlap
+
+    def encode(self, video: Tensor) -> Tensor:
+        return torch.stack([self.encode_frame(frame) for frame in video.unbind(2)], dim=2)
+
+    def encode_frame(
+        self, frame: Tensor, *, noise: Tensor | None = None, tile: Tile | None = None
+    ) -> Tensor:
+        """As `VideoVAE.encode_frame`, but raw, and the host may interrupt."""
+        mm.throw_exception_if_processing_interrupted()
+        latents = self.video_vae.encode_frame(frame.float(), noise=noise, tile=tile)
+        return (latents / self.video_vae.scaling_factor).to(mm.intermediate_device())
+
+    def decode(self, latents: Tensor) -> Tensor:
+        check_latents(latents, self.video_vae)
+        b, _, f, h, w = latents.shape
+        factor = self.video_vae.factor
+        video = torch.empty(b, 3, f, h * factor, w * factor, device=mm.intermediate_device())
+        done = 0
+        for part in self.decode_windows(latents):
+            video[:, :, done : done + part.shape[2]] = part
+            done += part.shape[2]
+        return video
+
+    def decode_windows(
+        self,
+        latents: Tensor,
+        *,
+        window: int | None = None,
+        overlap: int | None = None,
+        tile: Tile | None = None,
+    ) -> Iterator[Tensor]:
+        """As `VideoVAE.decode_windows`, but of raw latents, and the host may interrupt."""
+        mm.throw_exception_if_processing_interrupted()
+        for part in self.video_vae.decode_windows(
+            latents.float() * self.video_vae.scaling_factor,
+            window=window or self.window,
+            overlap=self.overlap if overlap is None else overlap,
+            tile=tile,
+        ):
+            yield part
+            mm.throw_exception_if_processing_interrupted()
+
+    def encode_memory(self, height: int, width: int) -> int:
+        """Bytes on the device at the peak of encoding a frame (or tile) of that many pixels.
+
+        Measured by following allocations on fake tensors: 5 maps of the first level's channels at
+        full size here and 8 in the decoder, whatever the size and the window. A quarter is added
+        for what convolution libraries take.
+        """
+        return int(1.25 * 5 * height * width * self._bytes_per_pixel)
+
+    def decode_memory(self, frames: int, height: int, width: int) -> int:
+        """As `encode_memory`, for a window of frames."""
+        return int(1.25 * 8 * frames * height * width * self._bytes_per_pixel)
+
+    @property
+    def _bytes_per_pixel(self) -> int:
+        model = self.video_vae.model
+        return model.config["block_out_channels"][0] * model.dtype.itemsize
+
+
+def host_vae(video_vae: VideoVAE, *, window: int = 3, overlap: int = DEFAULT.decode_overlap) -> VAE:
+    """A host VAE of a core one, which is taken over: the host decides where its weights are.
+
+    window, overlap: frames decoded together, and shared by neighbouring windows. The host's tiled
+    nodes cut a clip into longer pieces first.
+    """
+    if not 0 <= overlap < window:
+        raise ValueError(f"window overlap must be in [0, {window}), got {overlap}")
+    # The constructor guesses a class from weights and takes no other. This one is a single number,
+    # and all that is not set below stays as for pictures.
+    vae = VAE(sd={"pixel_space_vae": torch.ones(())})
+    model = FirstStageModel(video_vae, window=window, overlap=overlap)
+    model.eval().requires_grad_(False).to(vae.vae_dtype)
+    factor = video_vae.factor
+
+    def memory_used_encode(shape: torch.Size, dtype: torch.dtype) -> int:
+        # The host puts the pixels of the whole clip on the device.
+        return model.encode_memory(*shape[-2:]) + shape.numel() * dtype.itemsize
+
+    def memory_used_decode(shape: torch.Size, dtype: torch.dtype) -> int:
+        height, width = (side * factor for side in shape[-2:])
+        return model.decode_memory(min(shape[2], window), height, width)
+
+    def same_length(frames: int) -> int:
+        return frames
+
+    vae.first_stage_model = model
+    vae.latent_dim = 3
+    vae.latent_channels = video_vae.latent_channels
+    vae.downscale_ratio = vae.upscale_ratio = (same_length, factor, factor)
+    vae.downscale_index_formula = vae.upscale_index_formula = (1, factor, factor)
+    vae.memory_used_encode = memory_used_encode
+    vae.memory_used_decode = memory_used_decode
+    vae.disable_offload = True  # diffusers' layers cannot be streamed: all on the device, or none
+    vae.patcher = ModelPatcher(
+        model, load_device=vae.device, offload_device=mm.vae_offload_device()
+    )
+    return vae
+
+
+def star_vae(vae: VAE) -> FirstStageModel:
+    """STAR's part of a host VAE; ValueError if it is another model's."""
+    model = vae.first_stage_model
+    # By name: a second copy of this pack has a class of its own, and that one serves as well.
+    if not hasattr(model, "video_vae"):
+        raise ValueError(
+            f"the VAE is another model's ({type(model).__name__}): connect STAR Load VAE"
+        )
+    return model
+
+
+def check_latents(latents: Tensor, video_vae: VideoVAE) -> None:
+    """ValueError unless these are latents (b c f h w) with this VAE's channels."""
+    shape = "x".join(map(str, latents.shape))
+    if latents.ndim != 5:
+        raise ValueError(
+            f"the latents ({shape}) are those of pictures, not of a clip (batch, channels, frames, "
+            "height, width): take them from STAR Conditioning or STAR VAE Encode, or encode with "
+            "the VAE of STAR Load VAE"
+        )
+    if latents.shape[1] != video_vae.latent_channels:
+        raise ValueError(
+            f"the latents ({shape}) have {latents.shape[1]} channels and are another VAE's, this "
+            f"one has {video_vae.latent_channels}: decode with the VAE that encoded them"
+        )
+
+
+def encode_video(
+    vae: VAE,
+    frames: Tensor,
+    prepare: Callable[[Tensor], Tensor],
+    *,
+    noise: FrameNoise | None = None,
+    tile: Tile | None = None,
+    on_step: Step | None = None,
+) -> Tensor:
+    """Raw latents (1 c f h w) of frames (f c h w) in [0, 1], one of them on the device at a time.
+
+    prepare: a frame (c h w) -> what is encoded of it (3 h w) in [-1, 1], sizes that the VAE takes.
+    noise: for a sample of the posterior, None for its mean. on_step: frames done and in all.
+    """
+    model = star_vae(vae)
+    size = prepare(frames[0]).shape[-2:]
+    shape = (1, vae.latent_channels, *(side // model.video_vae.factor for side in size))
+
+    def encoded(tile: Tile | None) -> Tensor:
+        _load(vae, model.encode_memory(*_largest(size, tile)))
+        latents = []
+        for i, frame in enumerate(frames):
+            sample = noise.posterior(i, shape) if noise else None
+            latents.append(model.encode_frame(prepare(frame)[None], noise=sample, tile=tile))
+            if on_step:
+                on_step(i + 1, len(frames))
+        return torch.stack(latents, dim=2)
+
+    return _with_smaller_tiles(encoded, tile, size, model.video_vae.factor)
+
+
+def decode_video(
+    vae: VAE,
+    latents: Tensor,
+    *,
+    window: int | None = None,
+    overlap: int | None = None,
+    tile: Tile | None = None,
+    padding: Padding | None = None,
+    on_step: Step | None = None,
+) -> Tensor:
+    """IMAGE (b*f h w c) in [0, 1] of raw latents (b c f h w), without `padding`.
+
+    window, overlap: of frames, None for the VAE's own. on_step: frames done and in all. Nothing
+    but the result is as large as the clip.
+    """
+    model = star_vae(vae)
+    check_latents(latents, model.video_vae)
+    b, _, f, *sides = latents.shape
+    size = tuple(side * model.video_vae.factor for side in sides)
+    left, right, top, bottom = padding or (0, 0, 0, 0)
+    shape = (b * f, size[0] - top - bottom, size[1] - left - right, 3)
+
+    def decoded(tile: Tile | None) -> Tensor:
+        _load(vae, model.decode_memory(min(window or model.window, f), *_largest(size, tile)))
+        images, done = torch.empty(shape, device=mm.intermediate_device()), 0
+        for clip in latents.split(1):
+            for video in model.decode_windows(clip, window=window, overlap=overlap, tile=tile):
+                video = crop(video[0], Padding(left, right, top, bottom)) / 2 + 0.5
+                images[done : done + video.shape[1]] = video.clamp_(0, 1).movedim(0, -1)
+                done += video.shape[1]
+                if on_step:
+                    on_step(done, len(images))
+        return images
+
+    return _with_smaller_tiles(decoded, tile, size, model.video_vae.factor)
+
+
+def _load(vae: VAE, memory: int) -> None:
+    mm.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
+
+
+def _largest(size: Sequence[int], tile: Tile | None) -> list[int]:
+    """Height and width of the largest tile of a frame of `size` (height, width)."""
+    return [min(side, tile.size) if tile else side for side in size]
+
+
+def _with_smaller_tiles(
+    run: Callable[[Tile | None], Tensor], tile: Tile | None, size: Sequence[int], factor: int
+) -> Tensor:
+    """run(tile), again and again with tiles of half the size while the device has no memory."""
+    while True:
+        smaller = max(_largest(size, tile)) // 2
+        try:
+            return run(tile)
+        except mm.OOM_EXCEPTION:
+            if smaller < 8 * factor:
+                raise
+        # Outside the handler, or the exception would keep the tensors that fill the memory.
+        mm.soft_empty_cache()
+        tile = Tile(size=smaller, overlap=smaller // 4)
+        logger.warning("Out of memory: trying again with tiles of %d pixels", smaller)
