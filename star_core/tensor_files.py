@@ -175,7 +175,7 @@ def _open_torch(path: Path, *, mmap: bool) -> TensorFile:
 def cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The tensor in `dtype` if it is floating-point and dtype is not None, itself otherwise.
 
-    Raises ValueError where a finite value would become infinite.
+    Raises ValueError where a finite value is beyond the range of dtype.
     """
     if dtype is None or tensor.dtype == dtype or not tensor.is_floating_point():
         return tensor
@@ -183,8 +183,7 @@ def cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     largest = torch.finfo(dtype).max
     narrower = tensor.numel() > 0 and largest < torch.finfo(tensor.dtype).max
     # aminmax, not isinf: it allocates nothing, so the heap does not fragment tensor by tensor.
-    infinite = narrower and any(extreme.isinf() for extreme in converted.aminmax())
-    if infinite and not tensor.isinf().any():
+    if narrower and any(e.isfinite() and e.abs() > largest for e in tensor.aminmax()):
         raise ValueError(
             f"{key!r} holds values beyond {dtype}'s largest, {largest:g}: choose a wider type"
         )
@@ -284,7 +283,7 @@ def write_tensors(
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} must end in .safetensors: only that format is written")
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists: choose another name or ask for overwriting")
+        raise ValueError(f"{path} exists already: choose another name, or allow overwriting")
     # Wide types first: then each tensor is aligned to its element size, as mapping it needs.
     types = {
         key: dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype

@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         reason = "not enough memory"
     except (ValueError, OSError) as error:
-        reason = str(error)
+        # The library speaks of what its caller may allow, a person needs the option.
+        reason = str(error).replace("allow overwriting", "add --overwrite")
     except RuntimeError as error:  # torch has no class of its own for a full main memory
         if not re.search(r"out of memory|not enough memory|can't allocate memory", str(error)):
             raise

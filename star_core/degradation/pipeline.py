@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..draws import Draws
 from . import ops
 from .compression import VideoCodec, codec_round_trip, jpeg
 
@@ -18,14 +19,12 @@ Range = tuple[float, float]
 Parameters = dict[str, Any]  # JSON: numbers, strings, and a list where a parameter drifts
 
 
-class Draws:
-    """Random parameters of one clip of `frames` frames, all from one explicit generator."""
+class ClipDraws(Draws):
+    """Parameters of one clip of `frames` frames."""
 
     def __init__(self, generator: torch.Generator, frames: int, drift: float) -> None:
-        self.generator, self.frames, self.drift = generator, frames, drift
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=self.generator).item()
+        super().__init__(generator)
+        self.frames, self.drift = frames, drift
 
     def drifting(self, bounds: Range) -> float | list[float]:
         """Uniform in `bounds`; with drift a slow sine around that, one value per frame."""
@@ -40,21 +39,11 @@ class Draws:
         angles = (phase + 2 * math.pi * frame / period for frame in range(self.frames))
         return [min(max(value + swing * math.sin(angle), low), high) for angle in angles]
 
-    def chance(self, probability: float) -> bool:
-        return self.uniform(0, 1) < probability
-
-    def choice(self, weights: dict[Any, float]) -> Any:
-        """A key, with probability proportional to its weight."""
-        index = torch.multinomial(
-            torch.tensor(list(weights.values()), dtype=torch.float64), 1, generator=self.generator
-        )
-        return list(weights)[int(index)]
-
 
 class Stage(Protocol):
     """A step of a recipe: `draw` fixes what to do, `apply` does it to frames (f 3 h w)."""
 
-    def draw(self, draws: Draws) -> list[tuple["Stage", Parameters]]: ...
+    def draw(self, draws: ClipDraws) -> list[tuple["Stage", Parameters]]: ...
 
     def apply(
         self, video: Tensor, parameters: Parameters, generator: torch.Generator
@@ -68,7 +57,7 @@ class Blur:
     sigma: Range
     anisotropic: float = 0.0
 
-    def draw(self, draws: Draws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
         parameters: Parameters = {"op": "blur", "sigma": draws.drifting(self.sigma)}
         if draws.chance(self.anisotropic):
             parameters["sigma_y"] = draws.drifting(self.sigma)
@@ -93,7 +82,7 @@ class Resize:
     scale: float
     modes: dict[ops.ResizeMode, float]
 
-    def draw(self, draws: Draws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
         return [(self, {"op": "resize", "scale": self.scale, "mode": draws.choice(self.modes)})]
 
     def apply(self, video: Tensor, parameters: Parameters, generator: torch.Generator) -> Tensor:
@@ -111,7 +100,7 @@ class Noise:
     poisson: float = 0.0
     grey: float = 0.0
 
-    def draw(self, draws: Draws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
         if draws.chance(self.poisson):
             parameters = {"op": "poisson_noise", "scale": draws.drifting(self.scale)}
         else:
@@ -133,7 +122,7 @@ class Jpeg:
 
     quality: Range
 
-    def draw(self, draws: Draws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
         return [(self, {"op": "jpeg", "quality": draws.drifting(self.quality)})]
 
     def apply(self, video: Tensor, parameters: Parameters, generator: torch.Generator) -> Tensor:
@@ -149,7 +138,7 @@ class Codec:
     quality: Range
     preset: str = "medium"
 
-    def draw(self, draws: Draws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
         quality = draws.uniform(*self.quality)
         rate = "qscale" if self.codec == "mpeg4" else "crf"
         return [(self, {"op": "codec", "codec": self.codec, rate: quality})]
@@ -166,7 +155,7 @@ class OneOf:
     weights: tuple[float, ...]
     sequences: tuple[tuple[Stage, ...], ...]
 
-    def draw(self, draws: Draws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
         index = draws.choice(dict(enumerate(self.weights)))
         return [step for stage in self.sequences[index] for step in stage.draw(draws)]
 
@@ -195,7 +184,7 @@ def degrade_video(video: Tensor, recipe: Recipe, seed: int) -> tuple[Tensor, Par
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
     generator = torch.Generator().manual_seed(seed)
-    draws = Draws(generator, len(video), recipe.drift)
+    draws = ClipDraws(generator, len(video), recipe.drift)
     # All parameters first: they must not depend on how many pixels drew noise.
     steps = [step for stage in recipe.stages for step in stage.draw(draws)]
     for stage, parameters in steps:

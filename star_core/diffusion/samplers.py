@@ -24,6 +24,11 @@ def _denoise_at(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
     return denoise(x / torch.sqrt(sigma**2 + 1), sigma)
 
 
+def _scaled_start(start: Tensor, sigmas: Tensor) -> Tensor:
+    """Pure noise, at an infinite sigma, keeps unit variance; so does what has no step to take."""
+    return start if len(sigmas) == 1 or sigmas[0].isinf() else start * sigmas[0]
+
+
 def sample_dpmpp_2m_sde(
     denoise: Denoise,
     start: Tensor,
@@ -43,7 +48,7 @@ def sample_dpmpp_2m_sde(
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(f'solver type must be "midpoint" or "heun", got {solver_type!r}')
     total = len(sigmas) - 1
-    x = start if total == 0 or sigmas[0].isinf() else start * sigmas[0]
+    x = _scaled_start(start, sigmas)
     previous, h_previous = None, None
     for step in range(total):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
@@ -90,7 +95,7 @@ def sample_heun(
     again at levels from s_tmin to s_tmax, with scale s_noise; 0 is deterministic.
     """
     total = len(sigmas) - 1
-    x = start if total == 0 or sigmas[0].isinf() else start * sigmas[0]
+    x = _scaled_start(start, sigmas)
     for step in range(total):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         if sigma.isinf():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..draws import Draws
 from ..video_io import VideoSource, open_video
 
 STILLS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
@@ -29,22 +30,6 @@ class ClipConfig:
     cut: float = 14.0
 
 
-class Draws:
-    """Random numbers of one explicit generator."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        return low + (high - low) * torch.rand((), generator=self.generator).item()
-
-    def below(self, limit: int) -> int:
-        return int(torch.randint(limit, (), generator=self.generator))
-
-    def normal(self, scale: float = 1.0) -> float:
-        return scale * torch.randn((), generator=self.generator).item()
-
-
 def cut_clips(folder: Path, count: int, seed: int, config: ClipConfig) -> Tensor:
     """`count` clips from all videos and stills below a folder: uint8 (n f 3 h w).
 
@@ -56,7 +41,7 @@ def cut_clips(folder: Path, count: int, seed: int, config: ClipConfig) -> Tensor
     stills = [path for path in files if path.suffix.lower() in STILLS]
     if not videos and not stills:
         raise ValueError(f"{folder} holds no videos or pictures to train on")
-    draws = Draws(seed)
+    draws = Draws(torch.Generator().manual_seed(seed))
     share = config.stills if videos and stills else float(not videos)
     from_stills = round(count * share)
     clips = [_camera_move(draws, stills, config) for _ in range(from_stills)]
@@ -74,7 +59,7 @@ def cut_clips(folder: Path, count: int, seed: int, config: ClipConfig) -> Tensor
 
 
 def _turned(draws: Draws, clip: Tensor) -> Tensor:
-    return clip.flip([axis for axis in (0, 2, 3) if draws.uniform() < 0.5])
+    return clip.flip([axis for axis in (0, 2, 3) if draws.chance(0.5)])
 
 
 def _from_video(draws: Draws, source: VideoSource, wanted: int, config: ClipConfig) -> list[Tensor]:
@@ -100,7 +85,7 @@ def _best_crop(draws: Draws, shot: Tensor, config: ClipConfig) -> Tensor | None:
     _, height, width = config.size
     best, most = None, -1.0
     for _ in range(config.candidates):
-        half = draws.uniform() < 0.5
+        half = draws.chance(0.5)
         needed = (2 * height, 2 * width) if half else (height, width)
         room = [have - want for have, want in zip(shot.shape[-2:], needed, strict=True)]
         if min(room) < 0:
@@ -128,7 +113,7 @@ def _camera_move(draws: Draws, stills: list[Path], config: ClipConfig) -> Tensor
     (image,) = open_video(stills[draws.below(len(stills))])
     image = image[None, :3]
     h, w = image.shape[-2:]
-    blur = 4 if draws.uniform() < 0.25 else 1
+    blur = 4 if draws.chance(0.25) else 1
     n = frames * blur
     zoom = min(draws.uniform(0.7, 1.35), (h - 8) / (2 * height), (w - 8) / (2 * width))
     speed = 10 ** draws.uniform(-0.7, 0.75)

@@ -252,7 +252,8 @@ def test_fast_with_steps_is_allowed_in_reference_which_ignores_them(
 def test_an_existing_file_is_kept_unless_overwriting_is_asked_for(tmp_path, capsys, clip):
     out = tmp_path / "out.mkv"
     out.write_text("precious")
-    assert "exists already" in refused(capsys, "upscale", clip, out, "--scale", 1)
+    error = refused(capsys, "upscale", clip, out, "--scale", 1)
+    assert "exists already" in error and "add --overwrite" in error
     assert out.read_text() == "precious"
     upscaled(capsys, clip, out, "--scale", 1, "--overwrite")
     assert open_video(out).info.frame_count == 3
@@ -339,7 +340,7 @@ def test_convert_writes_safetensors_of_the_type_asked_for(tmp_path, capsys):
     out = tmp_path / "a.safetensors"
     assert run(capsys, "convert", tmp_path / "a.pt", out, "--dtype", "bfloat16")[0] == 0
     assert "1 bfloat16" in run(capsys, "info", out)[1]
-    assert "exist" in refused(capsys, "convert", tmp_path / "a.pt", out)
+    assert "add --overwrite" in refused(capsys, "convert", tmp_path / "a.pt", out)
 
 
 def test_verify_reports_failure_by_its_exit_code(tmp_path, capsys):
