@@ -15,17 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from its own level or below. The first entry that fits a module counts.
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
-    (
-        0,
-        "behaviour",
-        "backbones",
-        "canvas",
-        "chunking",
-        "color_fix",
-        "draws",
-        "geometry",
-        "known_files",
-    ),
+    (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
     (0, "draws", "losses", "metrics", "offload", "tiling"),
     (1, "models", "tensor_files", "downloads", "model_files", "video_io", "degradation"),
     (2, "checkpoints", "clip_tokenizer", "text", "vae"),
