@@ -17,6 +17,13 @@ settings.load_profile("star")
 
 OPT_IN = {
     "host": (lambda: "COMFYUI_DIR" in os.environ, "set COMFYUI_DIR to a ComfyUI checkout"),
+    "browser": (
+        lambda: (
+            {"COMFYUI_DIR", "CHROMIUM"} <= os.environ.keys()
+            and importlib.util.find_spec("playwright")
+        ),
+        "set COMFYUI_DIR and CHROMIUM, and install playwright",
+    ),
     "gpu": (torch.cuda.is_available, "needs a CUDA device"),
     "weights": (
         lambda: "STAR_WEIGHTS" in os.environ,

@@ -1,0 +1,12 @@
+"""A running ComfyUI for the tests of nodes."""
+
+import pytest
+
+from tests.nodes.server import Server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A live host with the pack in it, shared by the whole run."""
+    with Server(tmp_path_factory.mktemp("comfyui")) as running:
+        yield running

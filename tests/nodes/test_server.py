@@ -1,0 +1,326 @@
+"""The pack in a running ComfyUI: what its people see, over the same HTTP and websocket."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.nodes.recorder import recorded_nodes
+from tests.nodes.server import FOLDER, ROOT, Refused
+
+pytestmark = pytest.mark.host
+
+BUILT_IN = "tiny (built in)"
+
+
+def node(kind, **inputs):
+    """A node of a prompt; an input from another node is [its name, the output's place]."""
+    return {"class_type": kind, "inputs": inputs}
+
+
+LOADERS = {
+    "model": node("STAR_LoadModel", model_name=BUILT_IN, weight_dtype="default"),
+    "vae": node("STAR_LoadVAE", vae_name=BUILT_IN),
+    "frames": node("EmptyImage", width=40, height=24, batch_size=2, color=0x806040),
+}
+
+
+def conditioning(**changes):
+    inputs = {
+        "positive": ["text", 0],
+        "negative": ["text", 1],
+        "model": ["model", 0],
+        "vae": ["vae", 0],
+        "images": ["frames", 0],
+        "scale": 2.0,
+        "width": 0,
+        "height": 0,
+        "upsampling": "model",
+        "tile_size": 0,
+        "tile_overlap": 64,
+    }
+    return node("STAR_Conditioning", **inputs | changes)
+
+
+def decode(**changes):
+    inputs = {
+        "samples": ["sample", 0],
+        "vae": ["vae", 0],
+        "tile_size": 0,
+        "tile_overlap": 64,
+        "window": 0,
+        "window_overlap": 1,
+    }
+    return node("STAR_VAEDecode", **inputs | changes)
+
+
+def scheduler(**changes):
+    inputs = {"solver_mode": "normal", "steps": 3, "noise_level": -1, "sampler": "dpmpp_2m_sde"}
+    return node("STAR_Scheduler", model=["model", 0], **inputs | changes)
+
+
+def chain(seed=1, **changes):
+    """The whole method as a chain of nodes; `changes` puts other nodes in or in their place."""
+    return {
+        **LOADERS,
+        "text": node(
+            "STAR_TextEncode",
+            model=["model", 0],
+            prompt="a good video",
+            quality_words="",
+            negative_prompt="",
+        ),
+        "conditioning": conditioning(),
+        "chunks": node(
+            "STAR_TemporalChunks",
+            model=["model", 0],
+            chunk_frames=32,
+            chunk_overlap=16,
+            merge="smooth",
+        ),
+        "noise": node("STAR_Noise", seed=seed),
+        "sigmas": scheduler(),
+        "sampler": node("STAR_Sampler", sampler="dpmpp_2m_sde", noise="frame", start_of_run=True),
+        "guider": node(
+            "CFGGuider",
+            model=["chunks", 0],
+            positive=["conditioning", 0],
+            negative=["conditioning", 1],
+            cfg=1.0,
+        ),
+        "sample": node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0],
+            guider=["guider", 0],
+            sampler=["sampler", 0],
+            sigmas=["sigmas", 0],
+            latent_image=["conditioning", 2],
+        ),
+        "decode": decode(),
+        "colors": node(
+            "STAR_ColorFix",
+            images=["decode", 0],
+            reference=["frames", 0],
+            method="none",
+            strength=1.0,
+            smoothing=0.0,
+        ),
+        "save": node("SaveImage", images=["colors", 0], filename_prefix="star"),
+        **changes,
+    }
+
+
+def restore(seed=1, **changes):
+    """The same in one node; `changes` are inputs of it."""
+    inputs = {
+        "model": ["model", 0],
+        "vae": ["vae", 0],
+        "images": ["frames", 0],
+        "scale": 2.0,
+        "width": 0,
+        "height": 0,
+        "seed": seed,
+        "steps": 3,
+        "cfg": -1.0,
+        "noise_level": -1,
+        "strength": 1.0,
+        "chunk_frames": 32,
+        "chunk_overlap": 16,
+        "tile_size": 0,
+        "tile_overlap": 64,
+        "color_fix": "model",
+        "stills": False,
+        "prompt": "a good video",
+    }
+    return {
+        **LOADERS,
+        "restore": node("STAR_Restore", **inputs | changes),
+        "save": node("SaveImage", images=["restore", 0], filename_prefix="star"),
+    }
+
+
+def pictures(server, result):
+    """What SaveImage saved: (f h w c), uint8."""
+    assert not result.error, "".join(
+        [result.error["exception_message"], *result.error["traceback"]]
+    )
+    return np.stack([server.image(saved) for saved in result.outputs["save"]["images"]])
+
+
+def test_the_host_lists_every_node_of_the_pack(server):
+    told = server.get("/object_info")
+    module = f"custom_nodes.{FOLDER}"
+    assert {name for name, told_of in told.items() if told_of["python_module"] == module} == {
+        recorded.id for recorded in recorded_nodes()
+    }
+
+
+@pytest.mark.parametrize("make, worker", [(chain, "sample"), (restore, "restore")])
+def test_a_prompt_runs_with_progress_and_a_picture_a_step(server, make, worker):
+    result = server.run(make(seed=10))
+    assert pictures(server, result).shape == (2, 48, 80, 3)
+    done = [data["value"] for kind, data in result.events if kind == "progress"]
+    assert len(done) >= 3
+    assert worker in result.executed
+    assert len(result.previews) >= 3
+
+
+@pytest.mark.parametrize("make", [chain, restore])
+def test_nothing_runs_again_that_has_not_changed(server, make):
+    first, second = server.run(make(seed=11)), server.run(make(seed=11))
+    assert "save" in first.executed
+    assert second.executed == []
+    third = server.run(make(seed=12))
+    assert not {"model", "vae", "frames", "text", "conditioning", "chunks"} & set(third.executed)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        pytest.param(chain(seed=13, sigmas=scheduler(steps=1000)), id="chain"),
+        pytest.param(restore(seed=13, steps=1000), id="restore"),
+    ],
+)
+def test_an_interrupt_ends_a_run_early_and_leaves_the_host_working(server, prompt):
+    done = []
+
+    def interrupt(kind, data):
+        if kind == "progress" and data["max"] == 1000:
+            done.append(data["value"])
+            if len(done) == 1:
+                server.interrupt()
+
+    result = server.run(prompt, on_event=interrupt)
+    assert result.interrupted and not result.error
+    assert done[-1] < 500
+    assert server.run(restore(seed=14)).error is None
+
+
+def latents():
+    """Of pictures, in the host's usual four dimensions."""
+    return node("EmptyLatentImage", width=80, height=48, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    "prompt, kind, words",
+    [
+        pytest.param(
+            chain(
+                chunks=node(
+                    "STAR_TemporalChunks",
+                    model=["model", 0],
+                    chunk_frames=8,
+                    chunk_overlap=8,
+                    merge="smooth",
+                )
+            ),
+            "STAR_TemporalChunks",
+            "overlap",
+            id="overlap as long as the chunk",
+        ),
+        pytest.param(
+            chain(sigmas=scheduler(solver_mode="slow")),
+            "STAR_Scheduler",
+            "fast",
+            id="a choice that does not exist",
+        ),
+        pytest.param(
+            chain(model=node("STAR_LoadModel", model_name="lost.pt", weight_dtype="default")),
+            "STAR_LoadModel",
+            "lost.pt",
+            id="a model file that does not exist",
+        ),
+        pytest.param(
+            chain(vae=node("VAELoader", vae_name="pixel_space")),
+            "STAR_Conditioning",
+            "STAR Load VAE",
+            id="the VAE of another model",
+        ),
+        pytest.param(
+            chain(sample=latents()),
+            "STAR_VAEDecode",
+            "STAR",
+            id="latents of pictures to decode",
+        ),
+        pytest.param(
+            chain(few=node("EmptyImage", width=40, height=24, batch_size=1, color=0))
+            | {
+                "colors": node(
+                    "STAR_ColorFix",
+                    images=["decode", 0],
+                    reference=["few", 0],
+                    method="adain",
+                    strength=1.0,
+                    smoothing=2.0,
+                )
+            },
+            "STAR_ColorFix",
+            "frames",
+            id="colours of another number of frames",
+        ),
+    ],
+)
+def test_an_error_names_the_node_and_what_to_do(server, prompt, kind, words):
+    error = server.run(prompt).error
+    assert error and error["node_type"] == kind
+    name = server.get(f"/object_info/{kind}")[kind]["display_name"]
+    assert error["exception_message"].startswith(f"{name}: ")
+    assert words in error["exception_message"]
+
+
+def guider(positive, negative):
+    return node("CFGGuider", model=["chunks", 0], positive=positive, negative=negative, cfg=1.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"guider": guider(["text", 0], ["text", 1])}, id="text without the video"),
+        pytest.param(
+            {
+                "other": conditioning(scale=4.0),
+                "guider": guider(["other", 0], ["other", 1]),
+            },
+            id="latents of another size",
+        ),
+    ],
+)
+def test_what_the_hosts_sampler_cannot_sample_is_to_come_from_star_conditioning(server, changes):
+    error = server.run(chain(**changes)).error
+    assert error and "STAR Conditioning" in error["exception_message"]
+
+
+def test_a_number_out_of_range_is_refused_before_anything_runs(server):
+    with pytest.raises(Refused, match="bigger than max"):
+        server.run(restore(scale=99.0))
+
+
+@pytest.mark.parametrize(
+    "color_fix, prompts",
+    [
+        pytest.param("none", [chain(seed=5), restore(seed=5)], id="the chain and the one node"),
+        pytest.param("adain", [restore(seed=5, color_fix="adain")], id="with colours"),
+    ],
+)
+def test_nodes_give_what_the_command_line_gives(server, tmp_path, color_fix, prompts):
+    """To one 8-bit level."""
+    from PIL import Image  # pyright: ignore[reportMissingImports]
+
+    (tmp_path / "in").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (3, 6, 10, 3), dtype=np.uint8)
+    loaded = {}
+    for i, picture in enumerate(noise.repeat(4, 1).repeat(4, 2)):
+        file = tmp_path / "in" / f"frame{i}.png"
+        Image.fromarray(picture).save(file)
+        loaded[f"load{i}"] = node("LoadImage", image=server.upload(file))
+    loaded["pair"] = node("ImageBatch", image1=["load0", 0], image2=["load1", 0])
+    loaded["frames"] = node("ImageBatch", image1=["pair", 0], image2=["load2", 0])
+    command = [sys.executable, "-m", "star_core", "upscale", tmp_path / "in", tmp_path / "out"]
+    command += ["--scale", "2", "--seed", "5", "--solver-mode", "normal", "--steps", "3"]
+    subprocess.run([*command, "--color-fix", color_fix], cwd=ROOT, check=True)
+    saved = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "out").iterdir())]
+    expected = np.stack(saved).astype(int)
+    for prompt in prompts:
+        ours = pictures(server, server.run(prompt | loaded)).astype(int)
+        assert np.abs(ours - expected).max() <= 1

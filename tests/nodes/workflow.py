@@ -1,0 +1,109 @@
+"""Workflows in the UI's format, read as the frontend reads them, without a browser.
+
+`core_nodes.json` holds what the server tells about the node types of others that the shipped
+workflows use. With a host at hand, make it anew with `python -m tests.nodes.workflow`.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.nodes.recorder import object_info, recorded_nodes
+from tests.nodes.server import ROOT, Prompt, Server
+
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+CORE_NODES = Path(__file__).with_name("core_nodes.json")
+NOTES = {"Note", "MarkdownNote"}  # the only node types of the frontend alone that we use
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+CONTROLS = {"fixed", "increment", "decrement", "randomize"}
+TOLD = ("input", "output", "output_name", "output_node")
+MODEL_FILES = (".pt", ".pth", ".ckpt", ".safetensors", ".gguf")
+
+Json = dict[str, Any]
+
+
+def read(path: Path) -> Json:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def definitions() -> Json:
+    """What /object_info tells, for our nodes and for those of others that the workflows use."""
+    return {**read(CORE_NODES), **{node.id: object_info(node) for node in recorded_nodes()}}
+
+
+def nodes_of(workflow: Json) -> list[Json]:
+    """The nodes that become part of the prompt."""
+    return [node for node in workflow["nodes"] if node["type"] not in NOTES]
+
+
+def inputs_of(definition: Json) -> dict[str, tuple[str, Json, bool]]:
+    """Name -> type, options, whether required. A list of choices in place of a type is a COMBO."""
+    inputs = {}
+    for kind in ("required", "optional"):
+        for name, (kind_of, *rest) in definition["input"].get(kind, {}).items():
+            options = dict(rest[0]) if rest else {}
+            if isinstance(kind_of, list):
+                kind_of, options["options"] = "COMBO", kind_of
+            inputs[name] = (kind_of, options, kind == "required")
+    return inputs
+
+
+def widgets_of(definition: Json) -> list[tuple[str, Json, bool]]:
+    """The inputs with a widget, their options, and whether a control of a seed follows."""
+    return [
+        (name, options, options.get("control_after_generate", name in {"seed", "noise_seed"}))
+        for name, (kind, options, _) in inputs_of(definition).items()
+        if kind in WIDGETS and not options.get("forceInput")
+    ]
+
+
+def values_of(node: Json, definition: Json) -> Json:
+    """Widget -> value; an upload's button, which comes last, is no value."""
+    stored = node.get("widgets_values") or []
+    if isinstance(stored, dict):
+        return {name: stored[name] for name, *_ in widgets_of(definition) if name in stored}
+    rest, values, uploads = list(stored), {}, 0
+    for name, options, controlled in widgets_of(definition):
+        values[name] = rest.pop(0)
+        if controlled and (control := rest.pop(0)) not in CONTROLS:
+            raise ValueError(f"{node['type']} {node['id']}: {control} after {name}")
+        uploads += any(key.endswith("_upload") for key in options)
+    if len(rest) != uploads:
+        raise ValueError(f"{node['type']} {node['id']}: {rest} are values of no widget")
+    return values
+
+
+def api_prompt(workflow: Json, known: Json) -> Prompt:
+    """The prompt that the frontend derives from a workflow."""
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in nodes_of(workflow):
+        inputs = values_of(node, known[node["type"]])
+        for slot in node.get("inputs", []):
+            if slot.get("link") is not None:
+                inputs[slot["name"]] = links[slot["link"]]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def needs_download(prompt: Prompt) -> bool:
+    """Whether it names a model file: the built-in model and VAE need none."""
+    values = [value for node in prompt.values() for value in node["inputs"].values()]
+    return any(mark in str(value) for value in values for mark in (*MODEL_FILES, "(download)"))
+
+
+def record_core_nodes() -> None:
+    """Writes `core_nodes.json`: what the server tells about the node types of others in use."""
+    used = {node["type"] for path in WORKFLOWS for node in nodes_of(read(path))}
+    with tempfile.TemporaryDirectory() as base, Server(Path(base)) as server:
+        told = server.get("/object_info")
+    others = sorted(used & told.keys() - {node.id for node in recorded_nodes()})
+    known = {name: {key: told[name][key] for key in TOLD} for name in others}
+    for definition in known.values():
+        definition["input"].pop("hidden", None)
+    CORE_NODES.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    record_core_nodes()
