@@ -8,12 +8,18 @@ import pytest
 import torch
 
 from star_core.backbones import SamplingDefaults
+from star_core.checkpoints import load_model, open_model
 from star_core.chunking import ChunkConfig, chunked, overlapping_windows
+from star_core.demo import DATA, DEGRADED
 from star_core.diffusion.denoiser import Denoiser
 from star_core.diffusion.samplers import SAMPLERS
 from star_core.diffusion.schedule import sampling_sigmas, star_schedule
+from star_core.geometry import upsample
+from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.noise import FrameNoise, brownian_noise
 from star_core.upscale import BUILT_IN
+from star_core.vae import load_vae
+from star_core.video_io import open_video
 
 pytestmark = pytest.mark.host
 
@@ -32,8 +38,10 @@ class Host:
         self.star = checkpoints.open_model(BUILT_IN["tiny"][0])
         self.model = self.model_file.load_patcher(self.star)
         generator = torch.Generator().manual_seed(4)
-        coarse = torch.randn(1, 16, 9, 5, 6, generator=generator)
-        self.lq = torch.nn.functional.interpolate(coarse[0], (10, 12), mode="bilinear")[None]
+        degraded = torch.stack(list(open_video(DATA / DEGRADED, frames=(0, SHAPE[2]))))
+        video = upsample(degraded[:, :3, 20:30, 80:92], (48, 40), "bicubic") * 2 - 1
+        with torch.inference_mode():
+            self.lq = load_vae(BUILT_IN["tiny"][1]).encode(video.transpose(0, 1)[None])
         # the second prompt of the file was hardly trained; noise makes guidance visible
         shift = torch.randn(self.star.prompts.negative.shape, generator=generator)
         self.positive = self.star.prompts.positive.float()
@@ -66,7 +74,7 @@ class Host:
         )
         return out * self.star.latents.scale
 
-    def ksampler(self, model, name, scheduler="normal", steps=4, cfg=3.0):
+    def ksampler(self, model, name, scheduler="normal", steps=10, cfg=3.0):
         import comfy.sample  # pyright: ignore[reportMissingImports]
 
         noise = comfy.sample.prepare_noise(self.raw, 3)
@@ -86,6 +94,13 @@ class Host:
         return out * self.star.latents.scale
 
 
+def likeness(found, wanted) -> float:
+    """Correlation of the previews of latents; nan, which no comparison accepts, if not finite."""
+    rgb = torch.tensor(open_model(BUILT_IN["tiny"][0]).latents.rgb)
+    pictures = [(latents.movedim(1, -1) @ rgb).flatten() for latents in (found, wanted)]
+    return torch.corrcoef(torch.stack(pictures))[0, 1].item()
+
+
 @pytest.fixture(scope="module")
 def host(pack) -> Host:
     return Host(pack)
@@ -93,8 +108,6 @@ def host(pack) -> Host:
 
 def core_result(host: Host, sampling: SamplingDefaults, chunk: ChunkConfig | None, merge, noise):
     """What `pipeline` computes, from the core's parts."""
-    from star_core.checkpoints import load_model
-
     model = load_model(BUILT_IN["tiny"][0], dtype=torch.float32)
     schedule = star_schedule()
     sigmas = sampling_sigmas(
@@ -164,9 +177,8 @@ def test_the_hosts_ksampler_restores_in_chunks(host, name):
         host.sampling.patch_guidance(host.model, 0.2), chunk, "smooth"
     )
     found = host.ksampler(model, name, cfg=1.0)
-    assert found.shape == SHAPE and found.isfinite().all()
-    # it starts from pure noise, so the video can only come from the hint
-    assert torch.corrcoef(torch.stack([found.flatten(), host.lq.flatten()]))[0, 1] > 0.8
+    assert found.shape == SHAPE
+    assert likeness(found, host.lq) > 0.7
 
 
 def test_chunks_leave_a_short_clip_as_it_is(host):
@@ -212,8 +224,7 @@ def test_the_hosts_own_context_windows_see_their_part_of_the_hint(host):
     )
     model = host.model.clone()
     model.model_options["context_handler"] = handler
-    found = host.ksampler(model, "euler", cfg=1.0)
-    assert torch.corrcoef(torch.stack([found.flatten(), host.lq.flatten()]))[0, 1] > 0.8
+    assert likeness(host.ksampler(model, "euler", cfg=1.0), host.lq) > 0.7
 
 
 def test_guidance_outside_its_interval_is_off(host):
@@ -240,16 +251,16 @@ def test_strength_zero_gives_the_hint_and_more_of_it_changes_more(host):
 def test_a_lora_for_the_network_changes_the_result_and_can_be_taken_off(host):
     import comfy.sd  # pyright: ignore[reportMissingImports]
 
-    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
+    key = "diffusion_model.output_blocks.5.0.emb_layers.1"
     weight = host.model.model.diffusion_model.state_dict()[key[16:] + ".weight"]
     generator = torch.Generator().manual_seed(1)
     lora = {
         f"{key}.lora_A.weight": torch.randn(4, weight.shape[1], generator=generator),
-        f"{key}.lora_B.weight": torch.randn(weight.shape[0], 4, generator=generator),
+        f"{key}.lora_B.weight": 10 * torch.randn(weight.shape[0], 4, generator=generator),
     }
     plain = host.ksampler(host.model, "euler", steps=2, cfg=1.0)
     patched, _ = comfy.sd.load_lora_for_models(host.model, None, lora, 1.0, 1.0)
-    assert (host.ksampler(patched, "euler", steps=2, cfg=1.0) - plain).abs().max() > 1e-3
+    assert (host.ksampler(patched, "euler", steps=2, cfg=1.0) - plain).abs().max() > 0.01
     assert torch.equal(host.ksampler(host.model, "euler", steps=2, cfg=1.0), plain)
 
 
@@ -277,7 +288,7 @@ def test_easycache_skips_steps_of_each_window_by_itself(host):
         network.velocity = velocity
     assert whole == 8 * 4
     assert calls < whole
-    assert torch.corrcoef(torch.stack([found.flatten(), plain.flatten()]))[0, 1] > 0.95
+    assert likeness(found, plain) > 0.95
 
 
 def test_an_attention_override_is_asked_in_every_attention(host):
@@ -304,8 +315,7 @@ def test_low_precision_weights_are_cast_as_they_are_used(host, weight_type):
     dtype = host.model_file.WEIGHT_TYPES[weight_type]
     assert {p.dtype for p in model.model.diffusion_model.parameters()} == {dtype}
     exact, found = (host.ksampler(m, "euler", steps=1, cfg=1.0) for m in (host.model, model))
-    assert found.isfinite().all()
-    assert torch.corrcoef(torch.stack([found.flatten(), exact.flatten()]))[0, 1] > 0.98
+    assert likeness(found, exact) > 0.98
 
 
 def test_torch_compile_works_on_chunks(host):
@@ -313,9 +323,23 @@ def test_torch_compile_works_on_chunks(host):
         set_torch_compile_wrapper,
     )
 
-    model = host.sampling.patch_chunks(host.model, ChunkConfig(length=5, overlap=1), "smooth")
+    config = UNetConfig(
+        in_dim=16,
+        out_dim=16,
+        dim=16,
+        context_dim=32,
+        dim_mult=(1, 1),
+        num_heads=2,
+        head_dim=8,
+        num_res_blocks=1,
+        attn_scales=(0.5,),
+        norm_groups=4,
+    )
+    small = replace(host.star, config=config, tensors=ControlledVideoUNet(config).state_dict())
+    model = host.model_file.load_patcher(small)
+    model = host.sampling.patch_chunks(model, ChunkConfig(length=5, overlap=1), "smooth")
     compiled = model.clone()
-    set_torch_compile_wrapper(compiled, backend="eager")
+    set_torch_compile_wrapper(compiled, backend="eager", dynamic=False)
     plain, found = (host.ksampler(m, "euler", steps=2, cfg=1.0) for m in (model, compiled))
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
@@ -360,8 +384,6 @@ def test_latents_of_another_shape_are_refused(host):
 
 def test_latent_previews_show_the_picture_in_colour(host):
     from latent_preview import Latent2RGBPreviewer  # pyright: ignore[reportMissingImports]
-
-    from star_core.vae import load_vae
 
     format = host.model.model.latent_format
     vae = load_vae(BUILT_IN["tiny"][1])
