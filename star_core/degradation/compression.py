@@ -44,10 +44,7 @@ def jpeg(video: Tensor, quality: float | Tensor) -> Tensor:
     quality = per_frame(quality, video)
     if (quality < 1).any() or (quality > 100).any():
         raise ValueError(f"JPEG quality must be in [1, 100], got {quality.flatten().tolist()}")
-    # 100 would divide by zero: 99.75 leaves all table entries below a half level.
-    quality = quality.clamp(max=99.75)
-    factor = torch.where(quality < 50, 50 / quality, 2 - quality / 50)
-
+    factor = _table_factor(quality)
     h, w = video.shape[-2:]
     x = F.pad(video * 255, (0, -w % 16, 0, -h % 16))
     y, chroma = _matrix(_YCBCR, x).split((1, 2), dim=1)  # chroma around 0: its 128 cancels
@@ -60,6 +57,25 @@ def jpeg(video: Tensor, quality: float | Tensor) -> Tensor:
     return x[..., :h, :w].clamp(0, 255) / 255
 
 
+def luma_steps(quality: Tensor) -> Tensor:
+    """Steps of JPEG's luma quantiser in 8-bit levels: quality (...) in [1, 100] -> (... 8 8)."""
+    table = torch.tensor(_LUMA, dtype=quality.dtype, device=quality.device).T
+    return table * _table_factor(quality)[..., None, None]
+
+
+def block_dct(plane: Tensor) -> Tensor:
+    """Orthonormal DCT of 8x8 blocks: (... h w) -> (... h/8 w/8 8 8); what is over is left out."""
+    h, w = (side // 8 * 8 for side in plane.shape[-2:])
+    dct = _dct_matrix().to(plane)
+    return dct @ rearrange(plane[..., :h, :w], "... (h y) (w x) -> ... h w y x", y=8, x=8) @ dct.T
+
+
+def _table_factor(quality: Tensor) -> Tensor:
+    # 100 would divide by zero: 99.75 leaves all table entries below a half level.
+    quality = quality.clamp(max=99.75)
+    return torch.where(quality < 50, 50 / quality, 2 - quality / 50)
+
+
 def _matrix(matrix: tuple[tuple[float, ...], ...], x: Tensor) -> Tensor:
     return torch.einsum("ij,fjhw->fihw", torch.tensor(matrix, dtype=x.dtype, device=x.device), x)
 
@@ -70,9 +86,7 @@ def _quantize(plane: Tensor, table: Tensor, factor: Tensor) -> Tensor:
     dct = _dct_matrix().to(plane)
     step = table.to(plane) * factor  # (f 1 8 8)
     step = rearrange(step, "f 1 u v -> f 1 1 1 u v")
-    blocks = rearrange(plane, "f c (h y) (w x) -> f c h w y x", y=8, x=8)
-    coefficients = dct @ blocks @ dct.T
-    blocks = dct.T @ ((coefficients / step).round() * step) @ dct
+    blocks = dct.T @ ((block_dct(plane) / step).round() * step) @ dct
     return rearrange(blocks, "f c h w y x -> f c (h y) (w x)", h=h // 8, w=w // 8)
 
 

@@ -1,0 +1,323 @@
+"""What a clip has suffered, measured without its original: blur, noise, compression.
+
+All figures come from at most FRAMES frames spread evenly over the clip, of each the middle
+SIDE x SIDE pixels at most, without dark borders.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .compression import block_dct, luma_steps
+from .ops import gaussian_blur
+
+FRAMES, SIDE = 6, 640
+
+_SHARP = 0.5  # width in pixels of the sharpest edges where a picture uses its whole grid
+_FREQUENCY = torch.arange(8)[:, None] + torch.arange(8)  # of an 8x8 block's coefficients
+
+
+@dataclass(frozen=True, kw_only=True)
+class Degradation:
+    """What `estimate` found.
+
+    resolution: effective, the share of the pixel grid's Nyquist frequency that carries signal, in
+        (0, 1]: near 1 sharp, 1/2 as sharp as a picture enlarged by 2. 1 where no edge tells.
+    noise: standard deviation of a colour in 8-bit levels, from 0; after a JPEG compression that
+        can be recognised, what was there before it.
+    blockiness: height of the steps between 8x8 blocks in 8-bit levels, from 0.
+    ringing: oscillation beside strong edges in 8-bit levels, from 0.
+    quality: of the JPEG compression, 2 to 99, if its quantiser can be recognised; else of the one
+        that is as blocky. 100 is none.
+    """
+
+    resolution: float
+    noise: float
+    blockiness: float
+    ringing: float
+    quality: float
+
+    def __str__(self) -> str:
+        sharp = _word(self.resolution, (0.5, "blurred"), (0.8, "soft"), (1, "sharp"))
+        clean = _word(self.noise, (1.5, "clean"), (6, "noisy"), (math.inf, "very noisy"))
+        intact = _word(
+            self.quality, (55, "badly compressed"), (90, "compressed"), (100, "hardly compressed")
+        )
+        return (
+            f"{sharp}: effective resolution {self.resolution:.0%} of the pixels\n"
+            f"{clean}: noise of {self.noise:.1f} levels\n"
+            f"{intact}: like JPEG quality {self.quality:.0f}, blockiness {self.blockiness:.1f} and "
+            f"ringing {self.ringing:.1f} levels"
+        )
+
+
+def _word(value: float, *words: tuple[float, str]) -> str:
+    return next(word for limit, word in words if value <= limit)
+
+
+@torch.no_grad()
+def estimate(frames: Tensor) -> Degradation:
+    """Measure a clip (f 3 h w) in [0, 1] of any number of frames, sides from 64 pixels.
+
+    ValueError for anything else.
+    """
+    if frames.ndim != 4 or frames.shape[1] != 3 or not len(frames):
+        raise ValueError(f"estimate takes RGB frames (f 3 h w), got {tuple(frames.shape)}")
+    if min(frames.shape[-2:]) < 64:
+        raise ValueError(
+            f"frames of {frames.shape[-1]}x{frames.shape[-2]} are too small to be measured: both "
+            "sides must have at least 64 pixels"
+        )
+    rgb = _picture(frames[spread(len(frames))].float() * 255)
+    y = _luma(rgb)
+    blockiness, row, column = _blockiness(y)
+    left_over = _noise(block_dct(y))
+    # A clip that was cut has its blocks elsewhere.
+    for top, left in dict.fromkeys(((0, 0), (row, column))):
+        blocks = block_dct(y[:, top:, left:])
+        if quality := _quantiser(blocks):
+            noise = _noise_before(blocks, quality)
+            break
+    else:
+        quality = _quality(blockiness)
+        noise = _noise(block_dct(rgb))
+    return Degradation(
+        resolution=_resolution(_edge_width(y, left_over)),
+        noise=noise,
+        blockiness=blockiness,
+        ringing=_ringing(y),
+        quality=quality,
+    )
+
+
+def spread(frames: int) -> list[int]:
+    """The frames of a clip that are measured: at most FRAMES, evenly spread."""
+    count = min(frames, FRAMES)
+    return [round(i * (frames - 1) / max(count - 1, 1)) for i in range(count)]
+
+
+def _luma(rgb: Tensor) -> Tensor:
+    """JPEG's luma: (f 3 h w) -> (f h w)."""
+    return torch.einsum("fchw,c->fhw", rgb, rgb.new_tensor((0.299, 0.587, 0.114)))
+
+
+def _picture(rgb: Tensor) -> Tensor:
+    """The middle of (f 3 h w) without dark borders, cut in steps of 8 pixels."""
+    y = _luma(rgb)
+    spans = []
+    for lines in (rearrange(y, "f h w -> h (f w)"), rearrange(y, "f h w -> w (f h)")):
+        few = lines[:, :: max(lines.shape[1] // 1000, 1)]
+        lit = ((few.mean(1) > 20) | (few.quantile(0.95, dim=1) > 40)).nonzero()
+        first, last = (int(lit[0]), int(lit[-1]) + 1) if len(lit) else (0, len(lines))
+        # A border's own edge says how sharp the border is.
+        first = -(-first // 8) * 8 + 8 if first else 0
+        last = last // 8 * 8 - 8 if last < len(lines) else last
+        if last - first < 48:
+            first, last = 0, len(lines)
+        more = max(last - first - SIDE, 0) // 2 // 8 * 8
+        spans.append(slice(first + more, last - more))
+    return rgb[..., spans[0], spans[1]]
+
+
+# compression -----------------------------------------------------------------------------------
+
+
+def _blockiness(y: Tensor) -> tuple[float, int, int]:
+    """Steps between 8x8 blocks in (f h w), in levels, and the row and column of the first block."""
+    heights, starts = [], []
+    for lines in (rearrange(y, "f h w -> f w h"), y):
+        change = lines.diff(dim=-1).abs()
+        beyond = (change[..., 1:-1] - (change[..., :-2] + change[..., 2:]) / 2).mean((0, 1))
+        # beyond[i] is the step between i + 1 and i + 2
+        phases = torch.stack([beyond[phase::8].mean() for phase in range(8)])
+        height, phase = phases.max(0)
+        heights.append(max((height - phases.median()).item(), 0.0))
+        starts.append((int(phase) + 2) % 8)
+    return sum(heights) / 2, starts[0], starts[1]
+
+
+def _ringing(y: Tensor) -> float:
+    """Oscillation of the calmest tenth beside the strong edges of (f h w) over that far from them.
+
+    In levels. Texture swamps whatever is not calm.
+    """
+    edges = _gradient(y, 1.5)
+    strong = edges >= _top(edges, 0.03)
+    detail = (y - gaussian_blur(y[:, None], 1.0)[:, 0])[:, 1:, 1:] ** 2
+    detail = F.avg_pool2d(detail[:, None], 3, 1, 1)[:, 0]
+    beside = detail[_within(strong, 7) & ~_within(strong, 3)]
+    far = detail[~_within(strong, 10)]
+    if not len(beside) or not len(far):
+        return 0.0
+    excess = _top(beside, 0.9).sqrt() - _top(far, 0.9).sqrt()
+    return max(excess.item(), 0.0)
+
+
+def _quantiser(blocks: Tensor) -> float | None:
+    """JPEG quality whose luma steps the coefficients (f h w 8 8) are multiples of, None if none.
+
+    Of each frame alone, because it may drift; the median.
+    """
+    low = (_FREQUENCY >= 1) & (_FREQUENCY <= 5)
+    qualities = torch.arange(2, 100)
+    steps = luma_steps(qualities.to(blocks))[:, low]
+    # Steps of one level fit whatever was rounded.
+    tells = steps > 1.5
+    found = []
+    for frame in blocks:
+        some = frame.flatten(0, 1)
+        some = some[:: max(len(some) // 600, 1), low]
+        scores = torch.zeros(len(steps))
+        for i, step in enumerate(steps):
+            z = some[:, tells[i]] / step[tells[i]]
+            counted = z.abs() > 0.5  # zeros are multiples of everything
+            total = counted.sum()
+            if total >= 30:
+                scores[i] = (torch.cos(2 * math.pi * z) * counted).sum() / total
+        if scores.max() > 0.35:
+            found.append(float(qualities[scores.argmax()]))
+    return median(found) if 2 * len(found) > len(blocks) else None
+
+
+def _quality(blockiness: float) -> float:
+    """JPEG quality with that blockiness, about; for codecs whose quantiser is another."""
+    return 100 / (1 + 0.5 * max(blockiness - 0.5, 0.0))
+
+
+# noise -----------------------------------------------------------------------------------------
+
+
+def _flattest(energy: Tensor, blocks: Tensor) -> Tensor:
+    """The tenth of `energy` (n k), squares of coefficients, that is least in sum.
+
+    Blocks (n 8 8) that black or white may have clipped do not count, if there are others.
+    """
+    mean = blocks[:, 0, 0] / 8
+    inside = (mean > 8) & (mean < 247)
+    energy = energy[inside] if inside.sum() >= 32 else energy
+    least = energy.sum(1).topk(max(len(energy) // 10, 1), largest=False).indices
+    return energy[least]
+
+
+def _noise(blocks: Tensor) -> float:
+    """Standard deviation of white noise, from high frequencies (... 8 8) of flat blocks."""
+    blocks = blocks.reshape(-1, 8, 8)
+    high = _FREQUENCY >= 6
+    sigma = _flattest(blocks[:, high] ** 2, blocks).mean().sqrt().item()
+    # Of white noise alone the least tenth would have less than the mean.
+    return sigma / _least_tenth(int(high.sum()))
+
+
+def _least_tenth(count: int) -> float:
+    """Root mean square of the least tenth of means of `count` squared normal numbers."""
+    # Wilson and Hilferty 1931; 1.755: how far a normal number's least tenth lies below its mean
+    spread = 2 / (9 * count)
+    return (1 - spread - 1.755 * spread**0.5) ** 1.5
+
+
+def _noise_before(blocks: Tensor, quality: float) -> float:
+    """Noise before JPEG's quantiser, from what it let through in flat blocks (f h w 8 8)."""
+    blocks = blocks.reshape(-1, 8, 8)
+    some = _FREQUENCY >= 3
+    found = _flattest(blocks[:, some] ** 2, blocks).mean()
+    sigma = torch.logspace(-1, 2, 300)
+    steps = luma_steps(torch.tensor(quality))[some]
+    # E[k^2] of rounded normal numbers k = round(x / step): sum of (2 k - 1) P(|x| > (k - 1/2) step)
+    expected = torch.zeros(len(sigma), len(steps))
+    for k in range(1, 60):
+        expected += (2 * k - 1) * torch.erfc((k - 0.5) * steps / sigma[:, None] / 2**0.5)
+    expected = (expected * steps**2).mean(1)
+    index = min(int(torch.searchsorted(expected, found.cpu())), len(sigma) - 1)
+    # Noise that differs from colour to colour is by this larger than in luma.
+    return 1.5 * sigma[index].item() if index else 0.0
+
+
+# blur ------------------------------------------------------------------------------------------
+
+
+def _gradient(y: Tensor, sigma: float) -> Tensor:
+    """Squared gradient of (f h w) after a Gaussian: (f h-1 w-1)."""
+    y = gaussian_blur(y[:, None], sigma)[:, 0]
+    x_part = (y[:, 1:, 1:] - y[:, 1:, :-1] + y[:, :-1, 1:] - y[:, :-1, :-1]) / 2
+    y_part = (y[:, 1:, 1:] - y[:, :-1, 1:] + y[:, 1:, :-1] - y[:, :-1, :-1]) / 2
+    return x_part**2 + y_part**2
+
+
+def _top(values: Tensor, share: float) -> Tensor:
+    """The value that a share of all exceed."""
+    values = values.flatten()
+    return values.kthvalue(max(int((1 - share) * len(values)), 1)).values
+
+
+def _within(marked: Tensor, radius: int) -> Tensor:
+    """Pixels at most `radius` rows and columns from one that is marked: (f h w) bool."""
+    near = marked.float()
+    for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
+        near = F.max_pool2d(near, kernel, 1, padding)
+    return near > 0
+
+
+def _noise_gradient(sigma: float) -> float:
+    """Mean of `_gradient` on white noise of standard deviation 1."""
+    impulse = torch.zeros(1, 41, 41)
+    impulse[0, 20, 20] = 1
+    return _gradient(impulse, sigma).sum().item()
+
+
+def _edge_width(y: Tensor, noise: float) -> float | None:
+    """Width (standard deviation) in pixels of the strongest edges in (f h w); None without edges.
+
+    An edge of width w has a squared gradient, summed across it, of 1 / sqrt(w^2 + s^2) after a
+    Gaussian s: two of them tell w (after Zhuo and Sim 2011, who compare peaks). Noise is taken
+    off. The Gaussians grow with what is found, wide edges are thus seen through stronger noise.
+    """
+    width, small = 0.0, 1.0
+    for _ in range(3):
+        energies = []
+        fine, coarse = (_gradient(y, s)[:, 8:-8, 8:-8] for s in (small, 2 * small))
+        radius = int(4 * small)
+        profile = _within(coarse >= _top(coarse, 0.03), radius)
+        for s, gradient in ((small, fine), (2 * small, coarse)):
+            energies.append((gradient[profile].mean() - noise**2 * _noise_gradient(s)).item())
+        # A level or less is what rounding leaves.
+        if energies[1] < 0.1 + 0.1 * noise**2 * _noise_gradient(2 * small):
+            return None
+        ratio = max(energies[0] / energies[1], 1.001) ** 2
+        # 1/4 for the differences over two pixels, 1/2 for the pixels themselves
+        width = math.sqrt(max((4 - ratio) / (ratio - 1) * small**2 - 0.25 + 0.5, 0.0))
+        width = min(width, 12.0)
+        small = min(max(0.6 * width, 0.5), 2.0)
+    return width
+
+
+def _resolution(width: float | None) -> float:
+    return 1.0 if width is None else (1 + (width / _SHARP) ** 6) ** (-1 / 6)
+
+
+def plot(degradation: Degradation, size: tuple[int, int] = (256, 128)) -> Tensor:
+    """A picture (3 h w) in [0, 1] of `size` (width, height): a bar each, green good to red bad.
+
+    From top to bottom blur, noise, blockiness, ringing, compression; a full bar is the worst.
+    """
+    width, height = size
+    bad = (
+        1 - degradation.resolution,
+        degradation.noise / 20,
+        degradation.blockiness / 8,
+        degradation.ringing / 2,
+        1 - degradation.quality / 100,
+    )
+    picture = torch.full((3, height, width), 0.12)
+    rows = height / len(bad)
+    for i, share in enumerate(bad):
+        share = min(max(share, 0.0), 1.0)
+        bar = picture[:, round((i + 0.2) * rows) : round((i + 0.8) * rows), 4 : width - 4]
+        bar[:] = 0.25
+        colour = torch.tensor((min(2 * share, 1.0), min(2 - 2 * share, 1.0) * 0.8, 0.15))
+        bar[..., : round(share * bar.shape[-1])] = colour[:, None, None]
+    return picture
