@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 # left out with its nodes, the others work.
 NODES = {
     "loaders": ("StarLoadModel", "StarLoadVAE", "StarLoadTextEncoder"),
-    "conditioning": ("StarTextEncode", "StarConditioning"),
+    "conditioning": ("StarAnalyzeDegradation", "StarTextEncode", "StarConditioning"),
     "denoise": ("StarNoise", "StarTemporalChunks", "StarGuidance", "StarScheduler", "StarSampler"),
     "decode": ("StarVAEEncode", "StarVAEDecode", "StarColorFix"),
     "restore": ("StarRestore", "StarCompare"),

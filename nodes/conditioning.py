@@ -1,9 +1,11 @@
 """What the model is told: text, and the low-quality video."""
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui  # pyright: ignore[reportMissingImports]
 
-from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT
-from .host import named, tile_inputs, tile_of
+from ..star_core.degradation.estimate import estimate, plot
+from ..star_core.degradation.recommend import recommend
+from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
+from .host import DegradationType, named, show_text, tile_inputs, tile_of, video_from_images
 from .host_conditioning import (
     Prompts,
     low_quality_latent,
@@ -14,6 +16,54 @@ from .host_conditioning import (
 from .host_model import star_of
 
 UPSAMPLINGS = {"model": None, "bilinear": "bilinear", "bicubic": "bicubic"}
+
+
+class StarAnalyzeDegradation(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="STAR_AnalyzeDegradation",
+            display_name="STAR Analyze Degradation",
+            category="STAR",
+            description="Measures blur, noise and compression of a clip and recommends settings. "
+            "Connect `degradation` to the nodes that should follow it; what you set there by hand "
+            "comes first.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Image.Input("images", tooltip="The clip as it came, before any resizing."),
+                io.Model.Input("model", tooltip="The STAR model to recommend settings for."),
+                io.Float.Input(
+                    "scale",
+                    default=4.0,
+                    min=1.0,
+                    max=8.0,
+                    step=0.01,
+                    tooltip="How much larger the result is to be, as in STAR Conditioning.",
+                ),
+            ],
+            outputs=[
+                DegradationType.Output(
+                    "degradation",
+                    tooltip="The recommended settings, for STAR Text Encode, STAR Conditioning, "
+                    "STAR Guidance, STAR Scheduler or STAR Restore.",
+                ),
+                io.Float.Output("cfg", tooltip="The recommended guidance scale."),
+                io.String.Output("checkpoint", tooltip="light_deg or heavy_deg."),
+                io.String.Output("report", tooltip="Figures and settings in words."),
+                io.Image.Output("plot", tooltip="The figures as bars."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, model, scale) -> io.NodeOutput:
+        with named("STAR Analyze Degradation"):
+            found = estimate(video_from_images(images)[:, :3])
+            settings = recommend(found, star_of(model).sampling, scale=scale)
+        report, bars = f"{found}\n{settings}", plot(found).movedim(0, -1)[None]
+        show_text(report, cls.hidden.unique_id)
+        shown = ui.PreviewImage(bars, cls=cls)
+        return io.NodeOutput(settings, settings.cfg, settings.checkpoint, report, bars, ui=shown)
 
 
 class StarTextEncode(io.ComfyNode):
@@ -51,6 +101,11 @@ class StarTextEncode(io.ComfyNode):
                     tooltip="OpenCLIP ViT-H-14, of STAR Load Text Encoder or of Load CLIP. A "
                     "model with learned prompts needs none.",
                 ),
+                DegradationType.Input(
+                    "degradation",
+                    optional=True,
+                    tooltip="Of STAR Analyze Degradation: its words are added to the prompts.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("positive", tooltip="For STAR Conditioning."),
@@ -59,9 +114,14 @@ class StarTextEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, prompt, quality_words, negative_prompt, clip=None) -> io.NodeOutput:
+    def execute(
+        cls, model, prompt, quality_words, negative_prompt, clip=None, degradation=None
+    ) -> io.NodeOutput:
         with named("STAR Text Encode"):
             star = star_of(model)
+            if degradation is not None:
+                quality_words = join_prompt(degradation.positive, quality_words, ", ")
+                negative_prompt = join_prompt(degradation.negative, negative_prompt, ", ")
             prompts = prompts_for(star, clip, prompt, quality_words, negative_prompt)
         return io.NodeOutput(*prompts)
 
@@ -113,6 +173,12 @@ class StarConditioning(io.ComfyNode):
                     "model was trained.",
                 ),
                 *tile_inputs(),
+                DegradationType.Input(
+                    "degradation",
+                    optional=True,
+                    tooltip="Of STAR Analyze Degradation: a clip that is blurred far below its "
+                    "size is made smaller first. The size asked for stays.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("positive_out", display_name="positive"),
@@ -137,6 +203,7 @@ class StarConditioning(io.ComfyNode):
         upsampling,
         tile_size,
         tile_overlap,
+        degradation=None,
     ) -> io.NodeOutput:
         with named("STAR Conditioning"):
             if upsampling not in UPSAMPLINGS:
@@ -147,6 +214,7 @@ class StarConditioning(io.ComfyNode):
                 images,
                 target_size(images, scale, width, height),
                 upsampling=UPSAMPLINGS[upsampling],
+                shrink=degradation.shrink if degradation else 1.0,
                 tile=tile_of(tile_size, tile_overlap),
             )
             prompts = with_hint(Prompts(positive, negative), latent)

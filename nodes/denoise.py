@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..star_core.chunking import ChunkConfig
 from ..star_core.diffusion.samplers import SAMPLERS
-from .host import named
+from .host import DegradationType, named
 from .host_model import star_of
 from .host_sampling import (
     SOLVER_NOISE,
@@ -141,16 +141,23 @@ class StarGuidance(io.ComfyNode):
                     tooltip="How far each prediction goes from the input's latents: 0 stays at "
                     "the enlarged input, 1 is the full result.",
                 ),
+                DegradationType.Input(
+                    "degradation",
+                    optional=True,
+                    tooltip="Of STAR Analyze Degradation: multiplies strength.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(
-        cls, model, cfg_rescale: float, start_percent: float, end_percent: float, strength: float
+        cls, model, cfg_rescale, start_percent, end_percent, strength, degradation=None
     ) -> io.NodeOutput:
         with named("STAR Guidance"):
             star_of(model)
+            if degradation is not None:
+                strength *= degradation.strength
             model = patch_guidance(model, cfg_rescale, start_percent, end_percent)
             return io.NodeOutput(patch_strength(model, strength))
 
@@ -194,16 +201,24 @@ class StarScheduler(io.ComfyNode):
                     default="dpmpp_2m_sde",
                     tooltip="For which solver: dpmpp_2m_sde leaves out one level that heun takes.",
                 ),
+                DegradationType.Input(
+                    "degradation",
+                    optional=True,
+                    tooltip="Of STAR Analyze Degradation: its noise level, where noise_level "
+                    "is -1.",
+                ),
             ],
             outputs=[io.Sigmas.Output()],
         )
 
     @classmethod
     def execute(
-        cls, model, solver_mode: str, steps: int, noise_level: int, sampler: str
+        cls, model, solver_mode, steps, noise_level, sampler, degradation=None
     ) -> io.NodeOutput:
         with named("STAR Scheduler"):
             own = star_of(model).sampling
+            if degradation is not None:
+                own = replace(own, noise_level=degradation.noise_level)
             sampling = replace(
                 own,
                 solver_mode=own.solver_mode if solver_mode == "model" else solver_mode,

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..star_core.tiling import Tile
 
+# Recommended settings: `star_core.degradation.recommend.Recommendation`.
+DegradationType = io.Custom("STAR_DEGRADATION")
+
 
 def video_from_images(images: Tensor) -> Tensor:
     """IMAGE (f h w c) in [0, 1] -> frames (f c h w), float32; a view where it can be."""
@@ -33,6 +36,15 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         mm.throw_exception_if_processing_interrupted()
         self.bar.update_absolute(done, total)
+
+
+def show_text(text: str, node_id: str | None) -> None:
+    """Shows text below a node's widgets."""
+    from server import PromptServer  # runs only where there is a canvas to show it
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node_id is not None:
+        server.send_progress_text(text, node_id)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..star_core.behaviour import DEFAULT
 from ..star_core.checkpoints import ModelFile
-from ..star_core.geometry import minimal_padding, output_size, pad, upsample
+from ..star_core.geometry import minimal_padding, output_size, pad, shrunk, upsample
 from ..star_core.text import join_prompt
 from ..star_core.tiling import Tile
 from .host import Progress, video_from_images
@@ -72,11 +72,12 @@ def low_quality_latent(
     *,
     upsampling: str | None = None,
     tile: Tile | None = None,
+    shrink: float = 1.0,
 ) -> dict[str, Any]:
     """LATENT of images (f h w c), enlarged to `size` and padded to what the network takes.
 
     It remembers size and padding for STAR VAE Decode. upsampling: bilinear or bicubic, None as the
-    model file says.
+    model file says. shrink: how much smaller frames are made first, from 1.
     """
     star, video_vae = star_of(model), star_vae(vae).video_vae
     if (found := video_vae.latent_channels) != star.config.in_dim:
@@ -90,7 +91,8 @@ def low_quality_latent(
     )
 
     def prepare(frame: Tensor) -> Tensor:
-        return pad(upsample(frame[:3], size, mode).clamp(0, 1) * 2 - 1, padding, DEFAULT.padding)
+        enlarged = upsample(shrunk(frame[:3], shrink), size, mode).clamp(0, 1)
+        return pad(enlarged * 2 - 1, padding, DEFAULT.padding)
 
     frames = video_from_images(images)
     latents = encode_video(vae, frames, prepare, tile=tile, on_step=Progress())

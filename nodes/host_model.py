@@ -28,8 +28,8 @@ HINT, WINDOW = "star_hint", "star_window"
 # The host stands in this level for it with its own zero-terminal-SNR models.
 PURE_NOISE = 4518.0
 
-# Where the host's schedulers end before 0: Stable Diffusion's level, which its solvers are made for.
-# STAR's own, 0.001, is one long step away, in which solvers of second order overshoot.
+# Where the host's schedulers end before 0: the level of Stable Diffusion, which its solvers are
+# made for. STAR's own, 0.001, is one long step away, and solvers of second order overshoot in it.
 LEAST_NOISE = 0.03
 
 WEIGHT_TYPES = {

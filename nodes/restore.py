@@ -8,8 +8,8 @@ from comfy_api.latest import io, ui
 from ..star_core.chunking import ChunkConfig
 from ..star_core.color_fix import COLOR_FIXES
 from ..star_core.pipeline import Settings
-from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT
-from .host import named, tile_inputs, tile_of
+from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
+from .host import DegradationType, named, tile_inputs, tile_of
 from .host_conditioning import prompts_for, target_size
 from .host_model import star_of
 from .host_restore import compared, restore_images
@@ -132,6 +132,12 @@ class StarRestore(io.ComfyNode):
                     optional=True,
                     tooltip="OpenCLIP ViT-H-14. A model with learned prompts needs none.",
                 ),
+                DegradationType.Input(
+                    "degradation",
+                    optional=True,
+                    tooltip="Of STAR Analyze Degradation: its settings where this node leaves them "
+                    "open, its words, and its strength times this one's.",
+                ),
             ],
             outputs=[io.Image.Output("restored", display_name="images")],
         )
@@ -158,10 +164,17 @@ class StarRestore(io.ComfyNode):
         stills,
         prompt,
         clip=None,
+        degradation=None,
     ) -> io.NodeOutput:
         with named("STAR Restore"):
             star = star_of(model)
-            own = star.sampling
+            own, shrink = star.sampling, 1.0
+            quality, negative = POSITIVE_PROMPT, NEGATIVE_PROMPT
+            if degradation is not None:
+                own = replace(own, noise_level=degradation.noise_level, cfg=degradation.cfg)
+                strength, shrink = strength * degradation.strength, degradation.shrink
+                quality = join_prompt(degradation.positive, quality, ", ")
+                negative = join_prompt(degradation.negative, negative, ", ")
             sampling = replace(
                 own,
                 solver_mode="normal" if steps else own.solver_mode,
@@ -177,10 +190,10 @@ class StarRestore(io.ComfyNode):
                 chunk=ChunkConfig(length=chunk_frames, overlap=chunk_overlap),
                 tile=tile_of(tile_size, tile_overlap),
             )
-            prompts = prompts_for(star, clip, prompt, POSITIVE_PROMPT, NEGATIVE_PROMPT)
+            prompts = prompts_for(star, clip, prompt, quality, negative)
             size = target_size(images, scale, width, height)
             restored = [
-                restore_images(model, vae, clip_of_images, size, prompts, settings)
+                restore_images(model, vae, clip_of_images, size, prompts, settings, shrink=shrink)
                 for clip_of_images in (images.split(1) if stills else [images])
             ]
             return io.NodeOutput(torch.cat(restored) if stills else restored[0])

@@ -99,3 +99,18 @@ def upsample(
     frames = video.reshape(-1, *video.shape[-3:])
     frames = F.interpolate(frames, size=(height, width), mode=mode, align_corners=False)
     return frames.reshape(*video.shape[:-2], height, width)
+
+
+def shrunk(video: Tensor, factor: float) -> Tensor:
+    """Frames (... c h w) made smaller by `factor`, from 1 (as they are); anti-aliased bicubic.
+
+    Sides are rounded and at least 1. The result is clamped to [0, 1].
+    """
+    if factor == 1:
+        return video
+    height, width = (max(1, round(side / factor)) for side in video.shape[-2:])
+    frames = video.reshape(-1, *video.shape[-3:])
+    frames = F.interpolate(
+        frames, size=(height, width), mode="bicubic", align_corners=False, antialias=True
+    )
+    return frames.clamp(0, 1).reshape(*video.shape[:-2], height, width)
