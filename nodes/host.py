@@ -1,5 +1,6 @@
 """Between the host's types and the core's."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,11 +41,9 @@ class Progress:
 
 def show_text(text: str, node_id: str | None) -> None:
     """Shows text below a node's widgets."""
-    from server import PromptServer  # runs only where there is a canvas to show it
-
-    server = getattr(PromptServer, "instance", None)
-    if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+    # Not imported: without the host's server there is no canvas to show it.
+    if (server := sys.modules.get("server")) and node_id is not None:
+        server.PromptServer.instance.send_progress_text(text, node_id)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from ..star_core.checkpoints import ModelFile
 from ..star_core.geometry import minimal_padding, output_size, pad, shrunk, upsample
 from ..star_core.text import join_prompt
 from ..star_core.tiling import Tile
+from ..star_core.upscale import check_vae
 from .host import Progress, video_from_images
 from .host_model import HINT, star_of
 from .host_vae import encode_video, star_vae
@@ -80,11 +81,7 @@ def low_quality_latent(
     model file says. shrink: how much smaller frames are made first, from 1.
     """
     star, video_vae = star_of(model), star_vae(vae).video_vae
-    if (found := video_vae.latent_channels) != star.config.in_dim:
-        raise ValueError(
-            f"the VAE makes latents of {found} channels, the model takes {star.config.in_dim}: "
-            "choose the VAE that belongs to the model in STAR Load VAE"
-        )
+    check_vae(video_vae, star.config, star.latents)
     mode: Any = upsampling or star.sampling.upsample
     padding = minimal_padding(
         size[1], size[0], vae_factor=video_vae.factor, levels=star.config.downsamplings

@@ -13,12 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .backbones import LatentFormat
 from .behaviour import Behaviour
 from .canvas import Canvas, Part, Region, cut
 from .checkpoints import FileInfo, StarModel, describe, load_model
 from .downloads import PUBLISHED
+from .degradation.estimate import Degradation, estimate, spread
 from .geometry import output_size
 from .model_files import find_published, find_text_encoder, find_vae
+from .models.encoder import UNetConfig
 from .pipeline import Progress, Settings, restore
 from .text import (
     DEFAULT_PROMPT,
@@ -113,11 +116,7 @@ def load(
         )
     star = load_model(files.model, dtype=dtype)
     vae = load_vae(files.vae, dtype=dtype)
-    if vae.latent_channels != star.config.in_dim:
-        raise ValueError(
-            f"{files.vae} makes latents of {vae.latent_channels} channels, {files.model} takes "
-            f"{star.config.in_dim}: name the model's own VAE with --vae"
-        )
+    check_vae(vae, star.config, star.latents)
     if star.prompts is not None:
         return Model(star=star, vae=vae, **star.prompts._asdict())
     assert files.text_encoder is not None
@@ -131,6 +130,16 @@ def load(
     )
     bad = NEGATIVE_PROMPT if negative is None else negative
     return Model(star=star, vae=vae, positive=encoder.encode(caption), negative=encoder.encode(bad))
+
+
+def check_vae(vae: VideoVAE, config: UNetConfig, latents: LatentFormat) -> None:
+    """ValueError unless the latents of a VAE are those that a model was trained on."""
+    found, wanted = (vae.latent_channels, vae.scaling_factor), (config.in_dim, latents.scale)
+    if found != wanted:
+        raise ValueError(
+            f"this VAE makes latents of {found[0]} channels with scale {found[1]:g}, the model "
+            f"takes {wanted[0]} with {wanted[1]:g}: choose the VAE that belongs to the model"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +180,22 @@ class Clip:
 
     def __iter__(self) -> Iterator[Tensor]:
         return (frame if self.box is None else cut(frame, self.box) for frame in self.source)
+
+
+def measure(job: Job) -> tuple[Degradation, float]:
+    """What the whole input has suffered, whatever part of it is wanted, and how much it grows.
+
+    ValueError for stills, and for frames that are too small to be measured.
+    """
+    if job.stills:
+        raise ValueError("stills may have suffered differently: leave out --auto or --stills")
+    info = open_video(job.source, deinterlace=job.deinterlace).info
+    frames = [
+        next(iter(open_video(job.source, frames=(i, i + 1), deinterlace=job.deinterlace)))[:3]
+        for i in spread(info.frame_count)
+    ]
+    width, height = output_size(info.width, info.height, job.scale, job.out_size)
+    return estimate(torch.stack(frames)), min(width / info.width, height / info.height)
 
 
 def upscale(
