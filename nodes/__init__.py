@@ -15,6 +15,7 @@ NODES = {
     "denoise": ("StarNoise", "StarTemporalChunks", "StarGuidance", "StarScheduler", "StarSampler"),
     "decode": ("StarVAEEncode", "StarVAEDecode", "StarColorFix"),
     "restore": ("StarRestore", "StarCompare"),
+    "demo": ("StarDemoClip",),
 }
 
 
