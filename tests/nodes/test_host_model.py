@@ -20,6 +20,7 @@ from star_core.noise import FrameNoise, brownian_noise
 from star_core.upscale import BUILT_IN
 from star_core.vae import load_vae
 from star_core.video_io import open_video
+from tests.live_tensors import LiveTensors
 
 pytestmark = pytest.mark.host
 
@@ -360,6 +361,23 @@ def test_memory_is_asked_for_one_window_not_for_the_clip(host):
     finally:
         base.memory_required = required
     assert asked and max(asked) == 4
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(32, 122, 216), (8, 90, 160)])
+def test_memory_asked_for_covers_the_full_size_network_and_not_much_more(
+    host, frames, height, width
+):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config = UNetConfig()
+    with FakeTensorMode(), torch.inference_mode():
+        network = ControlledVideoUNet(config, dtype=torch.float16).eval()
+        x = torch.empty(1, 4, frames, height, width, dtype=torch.float16)
+        t, y = torch.zeros(1), torch.empty(1, 77, 1024, dtype=torch.float16)
+        with LiveTensors() as used:
+            network(x, t, y, x)
+    asked = 2 * x[:, 0].numel() * host.model_file.activations(config)
+    assert used.peak < asked < 1.5 * used.peak
 
 
 def test_sampling_without_the_low_quality_video_says_what_to_connect(host):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from star_core.vae import VideoVAE, load_vae, vae_from_config
+from tests.live_tensors import LiveTensors
 
 pytestmark = pytest.mark.host
 
@@ -211,37 +212,7 @@ def test_memory_asked_for_follows_the_window_and_covers_what_is_used(both):
 
 def peak_bytes(core: VideoVAE, window: int) -> dict[str, int]:
     """Bytes of live tensors at the peak of encoding a frame and decoding a window of 256x256."""
-    import weakref
-
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    class Live(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.live, self.peak, self.seen = 0, 0, set()
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for tensor in tree_leaves(out):
-                if isinstance(tensor, torch.Tensor):
-                    self.count(tensor.untyped_storage())
-            return out
-
-        def count(self, storage):
-            key, size = storage._cdata, storage.nbytes()
-            if key in self.seen:
-                return
-            self.seen.add(key)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-
-            def freed():
-                self.seen.discard(key)
-                self.live -= size
-
-            weakref.finalize(storage, freed)
 
     peaks = {}
     config = {k: v for k, v in core.model.config.items() if not k.startswith("_")}
@@ -252,7 +223,7 @@ def peak_bytes(core: VideoVAE, window: int) -> dict[str, int]:
             ("decode", fake._decode, (1, core.latent_channels, window, *[256 // core.factor] * 2)),
         ):
             x = torch.empty(shape)
-            with Live() as live:
+            with LiveTensors() as live:
                 run(x)
             peaks[name] = live.peak
     return peaks
