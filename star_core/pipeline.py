@@ -17,7 +17,7 @@ from .color_fix import COLOR_FIXES
 from .diffusion.denoiser import Denoiser
 from .diffusion.samplers import SAMPLERS, refuse_crashes
 from .diffusion.schedule import sampling_sigmas, star_schedule
-from .geometry import upsample
+from .geometry import shrunk, upsample
 from .noise import FrameNoise, ReferenceNoise
 from .offload import on_device
 from .tiling import Tile
@@ -31,12 +31,14 @@ class Settings:
     """What a user chooses.
 
     strength: how far each prediction of x_0 goes from the input's latents, 0 to 1; at 0 the result
-    is the bicubic input. seed: 0 to 2^64-1. tile: spatial tiles of the VAE. device: where
-    to compute.
+    is the bicubic input. shrink: from 1, how much smaller the input is made before it is enlarged
+    for the model; the result's size stays. seed: 0 to 2^64-1. tile: spatial tiles of the VAE.
+    device: where to compute.
     """
 
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     strength: float = 1.0
+    shrink: float = 1.0
     seed: int = 666
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
     tile: Tile | None = None
@@ -47,6 +49,8 @@ class Settings:
         sampling = self.sampling
         if not 0 <= self.strength <= 1:
             raise ValueError(f"strength must be from 0 to 1, got {self.strength}")
+        if not (math.isfinite(self.shrink) and self.shrink >= 1):
+            raise ValueError(f"shrink must be a finite number from 1 up, got {self.shrink:g}")
         if not math.isfinite(sampling.cfg):
             raise ValueError(f"cfg must be a finite number, got {sampling.cfg}")
         if not 0 <= sampling.cfg_rescale <= 1:
@@ -130,7 +134,8 @@ def restore(
     report("encode", 0, len(part.needed))
     with on_device(vae.model, settings.device):
         for frame_index, source in zip(part.needed, frames, strict=True):
-            look = canvas.look(enlarged(source) * 2 - 1, behaviour)[None]
+            small = shrunk(source[:3], settings.shrink)
+            look = canvas.look(enlarged(small) * 2 - 1, behaviour)[None]
             shape = (1, vae.latent_channels, *(side // vae.factor for side in look.shape[-2:]))
             draw = behaviour.posterior == "sample"
             sample = noise.posterior(frame_index, shape) if draw else None

@@ -17,8 +17,8 @@ from .backbones import LatentFormat
 from .behaviour import Behaviour
 from .canvas import Canvas, Part, Region, cut
 from .checkpoints import FileInfo, StarModel, describe, load_model
-from .downloads import PUBLISHED
 from .degradation.estimate import Degradation, estimate, spread
+from .downloads import PUBLISHED
 from .geometry import output_size
 from .model_files import find_published, find_text_encoder, find_vae
 from .models.encoder import UNetConfig

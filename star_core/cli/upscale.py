@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,9 +39,20 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("look (what is not given, the model file says)")
     group.add_argument(
+        "--auto",
+        action="store_true",
+        help="measure blur, noise and compression of the input and choose what is not given here",
+    )
+    group.add_argument(
+        "--shrink",
+        type=float,
+        metavar="X",
+        help="make the input smaller by X first, from 1 (default); the result's size stays. For "
+        "a clip that is blurred far below its size",
+    )
+    group.add_argument(
         "--strength",
         type=float,
-        default=1.0,
         metavar="X",
         help="0 is the bicubic input, 1 (default) the full result; between them each prediction "
         "of the model is pulled towards the input's latents",
@@ -144,37 +156,16 @@ def run_upscale(args: argparse.Namespace) -> None:
     from ..backbones import SamplingDefaults
     from ..behaviour import DEFAULT, REFERENCE
     from ..chunking import ChunkConfig
+    from ..degradation.recommend import recommend
     from ..pipeline import Settings
+    from ..text import NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
     from ..tiling import Tile
-    from ..upscale import Job, find_model, load, upscale
+    from ..upscale import Job, find_model, load, measure, upscale
 
     start = time.monotonic()
     device, dtype = compute(args)
     files = find_model(
         args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
-    )
-    prompts = {name: getattr(args, name) for name in ("prompt", "positive", "negative")}
-    defaults = SamplingDefaults(**(files.info.sampling or {}))
-    names = ("steps", "solver_mode", "sampler", "cfg", "cfg_rescale", "noise_level", "color_fix")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    sampling = replace(defaults, **given)
-    if sampling.solver_mode == "fast" and "steps" in given and not args.reference:
-        raise ValueError(
-            "solver mode fast has steps of its own: leave out --steps, or add --solver-mode normal"
-        )
-    overlap = args.chunk_overlap
-    tile = args.tile and (args.tile[0], args.tile[0] // 4 if args.tile[1] is None else args.tile[1])
-    settings = Settings(
-        sampling=sampling,
-        strength=args.strength,
-        seed=args.seed,
-        chunk=ChunkConfig(
-            length=args.chunk_frames,
-            overlap=max(args.chunk_frames // 2, 0) if overlap is None else overlap,
-        ),
-        tile=tile and Tile(size=tile[0], overlap=tile[1]),
-        behaviour=REFERENCE if args.reference else DEFAULT,
-        device=device,
     )
     job = Job(
         source=Path(args.source),
@@ -187,6 +178,43 @@ def run_upscale(args: argparse.Namespace) -> None:
         deinterlace=args.deinterlace,
         codec=args.codec,
         overwrite=args.overwrite,
+    )
+    prompts = {name: getattr(args, name) for name in ("prompt", "positive", "negative")}
+    defaults = SamplingDefaults(**(files.info.sampling or {}))
+    names = ("steps", "solver_mode", "sampler", "cfg", "cfg_rescale", "noise_level", "color_fix")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    look = {"strength": args.strength, "shrink": args.shrink}
+    measured: dict[str, object] = {}
+    if args.auto:
+        degradation, scale = measure(job)
+        advice = recommend(degradation, replace(defaults, **given), scale=scale)
+        measured = {"degradation": asdict(degradation), "recommended": asdict(advice)}
+        sys.stderr.write(f"{degradation}\n{advice}\n")
+        given = {"cfg": advice.cfg, "noise_level": advice.noise_level} | given
+        look = {name: getattr(advice, name) if x is None else x for name, x in look.items()}
+        if files.text_encoder is not None:
+            words = ("positive", POSITIVE_PROMPT), ("negative", NEGATIVE_PROMPT)
+            for name, usual in words:
+                if prompts[name] is None:
+                    prompts[name] = join_prompt(getattr(advice, name), usual, ", ")
+    sampling = replace(defaults, **given)
+    if sampling.solver_mode == "fast" and "steps" in given and not args.reference:
+        raise ValueError(
+            "solver mode fast has steps of its own: leave out --steps, or add --solver-mode normal"
+        )
+    overlap = args.chunk_overlap
+    tile = args.tile and (args.tile[0], args.tile[0] // 4 if args.tile[1] is None else args.tile[1])
+    settings = Settings(
+        sampling=sampling,
+        **{name: 1.0 if x is None else x for name, x in look.items()},
+        seed=args.seed,
+        chunk=ChunkConfig(
+            length=args.chunk_frames,
+            overlap=max(args.chunk_frames // 2, 0) if overlap is None else overlap,
+        ),
+        tile=tile and Tile(size=tile[0], overlap=tile[1]),
+        behaviour=REFERENCE if args.reference else DEFAULT,
+        device=device,
     )
     result = upscale(
         job,
@@ -201,7 +229,9 @@ def run_upscale(args: argparse.Namespace) -> None:
             **result,
             "model": str(files.model),
             "sampling": asdict(sampling),
-            "strength": args.strength,
+            "strength": settings.strength,
+            "shrink": settings.shrink,
+            **measured,
             "seed": args.seed,
             "behaviour": settings.behaviour.name,
             "device": str(device),

@@ -115,6 +115,44 @@ def test_strength_0_is_the_bicubic_input_to_one_level(tmp_path, capsys, clip):
     assert (frames_of(tmp_path / "out.mkv") - bicubic).abs().max() <= 1 / 255
 
 
+@pytest.fixture(scope="module")
+def blurred(tmp_path_factory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips") / "blurred.mkv", 3, 64, 80)
+
+
+def test_auto_measures_prints_and_applies_what_is_not_given(tmp_path, capsys, blurred):
+    options = ("--scale", 1, "--auto", "--frames", "0:1", "--noise-level", 700)
+    code, out, err = run(capsys, "upscale", blurred, tmp_path / "a.mkv", *options, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    advice = report["recommended"]
+    assert "effective resolution" in err and "input shrunk by" in err
+    assert report["degradation"]["resolution"] < 0.4 and advice["shrink"] > 1
+    assert (report["shrink"], report["strength"]) == (advice["shrink"], advice["strength"])
+    assert report["sampling"]["noise_level"] == 700
+    assert (report["width"], report["height"]) == (80, 64)
+
+
+def test_what_auto_recommends_can_be_overridden_and_gives_the_same_by_hand(
+    tmp_path, capsys, blurred
+):
+    base = (blurred, "--scale", 1, "--frames", "0:1")
+    paths = [tmp_path / f"{name}.mkv" for name in ("auto", "hand", "plain")]
+    by_hand = ("--strength", 0.9, "--shrink", 2)
+    upscaled(capsys, base[0], paths[0], *base[1:], "--auto", *by_hand)
+    upscaled(capsys, base[0], paths[1], *base[1:], *by_hand)
+    upscaled(capsys, base[0], paths[2], *base[1:], "--strength", 0.9)
+    auto, hand, plain = map(frames_of, paths)
+    assert torch.equal(auto, hand)
+    assert not torch.equal(hand, plain)
+
+
+def test_auto_refuses_stills_and_frames_too_small_to_measure(tmp_path, capsys, clip):
+    assert "64 pixels" in refused(capsys, "upscale", clip, tmp_path / "a.mkv", "--auto")
+    error = refused(capsys, "upscale", clip, tmp_path / "a", "--auto", "--stills")
+    assert "leave out --auto" in error
+
+
 def test_previews_show_what_the_whole_run_shows(tmp_path, capsys):
     """Exact: one evaluation of the network, and a margin that covers the frame."""
     source = write_clip(tmp_path / "in.mkv", 7, 12, 16)

@@ -1,5 +1,6 @@
 """The whole method on stand-ins: a VAE that loses nothing, networks of a few thousand weights."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -277,6 +278,42 @@ def test_a_preview_of_a_crop_is_close_to_the_whole_run(changing, color_fix):
     preview = run(clip, changing, settings=settings, region=region)
     difference = (preview - cut(whole, region)).abs()
     assert 0 < difference.mean() < 0.2 * change
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.3])
+def test_shrinking_first_keeps_the_size_and_hides_what_the_smaller_input_cannot_show(scale):
+    clip = clip_of(2, 17, 23)
+    settings = Settings(sampling=SAMPLING, shrink=2.5)
+    result = run(clip, model_of(CopiesHint()), scale=scale, settings=settings)
+    size = output_size(23, 17, scale)
+    small = F.interpolate(clip, size=(7, 9), mode="bicubic", antialias=True).clamp(0, 1)
+    torch.testing.assert_close(
+        result, upsample(small, size, "bicubic").clamp(0, 1), atol=3e-3, rtol=0
+    )
+
+
+def test_a_preview_shows_what_the_whole_run_shows_when_the_input_is_shrunk_first(changing):
+    clip = clip_of(9, 17, 23)
+    settings = Settings(sampling=SAMPLING, shrink=1.7, chunk=ChunkConfig(length=4, overlap=2))
+    whole = run(clip, changing, settings=settings)
+    region = (range(5, 16), range(9, 46))
+    preview = run(clip, changing, settings=settings, region=region, wanted=range(3, 6))
+    assert (preview - cut(whole[3:6], region)).abs().max() < 1e-6
+
+
+def test_strength_0_is_the_bicubic_input_whether_or_not_it_is_shrunk(changing):
+    clip = clip_of(2, 9, 12)
+    results = [
+        run(clip, changing, settings=Settings(sampling=SAMPLING, strength=0, shrink=shrink))
+        for shrink in (1, 3)
+    ]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("shrink", [0.9, 0, math.inf, math.nan])
+def test_shrink_below_1_is_refused(shrink):
+    with pytest.raises(ValueError, match="shrink must be a finite number from 1"):
+        Settings(shrink=shrink)
 
 
 # what else comes in and goes out
