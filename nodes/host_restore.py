@@ -34,8 +34,6 @@ def restore_images(
     size: tuple[int, int],
     prompts: Prompts,
     settings: Settings,
-    *,
-    shrink: float = 1.0,
 ) -> Tensor:
     """IMAGE (f h w c) of one clip -> restored IMAGE of `size` (width, height); alpha is enlarged.
 
@@ -48,7 +46,9 @@ def restore_images(
 
     latent = decoded = None
     if settings.strength:
-        latent = low_quality_latent(model, vae, images, size, tile=settings.tile, shrink=shrink)
+        latent = low_quality_latent(
+            model, vae, images, size, tile=settings.tile, shrink=settings.shrink
+        )
         decoded = _decoded(vae, _sampled(model, latent, prompts, settings), latent, settings)
     unchanged = None
     if latent and settings.strength < 1:

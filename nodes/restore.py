@@ -186,6 +186,7 @@ class StarRestore(io.ComfyNode):
             settings = Settings(
                 sampling=sampling,
                 strength=strength,
+                shrink=shrink,
                 seed=seed,
                 chunk=ChunkConfig(length=chunk_frames, overlap=chunk_overlap),
                 tile=tile_of(tile_size, tile_overlap),
@@ -193,7 +194,7 @@ class StarRestore(io.ComfyNode):
             prompts = prompts_for(star, clip, prompt, quality, negative)
             size = target_size(images, scale, width, height)
             restored = [
-                restore_images(model, vae, clip_of_images, size, prompts, settings, shrink=shrink)
+                restore_images(model, vae, clip_of_images, size, prompts, settings)
                 for clip_of_images in (images.split(1) if stills else [images])
             ]
             return io.NodeOutput(torch.cat(restored) if stills else restored[0])
