@@ -65,8 +65,9 @@ FIT = """() => {
 # Queues as the button does, and returns the host's account of an error, or null.
 RUN = """() => new Promise((resolve, reject) => {
     app.api.addEventListener('execution_success', () => resolve(null))
-    for (const kind of ['execution_error', 'execution_interrupted'])
-        app.api.addEventListener(kind, event => resolve(JSON.stringify(event.detail)))
+    app.api.addEventListener('execution_interrupted', () => resolve('interrupted'))
+    app.api.addEventListener('execution_error', ({detail}) => resolve(
+        [detail.node_type, detail.exception_message, ...detail.traceback].join('\\n')))
     app.queuePrompt(0).then(() => {
         if (app.lastNodeErrors && Object.keys(app.lastNodeErrors).length)
             resolve(JSON.stringify(app.lastNodeErrors))

@@ -17,7 +17,8 @@ CORE_NODES = Path(__file__).with_name("core_nodes.json")
 NOTES = {"Note", "MarkdownNote"}  # the only node types of the frontend alone that we use
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}
-TOLD = ("input", "output", "output_name", "output_node")
+TOLD = ("output", "output_name", "output_node")
+KEPT = {"default", "min", "max", "options", "control_after_generate", "forceInput"}
 MODEL_FILES = (".pt", ".pth", ".ckpt", ".safetensors", ".gguf")
 
 Json = dict[str, Any]
@@ -93,6 +94,12 @@ def needs_download(prompt: Prompt) -> bool:
     return any(mark in str(value) for value in values for mark in (*MODEL_FILES, "(download)"))
 
 
+def trimmed(kind: Any, options: Json | None = None) -> list[Any]:
+    """An input without the host's words."""
+    options = options or {}
+    return [kind, {k: v for k, v in options.items() if k in KEPT or k.endswith("_upload")}]
+
+
 def record_core_nodes() -> None:
     """Writes `core_nodes.json`: what the server tells about the node types of others in use."""
     used = {node["type"] for path in WORKFLOWS for node in nodes_of(read(path))}
@@ -100,8 +107,11 @@ def record_core_nodes() -> None:
         told = server.get("/object_info")
     others = sorted(used & told.keys() - {node.id for node in recorded_nodes()})
     known = {name: {key: told[name][key] for key in TOLD} for name in others}
-    for definition in known.values():
-        definition["input"].pop("hidden", None)
+    for name, definition in known.items():
+        definition["input"] = {
+            kind: {key: trimmed(*given) for key, given in told[name]["input"].get(kind, {}).items()}
+            for kind in ("required", "optional")
+        }
     CORE_NODES.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
