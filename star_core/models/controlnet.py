@@ -1,9 +1,12 @@
 """VideoControlNet: tells the UNet about the low-quality video (specification, section 3)."""
 
+from collections.abc import Iterator
+
 from einops import rearrange
 from torch import Tensor, nn
 
 from .encoder import UNetConfig, encode, input_blocks, middle_block, run_block
+from .slicing import Slicing
 from .unet_blocks import Factory, sinusoidal_embedding, timestep_mlp
 
 
@@ -24,16 +27,27 @@ class VideoControlNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor | None = None) -> list[Tensor]:
         """x and hint (b c f h w), t (b,), y (b l d) -> one (b·f c h w) a skip, then the middle."""
+        return [last(output) for last, output in self.controls(x, t, y, hint)]
+
+    def controls(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        hint: Tensor | None = None,
+        slicing: Slicing | None = None,
+    ) -> Iterator[tuple[nn.Module, Tensor]]:
+        """One after the other, each before its last convolution."""
         frames = x.shape[2]
         emb = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
         emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
         x = rearrange(x, "b c f h w -> (b f) c h w")
         if hint is not None:
             hint = self.input_hint_block(rearrange(hint, "b c f h w -> (b f) c h w"))
-        controls = []
-        outputs = encode(self.input_blocks, x, emb, context, frames, hint=hint)
+        outputs = encode(self.input_blocks, x, emb, context, frames, hint=hint, slicing=slicing)
         for zero_conv, output in zip(self.zero_convs, outputs, strict=True):
-            controls.append(zero_conv(output))
             x = output
-        x = run_block(self.middle_block, x, emb, context, frames)
-        return [*controls, self.middle_block_out(x)]
+            yield zero_conv, output
+            del output
+        x = run_block(self.middle_block, [x], emb, context, frames, slicing)
+        yield self.middle_block_out, x

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from einops import rearrange
 from torch import Tensor, nn
 
+from .slicing import Slicing, over_frames
 from .unet_blocks import (
     Downsample,
     Factory,
@@ -101,21 +102,33 @@ def middle_block(config: UNetConfig, make: Factory) -> nn.ModuleList:
 
 
 def run_block(
-    block: nn.Module | list[nn.Module], x: Tensor, emb: Tensor, context: Tensor, frames: int
+    block: nn.Module | list[nn.Module],
+    channels: list[Tensor],
+    emb: Tensor,
+    context: Tensor,
+    frames: int,
+    slicing: Slicing | None = None,
 ) -> Tensor:
-    """Runs one entry of a block list on x (b·f c h w)."""
+    """Runs one entry of a block list on x (b·f c h w).
+
+    channels: x, or parts of it. They are taken out of the list, so that what nobody else holds is
+    freed as soon as it is read.
+    """
     for layer in block if isinstance(block, (nn.ModuleList, list)) else [block]:
         if isinstance(layer, ResBlock):
-            x = layer(x, emb, frames)
+            x = layer(channels, emb, frames, slicing)
         elif isinstance(layer, SpatialTransformer):
-            x = layer(x, context)
+            x = layer(channels.pop(), context, slicing)
         elif isinstance(layer, TemporalTransformer):
-            clip = layer(rearrange(x, "(b f) c h w -> b c f h w", f=frames))
-            x = rearrange(clip, "b c f h w -> (b f) c h w")
+            clip = rearrange(channels.pop(), "(b f) c h w -> b c f h w", f=frames)
+            x = rearrange(layer(clip, slicing), "b c f h w -> (b f) c h w")
+            del clip
         else:
             assert isinstance(layer, (Downsample, Upsample, nn.Conv2d)), type(layer)
-            x = layer(x)
-    return x
+            x = over_frames(layer, slicing, channels.pop())
+        channels.append(x)
+        del x
+    return channels.pop()
 
 
 def encode(
@@ -124,17 +137,18 @@ def encode(
     emb: Tensor,
     context: Tensor,
     frames: int,
+    slicing: Slicing | None = None,
     *,
     hint: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yields each block's output; the hint enters after the first convolution."""
     first = blocks[0]
     assert isinstance(first, nn.ModuleList)
-    x = first[0](x)
+    x = over_frames(first[0], slicing, x)
     if hint is not None:
         x = x + hint
-    x = run_block(list(first)[1:], x, emb, context, frames)
+    x = run_block(list(first)[1:], [x], emb, context, frames, slicing)
     yield x
     for block in list(blocks)[1:]:
-        x = run_block(block, x, emb, context, frames)
+        x = run_block(block, [x], emb, context, frames, slicing)
         yield x

@@ -18,6 +18,7 @@ from .encoder import (
     run_block,
     transformers,
 )
+from .slicing import Slicing, over_frames
 from .unet_blocks import Factory, Upsample, sinusoidal_embedding, timestep_mlp
 
 __all__ = ["ControlledVideoUNet", "UNetConfig"]
@@ -41,11 +42,17 @@ def hint_prior_velocity(
     return velocity, spread / torch.sqrt(variance)
 
 
+def added(h: Tensor, last: nn.Module, control: Tensor, slicing: Slicing | None) -> Tensor:
+    """A control, after its last convolution, on its skip."""
+    return over_frames(lambda h, control: h + last(control), slicing, h, control)
+
+
 class ControlledVideoUNet(nn.Module):
     """UNet and ControlNet in one module, as in the published files.
 
     operations: namespace of Linear, Conv1d to Conv3d, GroupNorm and LayerNorm; a host hands in its
-    own. attention: see `attention.scaled_dot_product`.
+    own. attention: see `attention.scaled_dot_product`. `slicing` may be set for inference: the same
+    result in less memory.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class ControlledVideoUNet(nn.Module):
             norm_groups=config.norm_groups,
         )
         self.config = config
+        self.slicing: Slicing | None = None
         self.time_embed = timestep_mlp(config.dim, config.emb_channels, make=make)
         self.input_blocks, skips = input_blocks(config, make)
         self.middle_block = middle_block(config, make)
@@ -106,16 +114,25 @@ class ControlledVideoUNet(nn.Module):
         """
         self.check_size(*x.shape[-2:])
         frames = x.shape[2]
-        controls = self.VideoControlNet(x, t, y, hint)
         emb = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
         emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
-        h = rearrange(x, "b c f h w -> (b f) c h w")
-        skips = list(encode(self.input_blocks, h, emb, context, frames))
-        h = run_block(self.middle_block, skips[-1], emb, context, frames) + controls.pop()
+        about = (emb, context, frames, self.slicing)
+        # In step, so that each control is added to its skip at once.
+        controls = self.VideoControlNet.controls(x, t, y, hint, self.slicing)
+        outputs = encode(self.input_blocks, rearrange(x, "b c f h w -> (b f) c h w"), *about)
+        skips, channels = [], []
+        for output in outputs:
+            skips.append(added(output, *next(controls), self.slicing))
+            channels = [output]
+        del output, outputs
+        h = run_block(self.middle_block, channels, *about)
+        channels.append(added(h, *next(controls), self.slicing))
+        del h, controls
         for block in self.output_blocks:
-            h = torch.cat([h, skips.pop() + controls.pop()], dim=1)
-            h = run_block(block, h, emb, context, frames)
-        v = rearrange(self.out(h), "(b f) c h w -> b c f h w", f=frames)
+            channels.append(skips.pop())
+            channels.append(run_block(block, channels, *about))
+        v = over_frames(self.out, self.slicing, channels.pop())
+        v = rearrange(v, "(b f) c h w -> b c f h w", f=frames)
         if self.config.hint_prior:
             prior, uncertainty = hint_prior_velocity(x, t, hint, self.config.hint_prior)
             v = prior + uncertainty * v

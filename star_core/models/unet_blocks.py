@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, scaled_dot_product
 from .liem import SpatialLIEM, TemporalLIEM
+from .slicing import ClipNorm, Slicing, over_frames
 from .temporal_conv import temporal_conv
 
 
@@ -78,8 +79,19 @@ class TemporalConvBlock(nn.Module):
         self.conv3 = stage(nn.Dropout(dropout))
         self.conv4 = stage(nn.Dropout(dropout))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv4(self.conv3(self.conv2(self.conv1(x))))
+    def forward(self, x: Tensor, slicing: Slicing | None = None) -> Tensor:
+        if slicing is None:
+            return x + self.conv4(self.conv3(self.conv2(self.conv1(x))))
+        y = x
+        for norm, *rest in (self.conv1, self.conv2, self.conv3, self.conv4):
+            normed, out = ClipNorm(norm, y), torch.empty_like(x) if y is x else y
+            for rows, rows_out in zip(slicing.rows(y), slicing.rows(out), strict=True):
+                rows = normed(rows)
+                for layer in rest:
+                    rows = layer(rows)
+                rows_out.copy_(rows)
+            y = out
+        return y.add_(x)
 
 
 class ResBlock(nn.Module):
@@ -105,12 +117,19 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else make.conv2d(channels, out_channels, 1)
         self.temopral_conv = TemporalConvBlock(out_channels, dropout=dropout, make=make)
 
-    def forward(self, x: Tensor, emb: Tensor, frames: int) -> Tensor:
-        """x (b·f c h w), emb (b·f d) -> (b·f c h w)."""
-        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        h = self.out_layers(h) + self.skip_connection(x)
+    def forward(
+        self, channels: list[Tensor], emb: Tensor, frames: int, slicing: Slicing | None = None
+    ) -> Tensor:
+        """channels: parts of x (b·f c h w), taken out of the list. emb (b·f d) -> (b·f c h w)."""
+        h = over_frames(self.spatial, slicing, emb, *channels)
+        channels.clear()
         h = rearrange(h, "(b f) c h w -> b c f h w", f=frames)
-        return rearrange(self.temopral_conv(h), "b c f h w -> (b f) c h w")
+        return rearrange(self.temopral_conv(h, slicing), "b c f h w -> (b f) c h w")
+
+    def spatial(self, emb: Tensor, *channels: Tensor) -> Tensor:
+        x = torch.cat(channels, dim=1) if len(channels) > 1 else channels[0]
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        return self.out_layers(h) + self.skip_connection(x)
 
 
 class Downsample(nn.Module):
@@ -227,8 +246,12 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = make.linear(inner, channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (b·f c h w), context (b·f l e) -> (b·f c h w)."""
+    def forward(self, x: Tensor, context: Tensor, slicing: Slicing | None = None) -> Tensor:
+        """x (b·f c h w), context (b·f l e) -> (b·f c h w), in slices x itself."""
+        if slicing is not None:
+            for part in slicing.parts(len(x)):
+                x[part] = self(x[part], context[part])
+            return x
         height = x.shape[2]
         tokens = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
         for block in self.transformer_blocks:
@@ -249,15 +272,23 @@ class TemporalTransformer(nn.Module):
         )
         self.proj_out = make.conv1d(inner, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b c f h w) -> (b c f h w)."""
+    def forward(self, x: Tensor, slicing: Slicing | None = None) -> Tensor:
+        """(b c f h w) -> (b c f h w), in slices x itself."""
+        if slicing is None:
+            return self.residual(self.norm(x)) + x
+        norm = ClipNorm(self.norm, x)
+        for rows in slicing.rows(x):
+            rows += self.residual(norm(rows))
+        return x
+
+    def residual(self, x: Tensor) -> Tensor:
         b, _, _, h, w = x.shape
-        tokens = self.proj_in(rearrange(self.norm(x), "b c f h w -> (b h w) c f"))
+        tokens = self.proj_in(rearrange(x, "b c f h w -> (b h w) c f"))
         tokens = rearrange(tokens, "n c f -> n f c")
         for block in self.transformer_blocks:
             tokens = block(tokens)
         out = self.proj_out(rearrange(tokens, "n f c -> n c f"))
-        return rearrange(out, "(b h w) c f -> b c f h w", b=b, h=h, w=w) + x
+        return rearrange(out, "(b h w) c f -> b c f h w", b=b, h=h, w=w)
 
 
 def timestep_mlp(dim: int, emb_channels: int, *, make: Factory) -> nn.Sequential:

@@ -42,7 +42,7 @@ def resblock(case: Case) -> Comparisons:
     block = ResBlock(
         config["channels"], config["out_channels"], config["emb_channels"], make=Factory()
     )
-    yield Comparison(case.fill(block)(case["x"], case["emb"], config["frames"]), case["out"])
+    yield Comparison(case.fill(block)([case["x"]], case["emb"], config["frames"]), case["out"])
 
 
 def spatial_block(case: Case) -> Comparisons:

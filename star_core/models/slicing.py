@@ -1,0 +1,76 @@
+"""A layer's work a slice at a time: the same numbers in less memory.
+
+Spatial layers know nothing of other frames, temporal ones nothing of other pixels; only group norms
+over whole clips look at everything, and they need no more than two numbers a group of it. Slices
+are for inference: they write into tensors that are there already.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slicing:
+    """How much a layer works on at a time. frames: of spatial layers. pixels: of temporal ones."""
+
+    frames: int = 1
+    pixels: int = 512
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.pixels) < 1:
+            raise ValueError(f"slices hold at least 1 frame and 1 pixel, got {self}")
+
+    def parts(self, frames: int) -> Iterator[slice]:
+        """Of the first dimension of (b·f c h w)."""
+        return (slice(i, i + self.frames) for i in range(0, frames, self.frames))
+
+    def rows(self, clip: Tensor) -> Iterator[Tensor]:
+        """Views of (b c f h w), all frames of a few rows."""
+        return iter(clip.split(max(1, self.pixels // clip.shape[-1]), dim=3))
+
+
+def over_frames(fn: Callable[..., Tensor], slicing: Slicing | None, *tensors: Tensor) -> Tensor:
+    """fn of tensors with the same first dimension, slice by slice."""
+    if slicing is None:
+        return fn(*tensors)
+    out = None
+    for part in slicing.parts(len(tensors[0])):
+        result = fn(*(tensor[part] for tensor in tensors))
+        if out is None:
+            out = result.new_empty(len(tensors[0]), *result.shape[1:])
+        out[part] = result
+    assert out is not None
+    return out
+
+
+class ClipNorm:
+    """A group norm whose statistics are those of a whole clip (b c f h w), for its parts."""
+
+    def __init__(self, norm: nn.GroupNorm, clip: Tensor) -> None:
+        groups = norm.num_groups
+        # What the norm does to a value is affine: asked here with values of mean 0 and variance 1,
+        # because a host keeps the weights cast or elsewhere.
+        probe = clip.new_tensor([1.0, -1.0]).expand(1, clip.shape[1], 2)
+        high, low = norm(probe).float().unbind(-1)
+        weight, bias = (high - low) / 2 * (1 + norm.eps) ** 0.5, (high + low) / 2
+        parts = rearrange(clip, "b (g c) f h w -> b g c f h w", g=groups)
+        # Frame by frame: the sums would be taken of a copy in float32 otherwise.
+        count = parts[0, 0, :, 0].numel() * parts.shape[3]
+        mean = sum(frame.float().sum((2, 3, 4)) for frame in parts.unbind(3)) / count
+        assert isinstance(mean, Tensor)
+        centre = mean[..., None, None, None]
+        square = sum((f.float() - centre).square().sum((2, 3, 4)) for f in parts.unbind(3)) / count
+        assert isinstance(square, Tensor)
+        scale = (square + norm.eps).rsqrt()
+        per_channel = clip.shape[1] // groups
+        mean, scale = (v.repeat_interleave(per_channel, dim=1) for v in (mean, scale))
+        self.gain = (weight * scale)[..., None, None, None]
+        self.shift = (bias - mean * weight * scale)[..., None, None, None]
+
+    def __call__(self, part: Tensor) -> Tensor:
+        """Of pixels or frames (b c f h w) of the clip."""
+        return torch.addcmul(self.shift, part.float(), self.gain).to(part)

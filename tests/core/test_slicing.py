@@ -1,0 +1,96 @@
+"""The network in slices: the same numbers in less memory."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from star_core.models.slicing import ClipNorm, Slicing, over_frames
+from star_core.models.unet import ControlledVideoUNet, UNetConfig
+from tests.live_tensors import LiveTensors
+
+CONFIG = UNetConfig(
+    dim=16,
+    context_dim=8,
+    dim_mult=(1, 2),
+    num_heads=2,
+    head_dim=8,
+    num_res_blocks=1,
+    attn_scales=(1.0, 0.5),
+    norm_groups=4,
+)
+
+
+@pytest.fixture(scope="module")
+def network():
+    network = ControlledVideoUNet(CONFIG).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        parameter.normal_(0.1, parameter[0].numel() ** -0.5, generator=generator)
+    return network
+
+
+@given(frames=st.integers(1, 5), slices=st.integers(1, 6), pixels=st.integers(1, 200))
+def test_slices_change_nothing(network, frames, slices, pixels):
+    generator = torch.Generator().manual_seed(frames)
+    x, hint = (torch.randn(1, 4, frames, 6, 8, generator=generator) for _ in range(2))
+    y, t = torch.randn(1, 3, 8, generator=generator), torch.tensor([500])
+    before = x.clone()
+    network.slicing = None
+    plain = network(x, t, y, hint)
+    network.slicing = Slicing(frames=slices, pixels=pixels)
+    sliced = network(x, t, y, hint)
+    assert (sliced - plain).abs().max() < 1e-5 * plain.abs().max()
+    assert torch.equal(x, before)
+
+
+def test_a_batch_of_clips_is_sliced_too(network):
+    generator = torch.Generator().manual_seed(1)
+    x, hint = (torch.randn(2, 4, 3, 6, 8, generator=generator) for _ in range(2))
+    y, t = torch.randn(2, 3, 8, generator=generator), torch.tensor([500, 20])
+    network.slicing = None
+    plain = network(x, t, y, hint)
+    network.slicing = Slicing(frames=2, pixels=16)
+    torch.testing.assert_close(network(x, t, y, hint), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_of_parts_has_the_statistics_of_the_clip():
+    generator = torch.Generator().manual_seed(1)
+    norm = torch.nn.GroupNorm(4, 8, eps=0.1).requires_grad_(False)
+    norm.weight.normal_(generator=generator), norm.bias.normal_(generator=generator)
+    clip = 5 + 3 * torch.randn(2, 8, 3, 4, 5, generator=generator)
+    normed = ClipNorm(norm, clip)
+    parts = torch.cat([normed(part) for part in clip.split(1, dim=3)], dim=3)
+    torch.testing.assert_close(parts, norm(clip), rtol=1e-5, atol=1e-5)
+
+
+def test_slices_need_less_memory():
+    peaks = []
+    for slicing in (None, Slicing()):
+        with FakeTensorMode(), torch.inference_mode():
+            wide = ControlledVideoUNet(UNetConfig(num_res_blocks=1), dtype=torch.float16).eval()
+            wide.slicing = slicing
+            x = torch.empty(1, 4, 8, 66, 64, dtype=torch.float16)
+            y = torch.empty(1, 77, 1024, dtype=torch.float16)
+            with LiveTensors() as used:
+                wide(x, torch.zeros(1), y, x)
+        peaks.append(used.peak)
+    assert peaks[1] < 0.7 * peaks[0]
+
+
+def test_impossible_slices_are_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        Slicing(frames=0)
+
+
+def test_over_frames_gives_every_frame_once():
+    seen = []
+
+    def double(x):
+        seen.append(len(x))
+        return 2 * x
+
+    x = torch.arange(7.0)[:, None]
+    assert torch.equal(over_frames(double, Slicing(frames=3), x), 2 * x)
+    assert seen == [3, 3, 1]
