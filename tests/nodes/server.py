@@ -95,7 +95,7 @@ class Server:
             raise
         return self
 
-    def wait(self, seconds: float = 180) -> None:
+    def wait(self, seconds: float = 600) -> None:
         """Returns when the server answers; fails if it ends, or if a pack did not load."""
         until = time.monotonic() + seconds
         while True:

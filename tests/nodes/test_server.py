@@ -6,89 +6,69 @@ import sys
 import numpy as np
 import pytest
 
-from tests.nodes.recorder import recorded_nodes
+from tests.nodes.recorder import object_info, recorded_nodes
 from tests.nodes.server import FOLDER, ROOT, Refused
 
 pytestmark = pytest.mark.host
 
-BUILT_IN = "tiny (built in)"
+OURS = {node.id: node for node in recorded_nodes()}
 
 
 def node(kind, **inputs):
-    """A node of a prompt; an input from another node is [its name, the output's place]."""
-    return {"class_type": kind, "inputs": inputs}
+    """A node of a prompt; an input from another node is [its name, the output's place].
+
+    What is not given of a node of ours is at its default, or the first of its choices.
+    """
+    defaults = {}
+    if kind in OURS:
+        for name, (_, told) in object_info(OURS[kind])["input"]["required"].items():
+            if "default" in told or "options" in told:
+                defaults[name] = told["default"] if "default" in told else told["options"][0]
+    return {"class_type": kind, "inputs": defaults | inputs}
 
 
 LOADERS = {
-    "model": node("STAR_LoadModel", model_name=BUILT_IN, weight_dtype="default"),
-    "vae": node("STAR_LoadVAE", vae_name=BUILT_IN),
+    "model": node("STAR_LoadModel"),
+    "vae": node("STAR_LoadVAE"),
     "frames": node("EmptyImage", width=40, height=24, batch_size=2, color=0x806040),
 }
 
 
 def conditioning(**changes):
-    inputs = {
-        "positive": ["text", 0],
-        "negative": ["text", 1],
-        "model": ["model", 0],
-        "vae": ["vae", 0],
-        "images": ["frames", 0],
-        "scale": 2.0,
-        "width": 0,
-        "height": 0,
-        "upsampling": "model",
-        "tile_size": 0,
-        "tile_overlap": 64,
-    }
+    inputs = {"positive": ["text", 0], "negative": ["text", 1], "images": ["frames", 0]}
+    inputs |= {"model": ["model", 0], "vae": ["vae", 0], "scale": 2.0}
     return node("STAR_Conditioning", **inputs | changes)
 
 
-def decode(**changes):
-    inputs = {
-        "samples": ["sample", 0],
-        "vae": ["vae", 0],
-        "tile_size": 0,
-        "tile_overlap": 64,
-        "window": 0,
-        "window_overlap": 1,
-    }
-    return node("STAR_VAEDecode", **inputs | changes)
-
-
 def scheduler(**changes):
-    inputs = {"solver_mode": "normal", "steps": 3, "noise_level": -1, "sampler": "dpmpp_2m_sde"}
-    return node("STAR_Scheduler", model=["model", 0], **inputs | changes)
+    return node(
+        "STAR_Scheduler", **{"model": ["model", 0], "solver_mode": "normal", "steps": 3} | changes
+    )
+
+
+def guider(source):
+    """Without guidance, with the conditioning of `source`."""
+    return node(
+        "CFGGuider", model=["chunks", 0], positive=[source, 0], negative=[source, 1], cfg=1.0
+    )
+
+
+def colors(**changes):
+    inputs = {"images": ["decode", 0], "reference": ["frames", 0], "method": "none"}
+    return node("STAR_ColorFix", **inputs | changes)
 
 
 def chain(seed=1, **changes):
     """The whole method as a chain of nodes; `changes` puts other nodes in or in their place."""
     return {
         **LOADERS,
-        "text": node(
-            "STAR_TextEncode",
-            model=["model", 0],
-            prompt="a good video",
-            quality_words="",
-            negative_prompt="",
-        ),
+        "text": node("STAR_TextEncode", model=["model", 0]),
         "conditioning": conditioning(),
-        "chunks": node(
-            "STAR_TemporalChunks",
-            model=["model", 0],
-            chunk_frames=32,
-            chunk_overlap=16,
-            merge="smooth",
-        ),
+        "chunks": node("STAR_TemporalChunks", model=["model", 0]),
         "noise": node("STAR_Noise", seed=seed),
         "sigmas": scheduler(),
-        "sampler": node("STAR_Sampler", sampler="dpmpp_2m_sde", noise="frame", start_of_run=True),
-        "guider": node(
-            "CFGGuider",
-            model=["chunks", 0],
-            positive=["conditioning", 0],
-            negative=["conditioning", 1],
-            cfg=1.0,
-        ),
+        "sampler": node("STAR_Sampler"),
+        "guider": guider("conditioning"),
         "sample": node(
             "SamplerCustomAdvanced",
             noise=["noise", 0],
@@ -97,15 +77,8 @@ def chain(seed=1, **changes):
             sigmas=["sigmas", 0],
             latent_image=["conditioning", 2],
         ),
-        "decode": decode(),
-        "colors": node(
-            "STAR_ColorFix",
-            images=["decode", 0],
-            reference=["frames", 0],
-            method="none",
-            strength=1.0,
-            smoothing=0.0,
-        ),
+        "decode": node("STAR_VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+        "colors": colors(),
         "save": node("SaveImage", images=["colors", 0], filename_prefix="star"),
         **changes,
     }
@@ -113,26 +86,8 @@ def chain(seed=1, **changes):
 
 def restore(seed=1, **changes):
     """The same in one node; `changes` are inputs of it."""
-    inputs = {
-        "model": ["model", 0],
-        "vae": ["vae", 0],
-        "images": ["frames", 0],
-        "scale": 2.0,
-        "width": 0,
-        "height": 0,
-        "seed": seed,
-        "steps": 3,
-        "cfg": -1.0,
-        "noise_level": -1,
-        "strength": 1.0,
-        "chunk_frames": 32,
-        "chunk_overlap": 16,
-        "tile_size": 0,
-        "tile_overlap": 64,
-        "color_fix": "model",
-        "stills": False,
-        "prompt": "a good video",
-    }
+    inputs = {"model": ["model", 0], "vae": ["vae", 0], "images": ["frames", 0]}
+    inputs |= {"scale": 2.0, "seed": seed, "steps": 3}
     return {
         **LOADERS,
         "restore": node("STAR_Restore", **inputs | changes),
@@ -149,11 +104,8 @@ def pictures(server, result):
 
 
 def test_the_host_lists_every_node_of_the_pack(server):
-    told = server.get("/object_info")
-    module = f"custom_nodes.{FOLDER}"
-    assert {name for name, told_of in told.items() if told_of["python_module"] == module} == {
-        recorded.id for recorded in recorded_nodes()
-    }
+    told, module = server.get("/object_info"), f"custom_nodes.{FOLDER}"
+    assert {name for name, node in told.items() if node["python_module"] == module} == OURS.keys()
 
 
 @pytest.mark.parametrize("make, worker", [(chain, "sample"), (restore, "restore")])
@@ -197,66 +149,39 @@ def test_an_interrupt_ends_a_run_early_and_leaves_the_host_working(server, promp
     assert server.run(restore(seed=14)).error is None
 
 
-def latents():
-    """Of pictures, in the host's usual four dimensions."""
-    return node("EmptyLatentImage", width=80, height=48, batch_size=2)
+TINY_CHUNKS = node("STAR_TemporalChunks", model=["model", 0], chunk_frames=8, chunk_overlap=8)
+PICTURES = node("EmptyLatentImage", width=80, height=48, batch_size=2)
+ONE_FRAME = node("EmptyImage", width=40, height=24, batch_size=1, color=0)
 
 
 @pytest.mark.parametrize(
     "prompt, kind, words",
     [
         pytest.param(
-            chain(
-                chunks=node(
-                    "STAR_TemporalChunks",
-                    model=["model", 0],
-                    chunk_frames=8,
-                    chunk_overlap=8,
-                    merge="smooth",
-                )
-            ),
-            "STAR_TemporalChunks",
-            "overlap",
+            *(chain(chunks=TINY_CHUNKS), "STAR_TemporalChunks", "overlap"),
             id="overlap as long as the chunk",
         ),
         pytest.param(
-            chain(sigmas=scheduler(solver_mode="slow")),
-            "STAR_Scheduler",
-            "fast",
+            *(chain(sigmas=scheduler(solver_mode="slow")), "STAR_Scheduler", "fast"),
             id="a choice that does not exist",
         ),
         pytest.param(
-            chain(model=node("STAR_LoadModel", model_name="lost.pt", weight_dtype="default")),
-            "STAR_LoadModel",
+            *(chain(model=node("STAR_LoadModel", model_name="lost.pt")), "STAR_LoadModel"),
             "lost.pt",
             id="a model file that does not exist",
         ),
         pytest.param(
-            chain(vae=node("VAELoader", vae_name="pixel_space")),
-            "STAR_Conditioning",
+            *(chain(vae=node("VAELoader", vae_name="pixel_space")), "STAR_Conditioning"),
             "STAR Load VAE",
             id="the VAE of another model",
         ),
         pytest.param(
-            chain(sample=latents()),
-            "STAR_VAEDecode",
-            "STAR",
-            id="latents of pictures to decode",
+            *(chain(sample=PICTURES), "STAR_VAEDecode", "not of a clip"),
+            id="latents of pictures",
         ),
         pytest.param(
-            chain(few=node("EmptyImage", width=40, height=24, batch_size=1, color=0))
-            | {
-                "colors": node(
-                    "STAR_ColorFix",
-                    images=["decode", 0],
-                    reference=["few", 0],
-                    method="adain",
-                    strength=1.0,
-                    smoothing=2.0,
-                )
-            },
-            "STAR_ColorFix",
-            "frames",
+            chain(one=ONE_FRAME, colors=colors(reference=["one", 0], method="adain")),
+            *("STAR_ColorFix", "frames"),
             id="colours of another number of frames",
         ),
     ],
@@ -269,19 +194,12 @@ def test_an_error_names_the_node_and_what_to_do(server, prompt, kind, words):
     assert words in error["exception_message"]
 
 
-def guider(positive, negative):
-    return node("CFGGuider", model=["chunks", 0], positive=positive, negative=negative, cfg=1.0)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"guider": guider(["text", 0], ["text", 1])}, id="text without the video"),
+        pytest.param({"guider": guider("text")}, id="text without the video"),
         pytest.param(
-            {
-                "other": conditioning(scale=4.0),
-                "guider": guider(["other", 0], ["other", 1]),
-            },
+            {"other": conditioning(scale=4.0), "guider": guider("other")},
             id="latents of another size",
         ),
     ],
