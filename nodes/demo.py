@@ -34,8 +34,10 @@ class StarDemoClip(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("images", tooltip="The frames."),
-                io.Float.Output("fps", tooltip="Frames per second, for Create Video."),
+                io.Image.Output("images", display_name="images", tooltip="The frames."),
+                io.Float.Output(
+                    "fps", display_name="fps", tooltip="Frames per second, for Create Video."
+                ),
             ],
         )
 
