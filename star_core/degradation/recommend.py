@@ -36,23 +36,21 @@ class Recommendation:
 def recommend(
     degradation: Degradation, defaults: SamplingDefaults, *, scale: float = 4.0
 ) -> Recommendation:
-    """Settings relative to a model's own.
+    """Settings for a model with these defaults; a result `scale` times as large as the input.
 
-    scale: how much larger the result is to be than the input, from 1; it bounds `shrink`. For the
-    published checkpoints (many evaluations, guidance) noise level and cfg follow the severity, a
-    rule of thumb. A model of one evaluation, as the built-in one, has no use for them: it gets
-    less strength on what is nearly intact, and a smaller input; measured, see docs/degradation.md.
+    The published checkpoints take many evaluations: their noise level and cfg follow the severity,
+    a rule of thumb. A model of one evaluation, as the built-in one, gets the strength that was
+    measured to help it, see docs/degradation.md.
     """
     severity = _severity(degradation)
-    single = defaults.steps == 1 and defaults.solver_mode == "normal"
     noise_level, cfg, strength = defaults.noise_level, defaults.cfg, 1.0
-    if single:
-        strength = 0.5 if severity < 0.15 else 1.0
-    elif defaults.cfg > 1:
-        noise_level = min(round(defaults.noise_level * (0.85 + 0.15 * severity)), 1000)
-        cfg = 1 + (defaults.cfg - 1) * (0.8 + 0.2 * severity)
+    if defaults.solver_mode == "normal" and defaults.steps == 1:
+        strength = _strength_of_one_evaluation(degradation, scale)
+    else:
+        noise_level = round(noise_level * (0.85 + 0.15 * severity))
+        cfg = 1 + (cfg - 1) * (0.8 + 0.2 * severity)
     faults = {
-        "blurring, out of focus": degradation.resolution < 0.5,
+        "out of focus": degradation.resolution < 0.5,
         "noise, grain": degradation.noise > 4,
         "blocking, compression artifacts": degradation.quality < 60,
     }
@@ -60,25 +58,34 @@ def recommend(
         checkpoint="heavy_deg" if severity > 0.5 else "light_deg",
         noise_level=noise_level,
         cfg=round(cfg, 2),
-        strength=strength,
+        strength=round(strength, 2),
         positive="sharp focus" if degradation.resolution < 0.5 else "",
         negative=", ".join(words for words, found in faults.items() if found),
-        shrink=_shrink(degradation.resolution, scale),
+        shrink=_shrink(degradation),
     )
 
 
 def _severity(degradation: Degradation) -> float:
-    """0 intact to 1 as bad as STAR's heavy degradation: the worst of the three."""
-    return min(
-        max(
-            (1 - degradation.resolution) / 0.8,
-            degradation.noise / 15,
-            (100 - degradation.quality) / 80,
-        ),
-        1.0,
-    )
+    """0 intact to 1 as bad as it gets: the worst of blur, noise and compression."""
+    blur = (1 - degradation.resolution) / 0.8
+    return min(max(blur, _distortion(degradation)), 1.0)
 
 
-def _shrink(resolution: float, scale: float) -> float:
-    """How far a picture may be shrunk without losing what it shows; in halves."""
-    return 1.0 if resolution > 0.45 else min(int(1.6 / resolution) / 2, 4.0)
+def _distortion(degradation: Degradation) -> float:
+    """0 to 1: the worse of noise and compression."""
+    return min(max(degradation.noise / 12, (100 - degradation.quality) / 70), 1.0)
+
+
+def _strength_of_one_evaluation(degradation: Degradation, scale: float) -> float:
+    """Much is lost by changing what is nearly intact, most where nothing is enlarged."""
+    if degradation.resolution < (0.3 if scale < 1.5 else 0.5):
+        return 1.0
+    enlarged = min((scale - 1) / 3, 1.0)
+    return 0.25 + enlarged * (0.35 + 0.4 * _distortion(degradation))
+
+
+def _shrink(degradation: Degradation) -> float:
+    """Averages noise away where detail is none; a clean blurred picture gains nothing."""
+    if degradation.resolution > 0.25 or _distortion(degradation) < 0.3:
+        return 1.0
+    return min(max(round(0.8 / degradation.resolution) / 2, 2.0), 4.0)

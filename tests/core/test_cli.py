@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,6 @@ def refused(capsys, *arguments) -> str:
 
 
 def write_clip(path: Path, frames: int, height: int, width: int, channels: int = 3) -> Path:
-    from fractions import Fraction
-
     generator = torch.Generator().manual_seed(frames)
     coarse = torch.rand(frames, channels, 4, 5, generator=generator)
     clip = upsample(coarse, (width, height), "bicubic").clamp(0, 1)
@@ -117,7 +116,14 @@ def test_strength_0_is_the_bicubic_input_to_one_level(tmp_path, capsys, clip):
 
 @pytest.fixture(scope="module")
 def blurred(tmp_path_factory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clips") / "blurred.mkv", 3, 64, 80)
+    """Coarse and noisy: what is shrunk first."""
+    folder = tmp_path_factory.mktemp("clips")
+    frames = frames_of(write_clip(folder / "coarse.mkv", 2, 64, 80))
+    noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
+    with open_sink(folder / "blurred.mkv", width=80, height=64, fps=Fraction(10)) as sink:
+        for frame in (0.1 + 0.8 * frames + 0.03 * noise).clamp(0, 1):
+            sink.write(frame)
+    return folder / "blurred.mkv"
 
 
 def test_auto_measures_prints_and_applies_what_is_not_given(tmp_path, capsys, blurred):

@@ -149,6 +149,23 @@ def test_severe_degradation_calls_for_the_heavy_checkpoint_and_more_noise():
     assert light.negative == "" and "noise" in heavy.negative
 
 
-def test_only_a_blurred_input_is_shrunk_first():
+def test_only_an_input_that_is_blurred_and_noisy_is_shrunk_first():
+    blurred = replace(BAD, resolution=0.2)
+    assert recommend(blurred, SamplingDefaults()).shrink == 2
     assert recommend(GOOD, SamplingDefaults()).shrink == 1
-    assert recommend(replace(BAD, resolution=0.2), SamplingDefaults(), scale=1).shrink > 2
+    assert recommend(replace(GOOD, resolution=0.2), SamplingDefaults()).shrink == 1
+
+
+def test_a_model_of_one_evaluation_changes_little_where_little_is_wrong():
+    tiny = SamplingDefaults(steps=1, solver_mode="normal", cfg=1.0)
+    light, enlarged, heavy = (
+        recommend(GOOD, tiny, scale=1),
+        recommend(GOOD, tiny, scale=4),
+        recommend(BAD, tiny, scale=4),
+    )
+    assert light.strength < enlarged.strength < heavy.strength == 1
+    assert {(r.noise_level, r.cfg) for r in (light, enlarged, heavy)} == {(900, 1.0)}
+
+
+def test_settings_say_what_they_do():
+    assert "shrunk by 2" in str(recommend(replace(BAD, resolution=0.2), SamplingDefaults()))
