@@ -45,13 +45,20 @@ class StarAnalyzeDegradation(io.ComfyNode):
             outputs=[
                 DegradationType.Output(
                     "degradation",
+                    display_name="degradation",
                     tooltip="The recommended settings, for STAR Text Encode, STAR Conditioning, "
                     "STAR Guidance, STAR Scheduler or STAR Restore.",
                 ),
-                io.Float.Output("cfg", tooltip="The recommended guidance scale."),
-                io.String.Output("checkpoint", tooltip="light_deg or heavy_deg."),
-                io.String.Output("report", tooltip="Figures and settings in words."),
-                io.Image.Output("plot", tooltip="The figures as bars."),
+                io.Float.Output(
+                    "cfg", display_name="cfg", tooltip="The recommended guidance scale."
+                ),
+                io.String.Output(
+                    "checkpoint", display_name="checkpoint", tooltip="light_deg or heavy_deg."
+                ),
+                io.String.Output(
+                    "report", display_name="report", tooltip="Figures and settings in words."
+                ),
+                io.Image.Output("plot", display_name="plot", tooltip="The figures as bars."),
             ],
         )
 
@@ -108,8 +115,12 @@ class StarTextEncode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output("positive", tooltip="For STAR Conditioning."),
-                io.Conditioning.Output("negative", tooltip="For STAR Conditioning."),
+                io.Conditioning.Output(
+                    "positive", display_name="positive", tooltip="For STAR Conditioning."
+                ),
+                io.Conditioning.Output(
+                    "negative", display_name="negative", tooltip="For STAR Conditioning."
+                ),
             ],
         )
 
@@ -184,7 +195,9 @@ class StarConditioning(io.ComfyNode):
                 io.Conditioning.Output("positive_out", display_name="positive"),
                 io.Conditioning.Output("negative_out", display_name="negative"),
                 io.Latent.Output(
-                    "latent", tooltip="The video in latents; it remembers the size asked for."
+                    "latent",
+                    display_name="latent",
+                    tooltip="The video in latents; it remembers the size asked for.",
                 ),
             ],
         )

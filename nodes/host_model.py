@@ -1,6 +1,6 @@
 """STAR's network as a MODEL of the host, for its samplers, LoRA, previews and offloading."""
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.conds
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..star_core.checkpoints import ModelFile, load_into
 from ..star_core.diffusion.schedule import star_schedule
 from ..star_core.models.attention import in_rows
+from ..star_core.models.slicing import Slicing
 from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
 
 # Of CONDITIONING: raw latents (b c f h w) of the low-quality video. Of transformer_options: the
@@ -91,6 +92,7 @@ class HostUNet(ControlledVideoUNet):
         )
         self.attention = self_attention
         self.dtype = dtype
+        self.slicing = Slicing()
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -153,17 +155,18 @@ class StarBaseModel(comfy.model_base.BaseModel):
     def memory_required(self, input_shape, cond_shapes=None) -> float:
         """Bytes of activations for latents (b c f h w), all frames at once."""
         dtype = self.manual_cast_dtype or self.get_dtype()
-        positions = input_shape[0] * math.prod(input_shape[2:])
-        return positions * activations(self.star.config) * mm.dtype_size(dtype)
+        return activations(self.star.config, input_shape) * mm.dtype_size(dtype)
 
 
-def activations(config: UNetConfig) -> float:
-    """Values alive at the peak of a forward pass, per latent pixel and frame.
+def activations(config: UNetConfig, shape: Sequence[int]) -> float:
+    """Values alive at the peak of a forward pass in slices, for latents (b c f h w).
 
-    Followed on fake tensors at full size: 37 to 40 times `dim` from 8 frames up. The rest is for
-    what libraries take.
+    What the skips hold, a slice of one frame and a slice of pixels through all frames, fitted to
+    the full-size network on fake tensors; a tenth more for what libraries take.
     """
-    return 45 * config.dim
+    b, _, *sides = shape
+    f, h, w = sides if len(sides) == 3 else (1, *sides)
+    return 1.1 * config.dim * (8 * b * f * h * w + 19 * h * w + 31 * Slicing().pixels * b * f)
 
 
 class StarConfig(comfy.supported_models_base.BASE):

@@ -215,8 +215,16 @@ class StarCompare(io.ComfyNode):
                 io.Image.Input("after", tooltip="The same frames after."),
             ],
             outputs=[
-                io.Image.Output("picture", tooltip="The middle frame, half before, half after."),
-                io.Image.Output("side_by_side", tooltip="All frames, before on the left."),
+                io.Image.Output(
+                    "picture",
+                    display_name="picture",
+                    tooltip="The middle frame, half before, half after.",
+                ),
+                io.Image.Output(
+                    "side_by_side",
+                    display_name="side by side",
+                    tooltip="All frames, before on the left.",
+                ),
             ],
         )
 

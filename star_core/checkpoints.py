@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .backbones import SD_LATENTS, LatentFormat, SamplingDefaults
 from .known_files import STAR_I2VGENXL, VENHANCER, VIDEO_UNET, identify
 from .models.attention import Attention, scaled_dot_product
+from .models.slicing import Slicing
 from .models.unet import ControlledVideoUNet, UNetConfig
 from .tensor_files import TensorFile, compare, load_into, open_tensors, write_tensors
 
@@ -107,6 +108,7 @@ def load_model(
     )
     load_into(network, file.tensors, device=device, dtype=dtype, name=str(file.path))
     network.eval().requires_grad_(False)
+    network.slicing = Slicing()
     return StarModel(
         network=network,
         config=file.config,

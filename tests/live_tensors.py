@@ -7,6 +7,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+def storages_of(tree):
+    return [t.untyped_storage() for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
+
+
 class LiveTensors(TorchDispatchMode):
     """While active, `peak` is the most bytes of tensors made inside that were alive at once."""
 
@@ -15,10 +19,12 @@ class LiveTensors(TorchDispatchMode):
         self.live, self.peak, self.seen = 0, 0, set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # A view of what was there before, such as a weight, is nothing new.
+        given = {storage._cdata for storage in storages_of((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor.untyped_storage())
+        for storage in storages_of(out):
+            if storage._cdata not in given:
+                self.count(storage)
         return out
 
     def count(self, storage):
