@@ -6,7 +6,7 @@ SIDE x SIDE pixels at most, without dark borders.
 
 import math
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +80,9 @@ def estimate(frames: Tensor) -> Degradation:
     # A clip that was cut has its blocks elsewhere.
     for top, left in dict.fromkeys(((0, 0), (row, column))):
         blocks = block_dct(y[:, top:, left:])
-        if quality := _quantiser(blocks):
-            noise = _noise_before(blocks, quality)
+        if found := _quantiser(blocks):
+            quality, steps = found
+            noise = _noise_before(blocks, steps)
             break
     else:
         quality = _quality(blockiness)
@@ -158,30 +159,39 @@ def _ringing(y: Tensor) -> float:
     return max(excess.item(), 0.0)
 
 
-def _quantiser(blocks: Tensor) -> float | None:
-    """JPEG quality whose luma steps the coefficients (f h w 8 8) are multiples of, None if none.
+def _quantiser(blocks: Tensor) -> tuple[float, Tensor] | None:
+    """JPEG quality and luma steps (8 8) that the coefficients (f h w 8 8) are multiples of.
 
-    Of each frame alone, because it may drift; the median.
+    Of each frame alone, because it may drift; the median of those of most frames, or None.
     """
     low = (_FREQUENCY >= 1) & (_FREQUENCY <= 5)
     qualities = torch.arange(2, 100)
-    steps = luma_steps(qualities.to(blocks))[:, low]
-    # Steps of one level fit whatever was rounded.
-    tells = steps > 1.5
-    found = []
+    simulated = luma_steps(qualities.to(blocks))
+    # Files have whole steps, and the table the right way round: the degradation recipes turn it.
+    files = (simulated.mT + 0.5).floor().clamp(1, 255)
+    tables, found = torch.cat((files, simulated)), []
     for frame in blocks:
         some = frame.flatten(0, 1)
-        some = some[:: max(len(some) // 600, 1), low]
-        scores = torch.zeros(len(steps))
-        for i, step in enumerate(steps):
-            z = some[:, tells[i]] / step[tells[i]]
-            counted = z.abs() > 0.5  # zeros are multiples of everything
-            total = counted.sum()
-            if total >= 30:
-                scores[i] = (torch.cos(2 * math.pi * z) * counted).sum() / total
+        scores = _multiples(some[:: max(len(some) // 600, 1), low], tables[:, low])
         if scores.max() > 0.35:
-            found.append(float(qualities[scores.argmax()]))
-    return median(found) if 2 * len(found) > len(blocks) else None
+            found.append(int(scores.argmax()))
+    if 2 * len(found) <= len(blocks):
+        return None
+    index = median_low(found)
+    return float(qualities[index % len(qualities)]), tables[index]
+
+
+def _multiples(coefficients: Tensor, steps: Tensor) -> Tensor:
+    """How well (n k) are multiples of each of the steps (q k): 1 all, 0 as chance has it, (q)."""
+    scores = torch.zeros(len(steps))
+    for i, step in enumerate(steps):
+        tells = step > 1.5  # whatever was rounded has steps of one level
+        z = coefficients[:, tells] / step[tells]
+        counted = z.abs() > 0.5  # zeros are multiples of everything
+        total = counted.sum()
+        if total >= 30:
+            scores[i] = (torch.cos(2 * math.pi * z) * counted).sum() / total
+    return scores
 
 
 def _quality(blockiness: float) -> float:
@@ -220,13 +230,13 @@ def _least_tenth(count: int) -> float:
     return (1 - spread - 1.755 * spread**0.5) ** 1.5
 
 
-def _noise_before(blocks: Tensor, quality: float) -> float:
-    """Noise before JPEG's quantiser, from what it let through in flat blocks (f h w 8 8)."""
+def _noise_before(blocks: Tensor, steps: Tensor) -> float:
+    """Noise before a quantiser of steps (8 8), from what passed it in flat blocks (f h w 8 8)."""
     blocks = blocks.reshape(-1, 8, 8)
     some = _FREQUENCY >= 3
     found = _flattest(blocks[:, some] ** 2, blocks).mean()
     sigma = torch.logspace(-1, 2, 300)
-    steps = luma_steps(torch.tensor(quality))[some]
+    steps = steps[some].cpu()
     # E[k^2] of rounded normal numbers k = round(x / step): sum of (2 k - 1) P(|x| > (k - 1/2) step)
     expected = torch.zeros(len(sigma), len(steps))
     for k in range(1, 60):

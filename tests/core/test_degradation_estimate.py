@@ -1,6 +1,8 @@
+import io
 from dataclasses import astuple, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,6 +75,16 @@ def test_jpeg_quality_is_recognised(clean, nuisance):
     for quality in (15, 40, 70, 90):
         found = estimate(degraded(clean, quality=quality, **nuisance)).quality
         assert found == pytest.approx(quality, abs=2)
+
+
+@pytest.mark.parametrize("quality", [20, 50, 92])
+def test_real_jpeg_files_are_recognised_too(clean, quality):
+    image = pytest.importorskip("PIL.Image")
+    file = io.BytesIO()
+    pixels = (clean[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    decoded = torch.tensor(np.array(image.open(file))).permute(2, 0, 1)[None] / 255
+    assert estimate(decoded).quality == pytest.approx(quality, abs=2)
 
 
 def test_jpeg_is_recognised_in_a_clip_that_was_cut(clean):
