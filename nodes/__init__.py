@@ -3,7 +3,7 @@
 import importlib
 import logging
 
-from comfy_api.latest import ComfyExtension, io  # pyright: ignore[reportMissingImports]
+from comfy_api.latest import ComfyExtension, io
 
 logger = logging.getLogger(__name__)
 

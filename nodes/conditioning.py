@@ -1,6 +1,6 @@
 """What the model is told: text, and the low-quality video."""
 
-from comfy_api.latest import io, ui  # pyright: ignore[reportMissingImports]
+from comfy_api.latest import io, ui
 
 from ..star_core.degradation.estimate import estimate, plot
 from ..star_core.degradation.recommend import recommend

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import comfy.model_management as mm  # pyright: ignore[reportMissingImports]
+import comfy.model_management as mm
 import torch
-from comfy_api.latest import io  # pyright: ignore[reportMissingImports]
+from comfy_api.latest import io
 
 from ..star_core.color_fix import COLOR_FIXES, fix_colors
 from ..star_core.geometry import Padding, minimal_padding, pad

@@ -88,7 +88,7 @@ class StarTemporalChunks(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, chunk_frames: int, chunk_overlap: int, merge: str) -> io.NodeOutput:
+    def execute(cls, model, chunk_frames, chunk_overlap, merge) -> io.NodeOutput:
         with named("STAR Temporal Chunks"):
             star_of(model)
             chunk = ChunkConfig(length=chunk_frames, overlap=chunk_overlap)

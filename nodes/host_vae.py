@@ -8,10 +8,10 @@ Everything that depends on the insides of the host's VAE class is in `host_vae`.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-import comfy.model_management as mm  # pyright: ignore[reportMissingImports]
+import comfy.model_management as mm
 import torch
-from comfy.model_patcher import ModelPatcher  # pyright: ignore[reportMissingImports]
-from comfy.sd import VAE  # pyright: ignore[reportMissingImports]
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 from torch import Tensor, nn
 
 from ..star_core.behaviour import DEFAULT

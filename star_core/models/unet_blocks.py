@@ -84,6 +84,7 @@ class TemporalConvBlock(nn.Module):
             return x + self.conv4(self.conv3(self.conv2(self.conv1(x))))
         y = x
         for norm, *rest in (self.conv1, self.conv2, self.conv3, self.conv4):
+            assert isinstance(norm, nn.GroupNorm)
             normed, out = ClipNorm(norm, y), torch.empty_like(x) if y is x else y
             for rows, rows_out in zip(slicing.rows(y), slicing.rows(out), strict=True):
                 rows = normed(rows)
@@ -127,7 +128,7 @@ class ResBlock(nn.Module):
         return rearrange(self.temopral_conv(h, slicing), "b c f h w -> (b f) c h w")
 
     def spatial(self, emb: Tensor, *channels: Tensor) -> Tensor:
-        x = torch.cat(channels, dim=1) if len(channels) > 1 else channels[0]
+        x = torch.cat(channels, dim=1)
         h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
         return self.out_layers(h) + self.skip_connection(x)
 

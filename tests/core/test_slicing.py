@@ -58,7 +58,8 @@ def test_a_batch_of_clips_is_sliced_too(network):
 def test_a_norm_of_parts_has_the_statistics_of_the_clip():
     generator = torch.Generator().manual_seed(1)
     norm = torch.nn.GroupNorm(4, 8, eps=0.1).requires_grad_(False)
-    norm.weight.normal_(generator=generator), norm.bias.normal_(generator=generator)
+    for parameter in norm.parameters():
+        parameter.normal_(generator=generator)
     clip = 5 + 3 * torch.randn(2, 8, 3, 4, 5, generator=generator)
     normed = ClipNorm(norm, clip)
     parts = torch.cat([normed(part) for part in clip.split(1, dim=3)], dim=3)
