@@ -3,6 +3,8 @@
 Nothing is imported here until the host asks: pytest imports this file too, where there is no host.
 """
 
+WEB_DIRECTORY = "./web"  # help pages, which the host serves
+
 
 async def comfy_entrypoint():
     """ComfyUI's entry into the pack."""

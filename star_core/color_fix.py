@@ -120,7 +120,7 @@ def fix_colors(
 ) -> Iterator[Tensor]:
     """Fixes a clip (f c h w) in [0, 1], yields frame by frame; a fourth channel is left alone.
 
-    reference: as many frames of any size. method: a key of COLOR_FIXES. strength: 0 for the video
+    reference: as many frames; of another size they are enlarged first, as STAR enlarges. method: a key of COLOR_FIXES. strength: 0 for the video
     as it is, 1 for the whole fix. smoothing: frames over which the reference's statistics are
     steadied; 0 takes each frame alone, as the reference implementation does. ValueError for
     anything else.
@@ -136,17 +136,20 @@ def fix_colors(
             f"there are {len(video)} frames and {len(reference)} of the reference: give the same "
             "frames, before and after"
         )
-    fix = COLOR_FIXES[method]
+    fix, (height, width) = COLOR_FIXES[method], video.shape[-2:]
+
+    def source(i: int) -> Tensor:
+        colors = reference[i, :3]
+        if colors.shape[-2:] == (height, width):
+            return colors
+        return upsample(colors, (width, height), "bilinear").clamp(0, 1)
+
     steady = None
     if smoothing:
-        each = [pixel_statistics(frame[:3]) for frame in reference]
+        each = [pixel_statistics(source(i)) for i in range(len(reference))]
         mean, std = (torch.stack(values) for values in zip(*each, strict=True))
         steady = steady_statistics(Statistics(mean, std), smoothing)
-    for i, (frame, source) in enumerate(zip(video, reference, strict=True)):
-        colors, source = frame[:3], source[:3]
-        if method == "wavelet" and source.shape != colors.shape:
-            height, width = colors.shape[-2:]
-            source = upsample(source, (width, height), "bicubic").clamp(0, 1)
+    for i, frame in enumerate(video):
         statistics = Statistics(steady.mean[i], steady.std[i]) if steady else None
-        fixed = torch.lerp(colors, fix(colors, source, statistics), strength)
+        fixed = torch.lerp(frame[:3], fix(frame[:3], source(i), statistics), strength)
         yield torch.cat([fixed, frame[3:]])
