@@ -120,10 +120,10 @@ def fix_colors(
 ) -> Iterator[Tensor]:
     """Fixes a clip (f c h w) in [0, 1], yields frame by frame; a fourth channel is left alone.
 
-    reference: as many frames; of another size they are enlarged first, as STAR enlarges. method: a key of COLOR_FIXES. strength: 0 for the video
-    as it is, 1 for the whole fix. smoothing: frames over which the reference's statistics are
-    steadied; 0 takes each frame alone, as the reference implementation does. ValueError for
-    anything else.
+    reference: as many frames; those of another size are enlarged first, as STAR enlarges its input.
+    method: a key of COLOR_FIXES. strength: 0 for the video as it is, 1 for the whole fix.
+    smoothing: frames over which the reference's statistics are steadied; 0 takes each frame alone,
+    as the reference implementation does. ValueError for anything else.
     """
     if method not in COLOR_FIXES:
         raise ValueError(f"color fix must be one of {', '.join(COLOR_FIXES)}, got {method!r}")

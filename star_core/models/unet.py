@@ -51,8 +51,8 @@ class ControlledVideoUNet(nn.Module):
     """UNet and ControlNet in one module, as in the published files.
 
     operations: namespace of Linear, Conv1d to Conv3d, GroupNorm and LayerNorm; a host hands in its
-    own. attention: see `attention.scaled_dot_product`. `slicing` may be set for inference: the same
-    result in less memory.
+    own. attention: see `attention.scaled_dot_product`. `slicing` may be set: the same result in
+    less memory, where gradients are switched off.
     """
 
     def __init__(
@@ -116,22 +116,24 @@ class ControlledVideoUNet(nn.Module):
         frames = x.shape[2]
         emb = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
         emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
-        about = (emb, context, frames, self.slicing)
+        # Slices are written in place, which gradients do not survive.
+        slicing = None if torch.is_grad_enabled() else self.slicing
+        about = (emb, context, frames, slicing)
         # In step, so that each control is added to its skip at once.
-        controls = self.VideoControlNet.controls(x, t, y, hint, self.slicing)
+        controls = self.VideoControlNet.controls(x, t, y, hint, slicing)
         outputs = encode(self.input_blocks, rearrange(x, "b c f h w -> (b f) c h w"), *about)
         skips, channels = [], []
         for output in outputs:
-            skips.append(added(output, *next(controls), self.slicing))
+            skips.append(added(output, *next(controls), slicing))
             channels = [output]
         del output, outputs
         h = run_block(self.middle_block, channels, *about)
-        channels.append(added(h, *next(controls), self.slicing))
+        channels.append(added(h, *next(controls), slicing))
         del h, controls
         for block in self.output_blocks:
             channels.append(skips.pop())
             channels.append(run_block(block, channels, *about))
-        v = over_frames(self.out, self.slicing, channels.pop())
+        v = over_frames(self.out, slicing, channels.pop())
         v = rearrange(v, "(b f) c h w -> b c f h w", f=frames)
         if self.config.hint_prior:
             prior, uncertainty = hint_prior_velocity(x, t, hint, self.config.hint_prior)

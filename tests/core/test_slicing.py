@@ -22,6 +22,12 @@ CONFIG = UNetConfig(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
 @pytest.fixture(scope="module")
 def network():
     network = ControlledVideoUNet(CONFIG).eval().requires_grad_(False)
@@ -43,6 +49,16 @@ def test_slices_change_nothing(network, frames, slices, pixels):
     sliced = network(x, t, y, hint)
     assert (sliced - plain).abs().max() < 1e-5 * plain.abs().max()
     assert torch.equal(x, before)
+
+
+def test_gradients_flow_where_they_are_switched_on(network):
+    x = torch.randn(1, 4, 2, 6, 8, generator=torch.Generator().manual_seed(1))
+    y, t = torch.zeros(1, 3, 8), torch.tensor([500])
+    network.slicing = Slicing()
+    with torch.enable_grad():
+        hint = x.clone().requires_grad_()
+        network(x, t, y, hint).sum().backward()
+    assert hint.grad is not None and hint.grad.any()
 
 
 def test_a_batch_of_clips_is_sliced_too(network):
