@@ -5,7 +5,15 @@ from comfy_api.latest import io, ui
 from ..star_core.degradation.estimate import estimate, plot
 from ..star_core.degradation.recommend import recommend
 from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
-from .host import DegradationType, named, show_text, tile_inputs, tile_of, video_from_images
+from .host import (
+    DegradationType,
+    named,
+    show_text,
+    size_inputs,
+    tile_inputs,
+    tile_of,
+    video_from_images,
+)
 from .host_conditioning import (
     Prompts,
     low_quality_latent,
@@ -152,30 +160,7 @@ class StarConditioning(io.ComfyNode):
                 io.Model.Input("model", tooltip="The STAR model, for the sizes that it takes."),
                 io.Vae.Input("vae", tooltip="The VAE of STAR Load VAE."),
                 io.Image.Input("images", tooltip="Frames of one clip, in order."),
-                io.Float.Input(
-                    "scale",
-                    default=4.0,
-                    min=1.0,
-                    max=8.0,
-                    step=0.01,
-                    tooltip="How much larger the result is; 1 restores at the same size.",
-                ),
-                io.Int.Input(
-                    "width",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    tooltip="Width of the result, instead of scale. 0: follows from the height, "
-                    "or from scale.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    tooltip="Height of the result, instead of scale. 0: follows from the width, "
-                    "or from scale.",
-                ),
+                *size_inputs(),
                 io.Combo.Input(
                     "upsampling",
                     options=list(UPSAMPLINGS),

@@ -55,6 +55,36 @@ def named(node: str) -> Iterator[None]:
         raise ValueError(f"{node}: {error}") from error
 
 
+def size_inputs() -> list[io.Input]:
+    """How large the result is."""
+    return [
+        io.Float.Input(
+            "scale",
+            default=4.0,
+            min=1.0,
+            max=8.0,
+            step=0.01,
+            tooltip="How much larger the result is; 1 restores at the same size.",
+        ),
+        io.Int.Input(
+            "width",
+            default=0,
+            min=0,
+            max=16384,
+            tooltip="Width of the result, instead of scale. 0: follows from the height, "
+            "or from scale.",
+        ),
+        io.Int.Input(
+            "height",
+            default=0,
+            min=0,
+            max=16384,
+            tooltip="Height of the result, instead of scale. 0: follows from the width, "
+            "or from scale.",
+        ),
+    ]
+
+
 def tile_inputs() -> list[io.Input]:
     """Spatial tiles of the VAE."""
     return [

@@ -9,7 +9,7 @@ from ..star_core.chunking import ChunkConfig
 from ..star_core.color_fix import COLOR_FIXES
 from ..star_core.pipeline import Settings
 from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
-from .host import DegradationType, named, tile_inputs, tile_of
+from .host import DegradationType, named, size_inputs, tile_inputs, tile_of
 from .host_conditioning import prompts_for, target_size
 from .host_model import star_of
 from .host_restore import compared, restore_images
@@ -30,28 +30,7 @@ class StarRestore(io.ComfyNode):
                 io.Model.Input("model", tooltip="Of STAR Load Model, patched or not."),
                 io.Vae.Input("vae", tooltip="Of STAR Load VAE."),
                 io.Image.Input("images", tooltip="Frames of one clip, in order; alpha is kept."),
-                io.Float.Input(
-                    "scale",
-                    default=4.0,
-                    min=1.0,
-                    max=8.0,
-                    step=0.01,
-                    tooltip="How much larger the result is; 1 restores at the same size.",
-                ),
-                io.Int.Input(
-                    "width",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    tooltip="Width of the result, instead of scale; 0: from height or scale.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    tooltip="Height of the result, instead of scale; 0: from width or scale.",
-                ),
+                *size_inputs(),
                 io.Int.Input(
                     "seed",
                     default=666,
