@@ -6,29 +6,68 @@ high ones.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
+
+Shape = Literal["linear", "exponential"]
+Order = Literal["direct", "inverse", "unseparated"]
+Variant = Literal["paper", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DFLossConfig:
     """cutoff: border between low and high, as a fraction of the Nyquist frequency (radius).
 
-    softness: width of that border, same unit. alpha: exponent of c(t) (paper, table 5).
-    beta: total weight (paper, table 7).
+    softness: width of that border, same unit. order: low frequencies first (direct) or last
+    (inverse) in diffusion's course, or both alike (paper, table 4).
+    alpha: exponent of c(t). shape: of c(t) and of the total weight b(t) (table 5).
+    beta: total weight (table 7); 0 leaves the loss out.
+    variant: "reference" computes what the released training code logs: spectra split by magnitude,
+    and no gradient. For comparison only.
     """
 
     cutoff: float = 0.35
     softness: float = 0.05
+    order: Order = "direct"
     alpha: float = 2.0
+    shape: Shape = "linear"
     beta: float = 1.0
+    variant: Variant = "paper"
 
     def __post_init__(self) -> None:
         if min(self.cutoff, self.softness) <= 0 or min(self.alpha, self.beta) < 0:
             raise ValueError(
                 f"cutoff and softness must be positive, alpha and beta not below 0: {self}"
             )
+        for name, known in (("order", Order), ("shape", Shape), ("variant", Variant)):
+            if getattr(self, name) not in known.__args__:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known.__args__)}, got {getattr(self, name)}"
+                )
+
+
+def ramp(tau: Tensor, shape: Shape) -> Tensor:
+    """A weight that grows from 0 at tau = 0 to 1 at tau = 1."""
+    return tau if shape == "linear" else torch.expm1(tau) / torch.expm1(torch.ones_like(tau))
+
+
+def df_weights(t: Tensor, config: DFLossConfig, *, timesteps: int = 1000) -> tuple[Tensor, Tensor]:
+    """Shares of low and high frequencies in the loss at timesteps (b,), b(t) and beta included.
+
+    tau = t / (timesteps - 1), c = tau^alpha: beta (1 - tau) c and beta (1 - tau) (1 - c), the other
+    way round where the order is inverse.
+    """
+    tau = t.float() / (timesteps - 1)
+    total = config.beta * (1 - ramp(tau, config.shape))
+    c = ramp(tau, config.shape) ** config.alpha
+    if config.order == "unseparated":
+        c = torch.full_like(c, 0.5)
+    elif config.order == "inverse":
+        c = 1 - c
+    return total * c, total * (1 - c)
 
 
 def low_frequencies(height: int, width: int, config: DFLossConfig, device=None) -> Tensor:
@@ -40,23 +79,75 @@ def low_frequencies(height: int, width: int, config: DFLossConfig, device=None) 
 
 
 def df_loss(
-    x_0: Tensor, target: Tensor, t: Tensor, config: DFLossConfig, *, timesteps: int = 1000
+    x_0: Tensor,
+    target: Tensor,
+    t: Tensor,
+    config: DFLossConfig,
+    *,
+    timesteps: int = 1000,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """DF loss with its weight over time, per sample (b,); gradients flow into x_0.
+    """DF loss with its weight over time, per sample (b,), float32; gradients flow into x_0.
 
     x_0, target: prediction and truth, pixels or latents (b c f h w). t: timesteps (b,).
+    generator: for the random quantiles of the reference variant, which has no gradient.
     The distance of two spectra is the mean magnitude of their complex difference under an
     orthonormal transform, so that it does not depend on the size of the frame.
     """
-    tau = t.float() / (timesteps - 1)
-    difference = torch.fft.rfft2(x_0.float() - target.float(), norm="ortho").abs()
-    low = low_frequencies(x_0.shape[-2], x_0.shape[-1], config, device=x_0.device)
-    low_error = (difference * low).mean((1, 2, 3, 4)) / low.mean()
-    high_error = (difference * (1 - low)).mean((1, 2, 3, 4)) / (1 - low).mean()
-    c = tau**config.alpha
-    return config.beta * (1 - tau) * (c * low_error + (1 - c) * high_error)
+    low_weight, high_weight = df_weights(t, config, timesteps=timesteps)
+    # Half precision would round the spectrum, and has no FFT on most devices.
+    with torch.autocast(x_0.device.type, enabled=False):
+        x_0, target = x_0.float(), target.float()
+        if config.variant == "reference":
+            low_error, high_error = reference_errors(x_0, target, generator)
+            return 0.01 * (low_weight * low_error + high_weight * high_error)
+        difference = torch.fft.rfft2(x_0 - target, norm="ortho").abs()
+        low = low_frequencies(x_0.shape[-2], x_0.shape[-1], config, device=x_0.device)
+        low_error = (difference * low).mean((1, 2, 3, 4)) / low.mean()
+        high_error = (difference * (1 - low)).mean((1, 2, 3, 4)) / (1 - low).mean()
+        return low_weight * low_error + high_weight * high_error
 
 
 def velocity_loss(v: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of the velocity, per sample (b,)."""
     return (v.float() - target.float()).square().mean((1, 2, 3, 4))
+
+
+def by_magnitude(video: Tensor, picks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The released code's split of one video (c f h w): weak and strong coefficients, and the cut.
+
+    Spectra without normalisation, real and imaginary parts last: (f c h w//2+1 2). The cut is the
+    0.8-quantile of the magnitudes, or of those at `picks` (specification, section 10).
+    """
+    spectrum = torch.fft.rfft2(rearrange(video, "c f h w -> f c h w"))
+    magnitude = spectrum.abs()
+    chosen = magnitude.flatten()
+    cut = torch.quantile(chosen if picks is None else chosen[picks], 0.8)
+    weak = torch.sigmoid(10 * (cut - magnitude))[..., None]
+    parts = torch.view_as_real(spectrum)
+    return parts * weak, parts * (1 - weak), cut
+
+
+@torch.no_grad()
+def reference_errors(
+    x_0: Tensor, target: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean absolute differences of weak and of strong coefficients, per sample (b,).
+
+    Videos (b c f h w). Of more than 10000 coefficients 10000 are picked at random, with
+    replacement, for each quantile: the prediction's first.
+    """
+
+    def split(video: Tensor) -> tuple[Tensor, Tensor]:
+        size = video[..., : video.shape[-1] // 2 + 1].numel()
+        picks = None
+        if size > 10000:
+            picks = torch.randint(size, (10000,), generator=generator).to(video.device)
+        return by_magnitude(video, picks)[:2]
+
+    errors = [
+        [(a - b).abs().mean() for a, b in zip(split(ours), split(theirs), strict=True)]
+        for ours, theirs in zip(x_0, target, strict=True)
+    ]
+    low, high = zip(*errors, strict=True)
+    return torch.stack(low), torch.stack(high)

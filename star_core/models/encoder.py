@@ -25,6 +25,8 @@ class UNetConfig:
     num_heads: heads of the first block's temporal transformer only; all others have
     channels // head_dim. attn_scales: resolutions, relative to the latents, with attention.
     norm_groups: groups of every group norm. hint_prior: see `unet.hint_prior_velocity`; 0 for STAR.
+    guess_input: both encoders see that prior's guess of x_0 instead of x_t, so that the UNet's has
+    something to look at where x_t is nearly pure noise.
     """
 
     in_dim: int = 4
@@ -39,6 +41,7 @@ class UNetConfig:
     dropout: float = 0.1
     norm_groups: int = 32
     hint_prior: float = 0.0
+    guess_input: bool = False
 
     def __post_init__(self) -> None:
         for name in ("dim_mult", "attn_scales"):
@@ -47,6 +50,8 @@ class UNetConfig:
             raise ValueError(f"dim {self.dim} must be a multiple of norm_groups {self.norm_groups}")
         if self.hint_prior and self.in_dim != self.out_dim:
             raise ValueError("hint_prior needs as many output as input channels")
+        if self.guess_input and not self.hint_prior:
+            raise ValueError("guess_input needs hint_prior: the guess is that prior's")
 
     @property
     def downsamplings(self) -> int:

@@ -42,6 +42,15 @@ def hint_prior_velocity(
     return velocity, spread / torch.sqrt(variance)
 
 
+def hint_prior_guess(x: Tensor, t: Tensor, hint: Tensor | None, spread: float) -> Tensor:
+    """E[x_0 | x_t, hint] of `hint_prior_velocity`: the hint at high noise, x_t at none."""
+    schedule = star_schedule()
+    alpha, sigma = (schedule.alpha(t).to(x), schedule.sigma(t).to(x))
+    known = spread**2 * alpha * x
+    known = known if hint is None else known + sigma**2 * hint
+    return known / (spread**2 * alpha**2 + sigma**2)
+
+
 def added(h: Tensor, last: nn.Module, control: Tensor, slicing: Slicing | None) -> Tensor:
     """A control, after its last convolution, on its skip."""
     return over_frames(lambda h, control: h + last(control), slicing, h, control)
@@ -113,6 +122,9 @@ class ControlledVideoUNet(nn.Module):
         hint: latents of the low-quality video (b c f h w). Returns (b c f h w).
         """
         self.check_size(*x.shape[-2:])
+        x_t = x
+        if self.config.guess_input:
+            x = hint_prior_guess(x, t, hint, self.config.hint_prior)
         frames = x.shape[2]
         emb = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
         emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
@@ -136,6 +148,6 @@ class ControlledVideoUNet(nn.Module):
         v = over_frames(self.out, slicing, channels.pop())
         v = rearrange(v, "(b f) c h w -> b c f h w", f=frames)
         if self.config.hint_prior:
-            prior, uncertainty = hint_prior_velocity(x, t, hint, self.config.hint_prior)
+            prior, uncertainty = hint_prior_velocity(x_t, t, hint, self.config.hint_prior)
             v = prior + uncertainty * v
         return v

@@ -1,6 +1,6 @@
 """Families of the I2VGen-XL backbone; None is for those that come later."""
 
-from . import degradation, networks, sampling, video
+from . import degradation, losses, networks, sampling, video
 
 FAMILIES = {
     "adain": video.adain,
@@ -9,7 +9,7 @@ FAMILIES = {
     "chunk_merge": sampling.chunk_merge,
     "degradation": None,
     "degradation_ops": degradation.degradation_ops,
-    "df_loss": None,
+    "df_loss": losses.df_loss_family,
     "e2e": video.e2e,
     "guidance": sampling.guidance,
     "liem_spatial": networks.liem_spatial,

@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from star_core.losses import DFLossConfig, df_loss, low_frequencies, velocity_loss
+from star_core.losses import (
+    DFLossConfig,
+    df_loss,
+    df_weights,
+    low_frequencies,
+    velocity_loss,
+)
 
 CONFIG = DFLossConfig()
 
@@ -55,3 +61,52 @@ def test_losses_are_zero_for_the_truth_and_per_sample():
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="cutoff"):
         DFLossConfig(cutoff=0)
+    with pytest.raises(ValueError, match="order"):
+        DFLossConfig(order="backwards")  # pyright: ignore
+
+
+def test_the_order_says_which_frequencies_come_first():
+    t = torch.tensor([100, 850])
+    (low, high), (low_i, high_i), (low_u, high_u) = (
+        df_weights(t, DFLossConfig(order=order)) for order in ("direct", "inverse", "unseparated")
+    )
+    assert (low < high).tolist() == (low_i > high_i).tolist() == [True, False]
+    assert torch.equal(low_u, high_u)
+
+
+@pytest.mark.parametrize("shape", ["linear", "exponential"])
+@pytest.mark.parametrize("alpha", [0.25, 1.0, 2.0])
+def test_the_weight_fades_from_beta_to_nothing_towards_noise(shape, alpha):
+    config = DFLossConfig(shape=shape, alpha=alpha, beta=1.5)
+    low, high = df_weights(torch.tensor([0, 400, 999]), config)
+    total = low + high
+    assert total[[0, 2]].tolist() == pytest.approx([1.5, 0], abs=1e-6)
+    assert 0 < total[1] < 1.5
+
+
+def test_samples_of_a_batch_do_not_mix():
+    x, target = torch.randn(2, 3, 2, 10, 9), torch.randn(2, 3, 2, 10, 9)
+    t = torch.tensor([300, 600])
+    for config in (CONFIG, DFLossConfig(variant="reference")):
+        alone = [df_loss(x[i : i + 1], target[i : i + 1], t[i : i + 1], config) for i in (0, 1)]
+        torch.testing.assert_close(df_loss(x, target, t, config), torch.cat(alone))
+
+
+def test_mixed_precision_does_not_reach_the_spectra():
+    x, target, t = torch.randn(1, 3, 2, 16, 16), torch.randn(1, 3, 2, 16, 16), torch.tensor([300])
+    exact = df_loss(x.bfloat16().float(), target, t, CONFIG)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(df_loss(x.bfloat16(), target, t, CONFIG), exact)
+
+
+def test_the_reference_variant_sends_no_gradient_and_draws_from_its_generator():
+    x = torch.randn(1, 3, 4, 32, 56, requires_grad=True)
+    target, t = torch.randn(1, 3, 4, 32, 56), torch.tensor([300])
+    config = DFLossConfig(variant="reference")
+
+    def loss(seed):
+        return df_loss(x, target, t, config, generator=torch.Generator().manual_seed(seed))
+
+    assert not loss(1).requires_grad
+    assert torch.equal(loss(1), loss(1))
+    assert not torch.equal(loss(1), loss(2))

@@ -31,7 +31,7 @@ def changed(folder, name, **settings):
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
 def test_golden_case_is_reproduced(path):
     result = replay(path)
-    expected = {"chunk_crash": "info", "df_loss_0": "not yet"}
+    expected = {"chunk_crash": "info"}
     assert result.status == expected.get(path.stem, "ok"), str(result)
 
 
@@ -53,6 +53,7 @@ def test_golden_case_is_reproduced(path):
         ("solver_heun_analytic_0", {"denoiser": "0.8*tanh(1.4*x_in)"}),
         ("schedule_star", {"config": {"n": 1000, "scale_min": 2, "scale_max": 3}}),
         ("brownian_tree_0", {"seed": 1}),
+        ("df_loss_0", {"alpha": 1.0}),
         ("degradation_ops_0", {"noise": "manual_seed(8) gaussian sigma 12 poisson scale 1.5"}),
     ],
 )
