@@ -166,7 +166,8 @@ def activations(config: UNetConfig, shape: Sequence[int]) -> float:
     """
     b, _, *sides = shape
     f, h, w = sides if len(sides) == 3 else (1, *sides)
-    return 1.1 * config.dim * (8 * b * f * h * w + 19 * h * w + 31 * Slicing().pixels * b * f)
+    pixels = Slicing().temporal_pixels
+    return 1.1 * config.dim * (8 * b * f * h * w + 19 * h * w + 31 * pixels * b * f)
 
 
 class StarConfig(comfy.supported_models_base.BASE):

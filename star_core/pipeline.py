@@ -18,8 +18,10 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.samplers import SAMPLERS, refuse_crashes
 from .diffusion.schedule import sampling_sigmas, star_schedule
 from .geometry import shrunk, upsample
+from .models.slicing import Slicing
 from .noise import FrameNoise, ReferenceNoise
 from .offload import on_device
+from .shortcuts import Shortcuts
 from .tiling import Tile
 from .vae import VideoVAE
 
@@ -33,7 +35,8 @@ class Settings:
     strength: how far each prediction of x_0 goes from the input's latents, 0 to 1; at 0 the result
     is the bicubic input. shrink: from 1, how much smaller the input is made before it is enlarged
     for the model; the result's size stays. seed: 0 to 2^64-1. tile: spatial tiles of the VAE.
-    device: where to compute.
+    latent_tile: spatial tiles of the network. slicing: its work at a time. shortcuts: work that it
+    leaves out. device: where to compute.
     """
 
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
@@ -42,6 +45,9 @@ class Settings:
     seed: int = 666
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
     tile: Tile | None = None
+    latent_tile: Tile | None = None
+    slicing: Slicing = field(default_factory=Slicing)
+    shortcuts: Shortcuts = field(default_factory=Shortcuts)
     behaviour: Behaviour = DEFAULT
     device: torch.device | str = "cpu"
 
@@ -130,6 +136,8 @@ def restore(
 
     _refuse_crashes(settings, len(part.needed))
     noise = _noise(settings, canvas, vae.factor)
+    if (tile := settings.latent_tile) is not None:
+        tile = tile.in_latents(vae.factor, step=2**model.config.downsamplings)
     z_lq = []
     report("encode", 0, len(part.needed))
     with on_device(vae.model, settings.device):
@@ -142,7 +150,12 @@ def restore(
             z_lq.append(vae.encode_frame(look, noise=sample, tile=settings.tile).cpu())
             report("encode", len(z_lq), len(part.needed))
     hint = torch.stack(z_lq, dim=2)
-    latents = _denoised(hint, model, positive, negative, settings, part, noise, report)
+    with model.network.working(
+        slicing=settings.slicing,
+        tile=tile,
+        attention_window=settings.shortcuts.attention_window,
+    ):
+        latents = _denoised(hint, model, positive, negative, settings, part, noise, report)
 
     report("decode", 0, len(part.wanted))
     with on_device(vae.model, settings.device):
@@ -203,6 +216,7 @@ def _denoised(
         guidance_scale=sampling.cfg,
         guidance_rescale=sampling.cfg_rescale,
         dtype=next(model.network.parameters()).dtype,
+        shortcuts=settings.shortcuts,
     )
     if sampling.sampler == "heun":  # two a step, but for the last
         evaluations = 2 * evaluations - 1

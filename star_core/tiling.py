@@ -36,6 +36,32 @@ class Tile:
             )
         return overlapping_windows(length, size, overlap)
 
+    def in_latents(self, factor: int, *, step: int) -> "Tile":
+        """The same tile in latents of `factor` pixels, for a network that works in `step` latents.
+
+        ValueError where `on_grid` has no tile so small.
+        """
+        size, overlap = self.size // factor, -(-self.overlap // factor)
+        columns, rows = -(-overlap // step), max(0, -(-(overlap - 2) // step))
+        least = max((columns + 1) * step, (rows + 1) * step + 2)
+        if size < least:
+            raise ValueError(
+                f"tiles of {self.size} pixels that overlap by {self.overlap} are too small for "
+                f"this network: use at least {factor * least} pixels, or less overlap"
+            )
+        return Tile(size=size, overlap=overlap)
+
+    def on_grid(self, length: int, *, step: int, rest: int = 0) -> list[range]:
+        """Windows that begin at multiples of `step` and are `rest` longer than one, as `length` is.
+
+        For networks that halve sizes: where a window begins, so does one of its halves.
+        """
+        if length <= self.size:
+            return [range(length)]
+        size, overlap = (self.size - rest) // step, max(0, -(-(self.overlap - rest) // step))
+        windows = overlapping_windows((length - rest) // step, size, overlap)
+        return [range(step * w.start, step * w.stop + rest) for w in windows]
+
 
 def tiled(
     fn: Callable[[Tensor], Tensor],
@@ -57,10 +83,31 @@ def tiled(
     rows, columns = (tile.windows(size // unit_in, pixels) for size in x.shape[-2:])
     if len(rows) == len(columns) == 1:
         return fn(x)
+    return joined(
+        lambda rows, columns: fn(x[..., rows, columns]),
+        rows,
+        columns,
+        unit_in=unit_in,
+        unit_out=unit_out,
+    )
+
+
+def joined(
+    fn: Callable[[slice, slice], Tensor],
+    rows: Sequence[range],
+    columns: Sequence[range],
+    *,
+    unit_in: int = 1,
+    unit_out: int = 1,
+) -> Tensor:
+    """The results (... h w) of `fn` for each tile, as in `tiled`, blended into one.
+
+    rows, columns: where tiles lie, in latents. fn is given what they read of its own input.
+    """
     out = None
     for rows_in, rows_out, row_weight in _placed(rows, unit_in, unit_out):
         for columns_in, columns_out, column_weight in _placed(columns, unit_in, unit_out):
-            y = fn(x[..., rows_in, columns_in])
+            y = fn(rows_in, columns_in)
             if out is None:
                 size = (rows[-1].stop * unit_out, columns[-1].stop * unit_out)
                 out = y.new_zeros(*y.shape[:-2], *size)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
     (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
-    (0, "draws", "losses", "offload", "tiling"),
+    (0, "draws", "losses", "offload", "shortcuts", "tiling"),
     (1, "models", "tensor_files", "downloads", "model_files", "video_io", "degradation"),
     (2, "checkpoints", "clip_tokenizer", "metrics", "text", "vae"),
     (3, "pipeline", "upscale", "training", "verify"),

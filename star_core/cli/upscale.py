@@ -6,9 +6,13 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .arguments import CROP, FRAMES, SIZE, TILE, add_compute, add_json, compute
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..tiling import Tile
 
 
 def add_upscale(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +118,41 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
         metavar="N[:OVERLAP]",
         help="VAE in squares of N pixels of the result (overlap a quarter), for little memory",
     )
+    group.add_argument(
+        "--latent-tile",
+        type=TILE,
+        metavar="N[:OVERLAP]",
+        help="network in squares of N pixels of the result (overlap a quarter), joined at every "
+        "step: memory then does not depend on the size",
+    )
+    group.add_argument(
+        "--offload",
+        action="store_true",
+        help="what the network keeps for later waits in main memory: for GPUs",
+    )
+    group.add_argument(
+        "--fast",
+        action="store_true",
+        help="the three below as set for speed; how real weights take it is not yet known",
+    )
+    group.add_argument(
+        "--guidance",
+        type=FRAMES,
+        metavar="A:B",
+        help="the negative prompt counts from noise level A to B only, of 0 to 1000",
+    )
+    group.add_argument(
+        "--attention-window",
+        type=int,
+        metavar="N",
+        help="the finest attention in space stays in squares of N latents",
+    )
+    group.add_argument(
+        "--reuse",
+        type=int,
+        metavar="N",
+        help="what the coarser levels found counts for N noise levels more (0 to 1000)",
+    )
     add_compute(group)
 
     group = parser.add_argument_group("models")
@@ -157,9 +196,10 @@ def run_upscale(args: argparse.Namespace) -> None:
     from ..behaviour import DEFAULT, REFERENCE
     from ..chunking import ChunkConfig
     from ..degradation.recommend import recommend
+    from ..models.slicing import Slicing
     from ..pipeline import Settings
+    from ..shortcuts import FAST, Shortcuts
     from ..text import NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
-    from ..tiling import Tile
     from ..upscale import Job, find_model, load, measure, upscale
 
     start = time.monotonic()
@@ -203,7 +243,12 @@ def run_upscale(args: argparse.Namespace) -> None:
             "solver mode fast has steps of its own: leave out --steps, or add --solver-mode normal"
         )
     overlap = args.chunk_overlap
-    tile = args.tile and (args.tile[0], args.tile[0] // 4 if args.tile[1] is None else args.tile[1])
+    shortcuts = FAST if args.fast else Shortcuts()
+    if args.guidance is not None:
+        low, high = args.guidance
+        shortcuts = replace(shortcuts, guidance=(low or 0, 1000 if high is None else high))
+    switches = {name: getattr(args, name) for name in ("attention_window", "reuse")}
+    shortcuts = replace(shortcuts, **{k: v for k, v in switches.items() if v is not None})
     settings = Settings(
         sampling=sampling,
         **{name: 1.0 if x is None else x for name, x in look.items()},
@@ -212,7 +257,10 @@ def run_upscale(args: argparse.Namespace) -> None:
             length=args.chunk_frames,
             overlap=max(args.chunk_frames // 2, 0) if overlap is None else overlap,
         ),
-        tile=tile and Tile(size=tile[0], overlap=tile[1]),
+        tile=_tile(args.tile),
+        latent_tile=_tile(args.latent_tile),
+        slicing=Slicing(offload=args.offload),
+        shortcuts=shortcuts,
         behaviour=REFERENCE if args.reference else DEFAULT,
         device=device,
     )
@@ -239,3 +287,12 @@ def run_upscale(args: argparse.Namespace) -> None:
             "seconds": round(time.monotonic() - start, 3),
         }
         print(json.dumps(report))
+
+
+def _tile(given: tuple[int, int | None] | None) -> "Tile | None":
+    from ..tiling import Tile
+
+    if given is None:
+        return None
+    size, overlap = given
+    return Tile(size=size, overlap=size // 4 if overlap is None else overlap)

@@ -5,11 +5,12 @@ rescaled towards that of the conditional prediction (Lin et al. 2023, arXiv:2305
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..shortcuts import DeepFeatures, Shortcuts
 from .schedule import NoiseSchedule
 
 
@@ -45,14 +46,15 @@ def threshold(x_0: Tensor, percentile: float | None, clamp: float | None) -> Ten
 class Denoiser:
     """Calls the network and turns its velocity into x_0: `denoiser(x_in, edm_sigma)`.
 
-    network: (x, t, y, hint) -> v as `models.unet.ControlledVideoUNet`.
+    One for each run. network: as `models.unet.ControlledVideoUNet`.
     positive, negative: text embeddings (b l d). hint: latents of the low-quality video (b c f h w).
     guidance_scale: 1 leaves out the negative prompt and halves the work.
     guidance_rescale, percentile, clamp: see `guided_velocity` and `threshold`.
     dtype: what the network gets; guidance and x_0 are computed in the dtype of x_in.
+    shortcuts: guidance and reuse; `attention_window` is for the network itself.
     """
 
-    network: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    network: Callable[..., Tensor]
     schedule: NoiseSchedule
     positive: Tensor
     negative: Tensor
@@ -62,6 +64,8 @@ class Denoiser:
     percentile: float | None = None
     clamp: float | None = None
     dtype: torch.dtype = torch.float32
+    shortcuts: Shortcuts = Shortcuts()
+    _deep: dict[tuple[str, range | None], DeepFeatures] = field(default_factory=dict, init=False)
 
     def __call__(self, x_in: Tensor, edm_sigma: Tensor, window: range | None = None) -> Tensor:
         """x_0 of x_in (b c f h w), which the solver has scaled to unit variance.
@@ -69,19 +73,24 @@ class Denoiser:
         The network sees the rounded timestep, whose alpha and sigma convert its velocity; solvers
         keep the exact edm_sigma, () or (b,). window: which frames of the clip x_in holds.
         """
-        t = self.schedule.model_timestep(edm_sigma).expand(len(x_in)).to(x_in.device)
+        t = self.schedule.model_timestep(edm_sigma).expand(len(x_in))
+        low, high = self.shortcuts.guidance
+        guided = self.guidance_scale != 1 and bool(((low <= t) & (t < high)).all())
+        t = t.to(x_in.device)
         hint = self.hint
         if hint is not None:
             hint = hint if window is None else hint[:, :, window.start : window.stop]
             hint = hint.to(x_in.device, self.dtype)
 
-        def velocity(prompt: Tensor) -> Tensor:
+        def velocity(branch: str, prompt: Tensor) -> Tensor:
             y = prompt.to(x_in.device, self.dtype).expand(len(x_in), -1, -1)
-            return self.network(x_in.to(self.dtype), t, y, hint).to(x_in.dtype)
+            known = {}
+            if within := self.shortcuts.reuse:
+                known["deep"] = self._deep.setdefault((branch, window), DeepFeatures(within=within))
+            return self.network(x_in.to(self.dtype), t, y, hint, **known).to(x_in.dtype)
 
-        v = velocity(self.positive)
-        if self.guidance_scale != 1:
-            v = guided_velocity(
-                v, velocity(self.negative), self.guidance_scale, self.guidance_rescale
-            )
+        v = velocity("positive", self.positive)
+        if guided:
+            v_u = velocity("negative", self.negative)
+            v = guided_velocity(v, v_u, self.guidance_scale, self.guidance_rescale)
         return threshold(self.schedule.x_0(x_in, v, t), self.percentile, self.clamp)

@@ -1,6 +1,8 @@
 """Attention over tokens. One function, so that a host can hand in its own."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -33,3 +35,44 @@ def in_rows(
         return attend(q, k, v)
     parts = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
     return torch.cat([attend(*part) for part in parts])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionWindow:
+    """Parts of a frame that attend to themselves alone (Liu et al. 2021, arXiv:2103.14030).
+
+    size: most tokens a side. shifted: windows lie half a window further down and to the right, so
+    that where layers take turns, no border lasts. What is beyond an edge goes on at the opposite
+    one, without a mask: this attention knows no positions and would see the whole frame.
+    """
+
+    size: int
+    shifted: bool = False
+
+
+def within(
+    window: AttentionWindow | None,
+    attend: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    height: int,
+) -> Tensor:
+    """Self-attention `attend` of tokens (b h·w d) of frames of `height` rows, window by window."""
+    sides = (height, tokens.shape[1] // height)
+    counts = [math.ceil(side / window.size) if window else 1 for side in sides]
+    if window is None or counts == [1, 1]:
+        return attend(tokens)
+    shift = [
+        side // count // 2 if window.shifted else 0
+        for side, count in zip(sides, counts, strict=True)
+    ]
+    frames = rearrange(tokens, "b (h w) d -> b h w d", h=height)
+    frames = frames.roll([-by for by in shift], (1, 2))
+
+    def attended(part: Tensor) -> Tensor:
+        return attend(part.flatten(1, 2)).unflatten(1, part.shape[1:3])
+
+    rows = [
+        torch.cat([attended(part) for part in row.tensor_split(counts[1], dim=2)], dim=2)
+        for row in frames.tensor_split(counts[0], dim=1)
+    ]
+    return torch.cat(rows, dim=1).roll(shift, (1, 2)).flatten(1, 2)

@@ -5,7 +5,7 @@ over whole clips look at everything, and they need no more than two numbers a gr
 are for inference: they write into tensors that are there already.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,30 +15,47 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Slicing:
-    """How much a layer works on at a time. frames: of spatial layers. pixels: of temporal ones."""
+    """How much a layer works on at a time, in pixels of the layer's own resolution.
 
-    frames: int = 1
-    pixels: int = 512
+    spatial_pixels: spatial layers take so many in whole frames, but at least one frame.
+    temporal_pixels: temporal layers take so many, each through all frames, in whole rows, but at
+    least one row. offload: skips wait in main memory and come back one by one.
+    """
+
+    spatial_pixels: int = 4096
+    temporal_pixels: int = 512
+    offload: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.frames, self.pixels) < 1:
-            raise ValueError(f"slices hold at least 1 frame and 1 pixel, got {self}")
+        if min(self.spatial_pixels, self.temporal_pixels) < 1:
+            raise ValueError(f"slices hold at least 1 pixel, got {self}")
 
-    def parts(self, frames: int) -> Iterator[slice]:
-        """Of the first dimension of (b·f c h w)."""
-        return (slice(i, i + self.frames) for i in range(0, frames, self.frames))
+    def frames(self, x: Tensor) -> Sequence[slice]:
+        """Slices of the first dimension of frames (b·f c h w)."""
+        count = max(1, self.spatial_pixels // (x.shape[-2] * x.shape[-1]))
+        return [slice(i, i + count) for i in range(0, len(x), count)]
 
-    def rows(self, clip: Tensor) -> Iterator[Tensor]:
+    def rows(self, clip: Tensor) -> Sequence[Tensor]:
         """Views of (b c f h w), all frames of a few rows."""
-        return iter(clip.split(max(1, self.pixels // clip.shape[-1]), dim=3))
+        return clip.split(max(1, self.temporal_pixels // clip.shape[-1]), dim=3)
+
+    def waiting(self, x: Tensor) -> Tensor:
+        """x where it is to wait; `.to(device)` brings it back."""
+        if not self.offload or x.device.type == "cpu":
+            return x
+        # From pinned memory, CUDA copies without the program waiting for it.
+        pinned = x.device.type == "cuda"
+        kept = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=pinned)
+        return kept.copy_(x, non_blocking=pinned)
 
 
 def over_frames(fn: Callable[..., Tensor], slicing: Slicing | None, *tensors: Tensor) -> Tensor:
-    """fn of tensors with the same first dimension, slice by slice."""
-    if slicing is None:
+    """fn of tensors with the same first dimension, slice by slice; the last is (b·f c h w)."""
+    parts = slicing.frames(tensors[-1]) if slicing else ()
+    if len(parts) < 2:
         return fn(*tensors)
     out = None
-    for part in slicing.parts(len(tensors[0])):
+    for part in parts:
         result = fn(*(tensor[part] for tensor in tensors))
         if out is None:
             out = result.new_empty(len(tensors[0]), *result.shape[1:])

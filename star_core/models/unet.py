@@ -1,5 +1,8 @@
 """STAR's network on I2VGen-XL: a video UNet steered by a ControlNet (specification, section 2)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -7,7 +10,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..diffusion.schedule import star_schedule
-from .attention import Attention, scaled_dot_product
+from ..shortcuts import DeepFeatures
+from ..tiling import Tile, joined
+from .attention import Attention, AttentionWindow, scaled_dot_product
 from .controlnet import VideoControlNet
 from .encoder import (
     UNetConfig,
@@ -19,7 +24,13 @@ from .encoder import (
     transformers,
 )
 from .slicing import Slicing, over_frames
-from .unet_blocks import Factory, Upsample, sinusoidal_embedding, timestep_mlp
+from .unet_blocks import (
+    Factory,
+    SpatialTransformer,
+    Upsample,
+    sinusoidal_embedding,
+    timestep_mlp,
+)
 
 __all__ = ["ControlledVideoUNet", "UNetConfig"]
 
@@ -60,8 +71,12 @@ class ControlledVideoUNet(nn.Module):
     """UNet and ControlNet in one module, as in the published files.
 
     operations: namespace of Linear, Conv1d to Conv3d, GroupNorm and LayerNorm; a host hands in its
-    own. attention: see `attention.scaled_dot_product`. `slicing` may be set: the same result in
-    less memory, where gradients are switched off.
+    own. attention: see `attention.scaled_dot_product`.
+
+    How it works may be set, see `working`. slicing: the same result in less memory, where gradients
+    are switched off. tile: overlapping tiles of the latents, sizes in latents, so that memory does
+    not depend on their size. attention_window: side in latents of the windows within which the
+    finest attention in space stays.
     """
 
     def __init__(
@@ -83,6 +98,7 @@ class ControlledVideoUNet(nn.Module):
         )
         self.config = config
         self.slicing: Slicing | None = None
+        self.tile: Tile | None = None
         self.time_embed = timestep_mlp(config.dim, config.emb_channels, make=make)
         self.input_blocks, skips = input_blocks(config, make)
         self.middle_block = middle_block(config, make)
@@ -105,6 +121,7 @@ class ControlledVideoUNet(nn.Module):
             make.conv2d(channels, config.out_dim, 3, padding=1),
         )
         self.VideoControlNet = VideoControlNet(config, make=make)
+        self.attention_window = None
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError for latents that the skips cannot meet (specification, 2.6)."""
@@ -115,13 +132,87 @@ class ControlledVideoUNet(nn.Module):
                 f"multiple of {step}, the width a multiple of {step}; pad the video first"
             )
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor | None = None) -> Tensor:
+    @contextmanager
+    def working(
+        self,
+        *,
+        slicing: Slicing | None,
+        tile: Tile | None = None,
+        attention_window: int | None = None,
+    ) -> Iterator[None]:
+        """Works in this way for the block, and as before afterwards."""
+        before = self.slicing, self.tile, self.attention_window
+        try:
+            self.slicing, self.tile, self.attention_window = slicing, tile, attention_window
+            yield
+        finally:
+            self.slicing, self.tile, self.attention_window = before
+
+    @property
+    def attention_window(self) -> int | None:
+        return self._attention_window
+
+    @attention_window.setter
+    def attention_window(self, side: int | None) -> None:
+        self._attention_window = side
+        levels = len(self.config.dim_mult)
+        level = next((i for i in range(levels) if self.config.attention_at(i)), 0)
+        tokens = side and max(1, round(side / 2**level))
+        blocks = self.config.num_res_blocks + 1  # of a level, in either half
+        down, up = 1 + level * blocks, (levels - 1 - level) * blocks
+        for half, start in (
+            (self.input_blocks, down),
+            (self.VideoControlNet.input_blocks, down),
+            (self.output_blocks, up),
+        ):
+            inside = [layer for block in half[start : start + blocks] for layer in block.modules()]
+            finest = [layer for layer in inside if isinstance(layer, SpatialTransformer)]
+            for index, layer in enumerate(finest):
+                # Layers take turns, so that no border of a window lasts.
+                window = tokens and AttentionWindow(size=tokens, shifted=index % 2 == 1)
+                layer.window = window or None
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        hint: Tensor | None = None,
+        *,
+        deep: DeepFeatures | None = None,
+    ) -> Tensor:
         """Velocity of x.
 
         x: noisy latents (b c f h w). t: timesteps (b,), 0 to 999. y: text embedding (b l d).
-        hint: latents of the low-quality video (b c f h w). Returns (b c f h w).
+        hint: latents of the low-quality video (b c f h w). deep: of calls for the same clip and
+        prompt at earlier timesteps. Returns (b c f h w).
         """
-        self.check_size(*x.shape[-2:])
+        height, width = x.shape[-2:]
+        self.check_size(height, width)
+        rows, columns = [range(height)], [range(width)]
+        if self.tile:
+            step = 2**self.config.downsamplings
+            rows = self.tile.on_grid(height, step=step, rest=2)
+            columns = self.tile.on_grid(width, step=step)
+        if len(rows) == len(columns) == 1:
+            return self._velocity(x, t, y, hint, deep)
+
+        def velocity(rows: slice, columns: slice) -> Tensor:
+            part = None if hint is None else hint[..., rows, columns]
+            place = rows.start, columns.start
+            return self._velocity(x[..., rows, columns], t, y, part, deep, place)
+
+        return joined(velocity, rows, columns)
+
+    def _velocity(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        hint: Tensor | None,
+        deep: DeepFeatures | None,
+        place: tuple[int, int] = (0, 0),
+    ) -> Tensor:
         x_t = x
         if self.config.guess_input:
             x = hint_prior_guess(x, t, hint, self.config.hint_prior)
@@ -134,17 +225,37 @@ class ControlledVideoUNet(nn.Module):
         # In step, so that each control is added to its skip at once.
         controls = self.VideoControlNet.controls(x, t, y, hint, slicing)
         outputs = encode(self.input_blocks, rearrange(x, "b c f h w -> (b f) c h w"), *about)
+        finest = self.config.num_res_blocks + 1  # blocks of the finest level in either half
+        known = deep and deep.recall(place, t)
         skips, channels = [], []
-        for output in outputs:
-            skips.append(added(output, *next(controls), slicing))
+
+        def kept(x: Tensor) -> Tensor:
+            return slicing.waiting(x) if slicing else x
+
+        for output in outputs if known is None else islice(outputs, finest):
+            skips.append(kept(added(output, *next(controls), slicing)))
             channels = [output]
         del output, outputs
-        h = run_block(self.middle_block, channels, *about)
-        channels.append(added(h, *next(controls), slicing))
-        del h, controls
-        for block in self.output_blocks:
-            channels.append(skips.pop())
-            channels.append(run_block(block, channels, *about))
+        blocks = [list(block.children()) for block in self.output_blocks]
+        ascent = [blocks[-finest - 1].pop()] if len(blocks) > finest else []
+
+        def decode(blocks: list[list[nn.Module]]) -> None:
+            for block in blocks:
+                channels.append(skips.pop().to(x.device, non_blocking=True))
+                channels.append(run_block(block, channels, *about))
+
+        if known is None:
+            h = run_block(self.middle_block, channels, *about)
+            channels.append(added(h, *next(controls), slicing))
+            del h
+            decode(blocks[:-finest])
+            if deep:
+                deep.keep(place, t, kept(channels[0]))
+        else:
+            channels[:] = [known.to(x.device, non_blocking=True)]
+        del controls
+        channels.append(run_block(ascent, channels, *about))
+        decode(blocks[-finest:])
         v = over_frames(self.out, slicing, channels.pop())
         v = rearrange(v, "(b f) c h w -> b c f h w", f=frames)
         if self.config.hint_prior:

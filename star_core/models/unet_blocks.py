@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import Attention, scaled_dot_product
+from .attention import Attention, AttentionWindow, scaled_dot_product, within
 from .liem import SpatialLIEM, TemporalLIEM
 from .slicing import ClipNorm, Slicing, over_frames
 from .temporal_conv import temporal_conv
@@ -80,7 +80,7 @@ class TemporalConvBlock(nn.Module):
         self.conv4 = stage(nn.Dropout(dropout))
 
     def forward(self, x: Tensor, slicing: Slicing | None = None) -> Tensor:
-        if slicing is None:
+        if slicing is None or len(slicing.rows(x)) == 1:
             return x + self.conv4(self.conv3(self.conv2(self.conv1(x))))
         y = x
         for norm, *rest in (self.conv1, self.conv2, self.conv3, self.conv4):
@@ -218,22 +218,30 @@ class BasicTransformerBlock(nn.Module):
             self.local1 = SpatialLIEM(**gate)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, height: int | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        height: int | None = None,
+        window: AttentionWindow | None = None,
     ) -> Tensor:
         """Time: x (b·h·w f d). Space: x (b·f h·w d), context (b·f l e), height h of the frame."""
-        if context is None:
+        if context is None or height is None:
             x = self.attn1(self.norm1(self.local1(x))) + x
             x = self.attn2(self.norm2(self.local2(x))) + x
         else:
             pixels = rearrange(x, "b (h w) d -> b d h w", h=height)
             local = rearrange(self.local1(pixels), "b d h w -> b (h w) d")
-            x = self.attn1(self.norm1(local)) + x
+            x = within(window, self.attn1, self.norm1(local), height) + x
             x = self.attn2(self.norm2(x), context) + x
         return self.ff(self.norm3(x)) + x
 
 
 class SpatialTransformer(nn.Module):
-    """Attention within each frame and to the text (specification, 2.7)."""
+    """Attention within each frame and to the text (specification, 2.7).
+
+    `window` may be set: the frame's attention to itself then stays within windows.
+    """
 
     def __init__(
         self, channels: int, heads: int, dim_head: int, *, context_dim: int, make: Factory
@@ -246,17 +254,18 @@ class SpatialTransformer(nn.Module):
             [BasicTransformerBlock(inner, heads, dim_head, context_dim=context_dim, make=make)]
         )
         self.proj_out = make.linear(inner, channels)
+        self.window: AttentionWindow | None = None
 
     def forward(self, x: Tensor, context: Tensor, slicing: Slicing | None = None) -> Tensor:
         """x (b·f c h w), context (b·f l e) -> (b·f c h w), in slices x itself."""
-        if slicing is not None:
-            for part in slicing.parts(len(x)):
+        if slicing is not None and len(parts := slicing.frames(x)) > 1:
+            for part in parts:
                 x[part] = self(x[part], context[part])
             return x
         height = x.shape[2]
         tokens = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
         for block in self.transformer_blocks:
-            tokens = block(tokens, context, height=height)
+            tokens = block(tokens, context, height=height, window=self.window)
         return rearrange(self.proj_out(tokens), "b (h w) c -> b c h w", h=height) + x
 
 
@@ -275,7 +284,7 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, x: Tensor, slicing: Slicing | None = None) -> Tensor:
         """(b c f h w) -> (b c f h w), in slices x itself."""
-        if slicing is None:
+        if slicing is None or len(slicing.rows(x)) == 1:
             return self.residual(self.norm(x)) + x
         norm = ClipNorm(self.norm, x)
         for rows in slicing.rows(x):

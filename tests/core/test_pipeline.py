@@ -1,6 +1,7 @@
 """The whole method on stand-ins: a VAE that loses nothing, networks of a few thousand weights."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,9 @@ class CopiesHint(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
+
+    def working(self, **how):
+        return nullcontext()
 
     def forward(self, x, t, y, hint):
         assert x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
