@@ -101,6 +101,19 @@ def upsample(
     return frames.reshape(*video.shape[:-2], height, width)
 
 
+def scaled_bytes(
+    video: Tensor, scale: float, mode: Literal["bilinear", "bicubic"] = "bilinear"
+) -> Tensor:
+    """Frames (f c h w) in [0, 1] resized by `scale` through 8 bit; sides are rounded down.
+
+    torch rounds bytes after each direction, and keeps to the scale where a side is rounded. So the
+    reference on CogVideoX prepares its input: times 4, bicubic, below 720 columns, and times 2/3,
+    bilinear, above.
+    """
+    frames = (video * 255).round().to(torch.uint8)
+    return F.interpolate(frames, scale_factor=scale, mode=mode, align_corners=False) / 255
+
+
 def shrunk(video: Tensor, factor: float) -> Tensor:
     """Frames (... c h w) made smaller by `factor`, from 1 (as they are); anti-aliased bicubic.
 

@@ -18,14 +18,14 @@ LEVELS = [
     (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
     (0, "draws", "losses", "offload", "shortcuts", "tiling"),
     (1, "models", "tensor_files", "downloads", "model_files", "video_io", "degradation"),
-    (2, "checkpoints", "clip_tokenizer", "metrics", "text", "vae"),
+    (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "text", "vae"),
     (3, "pipeline", "upscale", "training", "verify"),
     (4, "__main__", "bench", "cli", "demo"),
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {
     "cv2": ["metrics.motion"],
-    "diffusers": ["vae"],
+    "diffusers": ["vae", "causal_vae", "models.cogvideox_dit"],
     "huggingface_hub": ["downloads"],
     "imageio_ffmpeg": ["video_io.ffmpeg", "degradation.compression"],
     "tokenizers": ["clip_tokenizer"],

@@ -4,6 +4,7 @@ Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), with the standa
 rescaled towards that of the conditional prediction (Lin et al. 2023, arXiv:2305.08891).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -28,6 +29,16 @@ def guided_velocity(v_c: Tensor, v_u: Tensor, scale: float, rescale: float | Non
     return v * (rescale * ratio + 1 - rescale)
 
 
+def dynamic_guidance(t: Tensor, *, scale: float, steps: int, exponent: int = 5) -> float:
+    """Guidance scale at timestep t (b,): 1 to 1 + scale, as CogVideoX's samplers take it.
+
+    Meant to grow with the steps, but the timestep stands where their number should (specification
+    of the second backbone, section 0): it jumps from step to step.
+    """
+    progress = (steps - float(t[0])) / steps
+    return 1 + scale * (1 - math.cos(math.pi * progress**exponent)) / 2
+
+
 def threshold(x_0: Tensor, percentile: float | None, clamp: float | None) -> Tensor:
     """Bound a prediction (b c f h w); both None leave it as it is, as STAR does.
 
@@ -48,7 +59,7 @@ class Denoiser:
 
     One for each run. network: as `models.unet.ControlledVideoUNet`.
     positive, negative: text embeddings (b l d). hint: latents of the low-quality video (b c f h w).
-    guidance_scale: 1 leaves out the negative prompt and halves the work.
+    guidance_scale: 1 leaves out the negative prompt and halves the work; or a function of t (b,).
     guidance_rescale, percentile, clamp: see `guided_velocity` and `threshold`.
     dtype: what the network gets; guidance and x_0 are computed in the dtype of x_in.
     shortcuts: guidance and reuse; `attention_window` is for the network itself.
@@ -59,7 +70,7 @@ class Denoiser:
     positive: Tensor
     negative: Tensor
     hint: Tensor | None
-    guidance_scale: float = 7.5
+    guidance_scale: float | Callable[[Tensor], float] = 7.5
     guidance_rescale: float | None = 0.2
     percentile: float | None = None
     clamp: float | None = None
@@ -75,7 +86,8 @@ class Denoiser:
         """
         t = self.schedule.model_timestep(edm_sigma).expand(len(x_in))
         low, high = self.shortcuts.guidance
-        guided = self.guidance_scale != 1 and bool(((low <= t) & (t < high)).all())
+        scale = self.guidance_scale(t) if callable(self.guidance_scale) else self.guidance_scale
+        guided = scale != 1 and bool(((low <= t) & (t < high)).all())
         t = t.to(x_in.device)
         hint = self.hint
         if hint is not None:
@@ -92,5 +104,5 @@ class Denoiser:
         v = velocity("positive", self.positive)
         if guided:
             v_u = velocity("negative", self.negative)
-            v = guided_velocity(v, v_u, self.guidance_scale, self.guidance_rescale)
+            v = guided_velocity(v, v_u, scale, self.guidance_rescale)
         return threshold(self.schedule.x_0(x_in, v, t), self.percentile, self.clamp)

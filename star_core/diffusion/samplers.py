@@ -11,6 +11,7 @@ called after each step, counted from 1, and an exception from it aborts.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,12 +39,15 @@ def sample_dpmpp_2m_sde(
     eta: float = 1.0,
     s_noise: float = 1.0,
     solver_type: str = "midpoint",
+    renew: bool = False,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M) SDE (Lu et al. 2022, arXiv:2211.01095), one evaluation a step.
 
     eta: 0 deterministic, 1 the full SDE. s_noise: scale of the noise added.
     solver_type: "midpoint" or "heun", how the previous x_0 enters.
+    renew: the step from an infinite level takes fresh noise, as the full SDE does there and
+        CogVideoX's solver with it; False keeps that of the start, as the reference on I2VGen-XL.
     """
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(f'solver type must be "midpoint" or "heun", got {solver_type!r}')
@@ -55,6 +59,8 @@ def sample_dpmpp_2m_sde(
         if sigma.isinf():
             # pure noise is already scaled; its x_0 has no finite step size to extrapolate with
             x_0 = denoise(x, sigma)
+            if renew and eta > 0 and sigma_next > 0:
+                x = noise(step, sigma, sigma_next).to(x)
             x = x_0 + sigma_next * x
         else:
             x_0 = _denoise_at(denoise, x, sigma)
@@ -121,7 +127,11 @@ def sample_heun(
     return x
 
 
-SAMPLERS = {"dpmpp_2m_sde": sample_dpmpp_2m_sde, "heun": sample_heun}
+SAMPLERS = {
+    "dpmpp_2m_sde": sample_dpmpp_2m_sde,
+    "dpmpp_2m_sde_renewed": partial(sample_dpmpp_2m_sde, renew=True),
+    "heun": sample_heun,
+}
 
 
 def refuse_crashes(*, frames: int, chunk_length: int, sampler: str, evaluations: int) -> None:

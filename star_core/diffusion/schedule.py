@@ -203,7 +203,7 @@ def sampling_sigmas(
         raise ValueError(f"noise level must be in [0, {len(schedule)}], got {noise_level}")
     if noise_level == 0:
         return torch.zeros(1)
-    discard_penultimate = sampler == "dpmpp_2m_sde"
+    discard_penultimate = sampler.startswith("dpmpp_2m_sde")
     timesteps = sampling_timesteps(
         solver_mode=solver_mode,
         steps=steps + discard_penultimate,

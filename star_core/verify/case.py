@@ -79,6 +79,20 @@ class Case:
         module.load_state_dict(weights)
         return module.eval()
 
+    @property
+    def rtol(self) -> float | None:
+        """What the sidecar tolerates, a share of the number; None if it says nothing."""
+        return self._tolerance("rtol")
+
+    @property
+    def atol(self) -> float | None:
+        """What the sidecar tolerates at any number; None if it says nothing."""
+        return self._tolerance("atol")
+
+    def _tolerance(self, name: str) -> float | None:
+        stated = self.sidecar.get("tolerance", {})
+        return self.sidecar.get(f"suggested_{name}", stated.get(name))
+
     def worst(self, comparison: Comparison) -> tuple[float, float]:
         """Error and tolerance of the element that uses up most of its tolerance."""
         ours, theirs, atol = comparison
@@ -90,8 +104,7 @@ class Case:
         if theirs.numel() == 0:
             return 0.0, 0.0
         ours, theirs = ours.double(), theirs.double()
-        rtol = self.sidecar.get("suggested_rtol")
-        atol = self.sidecar.get("suggested_atol") if atol is None else atol
+        rtol, atol = self.rtol, self.atol if atol is None else atol
         if rtol is None and atol is None:
             finite = theirs[theirs.isfinite()]
             rtol, atol = 1e-4, 1e-5 * finite.abs().max().item() if finite.numel() else 0.0

@@ -44,7 +44,7 @@ def levels(steps):
 
 @each_sampler
 def test_deterministic_solvers_converge_on_the_probability_flow(sampler):
-    settings = {"eta": 0.0} if sampler == "dpmpp_2m_sde" else {}
+    settings = {} if sampler == "heun" else {"eta": 0.0}
 
     def error(steps):
         sigmas = levels(steps)
@@ -93,7 +93,24 @@ def test_the_start_is_multiplied_by_the_first_level(sampler):
     torch.testing.assert_close(inputs[0], start() * 10 / math.sqrt(101))
 
 
-@each_sampler
+def test_a_renewed_start_takes_fresh_noise_from_an_infinite_level_alone():
+    levels = torch.tensor([math.inf, 3.0, 0.0])
+
+    def halved(x_in, sigma):
+        return x_in * 0.5
+
+    def renewed(start, noise, **settings):
+        return SAMPLERS["dpmpp_2m_sde_renewed"](halved, start, levels, noise=noise, **settings)
+
+    def first_draw(seed):
+        return lambda step, sigma, sigma_next: start(seed) if step == 0 else start(1)
+
+    assert not torch.equal(renewed(start(), first_draw(7)), renewed(start(), first_draw(8)))
+    kept = SAMPLERS["dpmpp_2m_sde"](halved, start(), levels, noise=no_noise)
+    assert torch.equal(renewed(start(), no_noise, eta=0.0), kept)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "heun"])
 def test_an_infinite_first_level_takes_the_start_as_it_is(sampler):
     sigmas = torch.tensor([math.inf, 3.0, 0.0])
     inputs = []

@@ -1,0 +1,174 @@
+"""The VAE of CogVideoX: causal in time, the first frame alone and then four in one.
+
+The network is diffusers' AutoencoderKLCogVideoX (Yang et al. 2024, arXiv:2408.06072);
+specification of the second backbone, section 7. What is here: files in either naming, whole
+windows of frames, spatial tiles.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .tensor_files import TensorFile, load_into
+from .tiling import Tile, tiled
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
+
+
+class CausalVideoVAE:
+    """Windows of video in [-1, 1] to latents and back, both (b c f h w), float32.
+
+    4k+1 frames are k+1 latent frames, of which the first holds one frame: latents of different
+    windows cannot be put together. model: the torch module; its dtype is the one computed in.
+    """
+
+    def __init__(self, model: AutoencoderKLCogVideoX) -> None:
+        self.model = model
+        self.factor = 2 ** (len(model.config["block_out_channels"]) - 1)
+        self.temporal_factor = int(model.config["temporal_compression_ratio"])
+        self.latent_channels: int = model.config["latent_channels"]
+        self.scaling_factor: float = model.config["scaling_factor"]
+
+    def encode(
+        self,
+        video: Tensor,
+        *,
+        noise: Tensor | None = None,
+        tile: Tile | None = None,
+        frames_at_once: int | None = None,
+    ) -> Tensor:
+        """Latents (b c 1+k h/8 w/8) of a window (b 3 1+4k h w).
+
+        noise: normal noise of the latents' shape for a sample of the posterior; None for its mean.
+        frames_at_once: a multiple of 8, for less memory; its norms then know of so many frames
+        only, not of the whole window as in the reference. ValueError for other sizes.
+        """
+        f, *sides = video.shape[2:]
+        if (f - 1) % self.temporal_factor or any(side % self.factor for side in sides):
+            raise ValueError(
+                f"the VAE takes 4k+1 frames whose width and height are multiples of {self.factor}, "
+                f"got {f} frames {sides[1]}x{sides[0]}: pad them first"
+            )
+        self.model.num_sample_frames_batch_size = min(frames_at_once or f, f)
+        moments = tiled(self._moments, video, tile, unit_in=self.factor, unit_out=1)
+        latents, log_variance = moments.chunk(2, dim=1)
+        if noise is not None:
+            std = (0.5 * log_variance.clamp(-30, 20)).exp()
+            latents = latents + std * noise.to(std)
+        return latents * self.scaling_factor
+
+    def _moments(self, video: Tensor) -> Tensor:
+        video = video.to(self.model.device, self.model.dtype)
+        (posterior,) = self.model.encode(video, return_dict=False)
+        return posterior.parameters.float()
+
+    def decode(self, latents: Tensor, *, tile: Tile | None = None) -> Tensor:
+        """Video (b 3 1+4k h w) of the latents (b c 1+k h/8 w/8) of a window.
+
+        Two latent frames at a time, the first time three, as the network was trained. An even
+        number of them is filled up, because its decoder would take the first for four frames.
+        Values may leave [-1, 1] a little.
+        """
+        frames = (latents.shape[2] - 1) * self.temporal_factor + 1
+        if latents.shape[2] % 2 == 0:
+            latents = torch.cat([latents, latents[:, :, -1:]], dim=2)
+        video = tiled(self._decode, latents, tile, unit_in=1, unit_out=self.factor)
+        return video[:, :, :frames]
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        z = (latents / self.scaling_factor).to(self.model.device, self.model.dtype)
+        (video,) = self.model.decode(z, return_dict=False)
+        return video.float()
+
+
+def decode_groups(latent_frames: int) -> list[range]:
+    """Latent frames that the decoder sees together, of an odd number: 3, then 2 at a time."""
+    if latent_frames == 1:
+        return [range(1)]
+    return [range(0, 3), *(range(i, i + 2) for i in range(3, latent_frames, 2))]
+
+
+def causal_vae_from_config(config: Mapping[str, Any]) -> CausalVideoVAE:
+    """A VAE with random weights from diffusers' config fields; those left out are the published."""
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
+
+    fields = {key: value for key, value in config.items() if not key.startswith("_")}
+    fields.setdefault("scaling_factor", 0.7)
+    channels = fields.setdefault("block_out_channels", (128, 256, 256, 512))
+    fields.setdefault("down_block_types", ("CogVideoXDownBlock3D",) * len(channels))
+    fields.setdefault("up_block_types", ("CogVideoXUpBlock3D",) * len(channels))
+    return CausalVideoVAE(AutoencoderKLCogVideoX(**fields))
+
+
+def load_causal_vae(
+    file: TensorFile,
+    config: Mapping[str, Any] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> CausalVideoVAE:
+    """Load a VAE in diffusers' naming or SAT's (alone or among a whole model's weights).
+
+    config: of diffusers' config.json; None to take the file's (metadata, JSON under `star_vae`) or
+    to infer it from the shapes. ValueError for a file that is no such VAE.
+    """
+    tensors = in_diffusers_naming(file)
+    stated = config or json.loads(file.metadata.get("star_vae", "null"))
+    with torch.device("meta"):
+        vae = causal_vae_from_config(stated or inferred_config(tensors))
+    load_into(vae.model, tensors, device=device, dtype=dtype, name=str(file.path))
+    vae.model.eval().requires_grad_(False)
+    return vae
+
+
+# SAT's names -> diffusers'. Applied in order to every key; diffusers' own pass unchanged.
+_RENAMES = [
+    (r"^(en|de)coder\.mid\.block_1\.", r"\1coder.mid_block.resnets.0."),
+    (r"^(en|de)coder\.mid\.block_2\.", r"\1coder.mid_block.resnets.1."),
+    (r"^encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets."),
+    (r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
+    (r"^(decoder\.up_blocks\.\d+\.)block\.", r"\1resnets."),
+    (r"^(decoder\.up_blocks\.\d+\.)upsample\.", r"\1upsamplers.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+]
+
+
+def in_diffusers_naming(file: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The VAE's tensors, without the discriminator that its training used."""
+    prefix = "first_stage_model."
+    if any(key.startswith(prefix) for key in file):
+        file = {k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)}
+    file = {key: tensor for key, tensor in file.items() if not key.startswith("loss")}
+    levels = len({key.split(".")[2] for key in file if key.startswith("decoder.up.")})
+
+    def renamed(key: str) -> str:
+        # SAT counts the decoder's blocks from the fine end, diffusers from the coarse one.
+        key = re.sub(
+            r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.", key
+        )
+        for pattern, replacement in _RENAMES:
+            key = re.sub(pattern, replacement, key)
+        return key
+
+    return {renamed(key): tensor for key, tensor in file.items()}
+
+
+def inferred_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def number_of(pattern: str) -> int:
+        return next(i for i in count() if pattern.format(i) not in tensors)
+
+    resnet = "encoder.down_blocks.{}.resnets.{}.conv1.conv.weight"
+    levels = number_of(resnet.format("{}", 0))
+    return {
+        "block_out_channels": [len(tensors[resnet.format(i, 0)]) for i in range(levels)],
+        "layers_per_block": number_of(resnet.format(0, "{}")),
+        "latent_channels": tensors["decoder.conv_in.conv.weight"].shape[1],
+    }

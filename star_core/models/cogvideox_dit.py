@@ -1,0 +1,245 @@
+"""STAR on CogVideoX: its transformer with the low-quality video as further channels, and LIEM.
+
+Made of the parts of diffusers' `CogVideoXTransformer3DModel` (Yang et al. 2024, arXiv:2408.06072),
+whose names the weights keep. What STAR adds (specification of the second backbone, section 1): the
+patches hold the noisy latents and those of the low-quality video side by side, and in each block
+the image tokens pass both LIEM gates between the modulated norm and the joint attention.
+"""
+
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import (
+    apply_rotary_emb,
+    get_3d_rotary_pos_embed,
+    get_3d_sincos_pos_embed,
+)
+from diffusers.models.transformers.cogvideox_transformer_3d import (
+    CogVideoXBlock,
+    CogVideoXTransformer3DModel,
+)
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import Attention, scaled_dot_product
+from .cogvideox_weights import CogVideoXConfig
+from .liem import SpatialLIEM, TemporalLIEM
+
+PATCH = 2  # latents a side
+
+
+class CogVideoXDiT(nn.Module):
+    """Velocity of noisy latents, given text and the low-quality video.
+
+    operations: torch.nn, or a host's layers. attention: see `models.attention`. device "meta" for a
+    network whose weights come from a file.
+    """
+
+    def __init__(
+        self,
+        config: CogVideoXConfig,
+        *,
+        operations: Any = nn,
+        attention: Attention = scaled_dot_product,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        with torch.device(device or "cpu"):
+            model = CogVideoXTransformer3DModel(
+                num_attention_heads=config.num_heads,
+                attention_head_dim=config.dim // config.num_heads,
+                in_channels=2 * config.in_dim,
+                out_channels=config.in_dim,
+                time_embed_dim=config.time_dim,
+                text_embed_dim=config.context_dim,
+                max_text_seq_length=config.context_length,
+                num_layers=0,
+                # Or it keeps a table for one size. Ours are made for the size at hand.
+                use_rotary_positional_embeddings=True,
+            )
+            blocks = nn.ModuleList(Block(config, attention) for _ in range(config.num_layers))
+        self.patch_embed = model.patch_embed
+        self.time_proj = model.time_proj
+        self.time_embedding = model.time_embedding
+        self.transformer_blocks = blocks
+        self.norm_final = model.norm_final
+        self.norm_out = model.norm_out
+        self.norm_out.norm.eps = 1e-6
+        self.proj_out = model.proj_out
+        if operations is not nn:
+            _use_layers_of(operations, self)
+        self.to(dtype)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor) -> Tensor:
+        """Noisy latents x and those of the low-quality video (b c f h w) -> v (b c f h w).
+
+        t: timesteps (b,). y: text embedding (b l d), l = 226 for the published model.
+        ValueError for latents of an odd size.
+        """
+        f, h, w = x.shape[2:]
+        if h % PATCH or w % PATCH:
+            raise ValueError(
+                f"the network takes latents of even height and width, got {w}x{h}: pad the video "
+                f"to multiples of {8 * PATCH} pixels"
+            )
+        grid = (f, h // PATCH, w // PATCH)
+        emb = self.time_embedding(self.time_proj(t).to(x.dtype))
+        tokens = self.patch_embed(
+            y, rearrange(torch.cat([x, hint], dim=1), "b c f h w -> b f c h w")
+        )
+        text, image = tokens[:, : y.shape[1]], tokens[:, y.shape[1] :]
+        rotary = None
+        if self.config.positions == "rotary":
+            rotary = rotary_table(self.config, grid, x.device)
+        else:
+            image = image + sincos_table(self.config, grid, x.device).to(image)
+        for block in self.transformer_blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                image, text = checkpoint(block, image, text, emb, grid, rotary, use_reentrant=False)
+            else:
+                image, text = block(image, text, emb, grid, rotary)
+        image = self.proj_out(self.norm_out(self.norm_final(image), temb=emb))
+        return rearrange(
+            image,
+            "b (f h w) (c p q) -> b c f (h p) (w q)",
+            f=f,
+            h=grid[1],
+            w=grid[2],
+            p=PATCH,
+            q=PATCH,
+        )
+
+
+class Block(CogVideoXBlock):
+    """diffusers' block with LIEM between the first norm and attention, on image tokens only."""
+
+    def __init__(self, config: CogVideoXConfig, attention: Attention = scaled_dot_product) -> None:
+        super().__init__(
+            dim=config.dim,
+            num_attention_heads=config.num_heads,
+            attention_head_dim=config.dim // config.num_heads,
+            time_embed_dim=config.time_dim,
+            attention_bias=True,
+        )
+        self.attn1.set_processor(JointAttention(attention))  # pyright: ignore
+        self.spa_local = SpatialLIEM()
+        self.temp_local = TemporalLIEM()
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        image: Tensor,
+        text: Tensor,
+        emb: Tensor,
+        grid: tuple[int, int, int],
+        rotary: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Image tokens (b f·h·w d), of a grid (f, h, w), and text tokens (b l d) -> the same."""
+        a_image, a_text, gate, text_gate = self.norm1(image, text, emb)
+        a_image = self.temp_local(self.locally_gated(a_image, grid))
+        a_image, a_text = self.attn1(a_image, a_text, image_rotary_emb=rotary)
+        image, text = image + gate * a_image, text + text_gate * a_text
+        del a_image, a_text
+        m_image, m_text, gate, text_gate = self.norm2(image, text, emb)
+        return image + gate * self.fed_forward(m_image), text + text_gate * self.ff(m_text)
+
+    def locally_gated(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """The spatial gate, frame by frame."""
+        f, h, w = grid
+        maps = rearrange(tokens, "b (f h w) d -> (b f) d h w", f=f, h=h, w=w)
+        return rearrange(self.spa_local(maps), "(b f) d h w -> b (f h w) d", f=f)
+
+    def fed_forward(self, tokens: Tensor, at_a_time: int = 4096) -> Tensor:
+        """The MLP, in inference on a part of the tokens at a time: inside it is four times wide."""
+        if torch.is_grad_enabled():
+            return self.ff(tokens)
+        return torch.cat([self.ff(part) for part in tokens.split(at_a_time, dim=1)], dim=1)
+
+
+class JointAttention:
+    """Processor of diffusers' `Attention`: text and image tokens together, by any `attention`."""
+
+    def __init__(self, attention: Attention) -> None:
+        self.attention = attention
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Image and text tokens -> the same; there is no mask."""
+        length = encoder_hidden_states.shape[1]
+        tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+
+        def positioned(x: Tensor, norm: nn.Module) -> Tensor:
+            x = norm(rearrange(x, "b n (h d) -> b h n d", h=attn.heads))
+            if image_rotary_emb is not None:
+                turned = apply_rotary_emb(x[:, :, length:], image_rotary_emb)  # pyright: ignore
+                assert isinstance(turned, Tensor)
+                x = torch.cat([x[:, :, :length], turned], dim=2)
+            return rearrange(x, "b h n d -> b n (h d)")
+
+        q, k = (
+            positioned(attn.to_q(tokens), attn.norm_q),
+            positioned(attn.to_k(tokens), attn.norm_k),
+        )
+        out = attn.to_out[0](self.attention(q, k, attn.to_v(tokens), attn.heads))
+        return out[:, length:], out[:, :length]
+
+
+def rotary_table(
+    config: CogVideoXConfig, grid: tuple[int, int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (f·h·w d) for a grid (f, h, w); positions are integers.
+
+    A grid larger than the trained one is squeezed onto it, as diffusers does.
+    """
+    f, h, w = grid
+    rows, columns = min(h, config.grid[0]), min(w, config.grid[1])
+    cos, sin = get_3d_rotary_pos_embed(
+        config.dim // config.num_heads, ((0, 0), (rows, columns)), (h, w), f, device=device
+    )
+    return cos, sin
+
+
+def sincos_table(
+    config: CogVideoXConfig, grid: tuple[int, int, int], device: torch.device
+) -> Tensor:
+    """Positions (1 f·h·w d) that are added to image tokens of a grid (f, h, w)."""
+    f, h, w = grid
+    table = get_3d_sincos_pos_embed(
+        config.dim, (w, h), f, 1.875, 1.0, device=device, output_type="pt"
+    )
+    assert isinstance(table, Tensor)
+    return table.reshape(1, f * h * w, config.dim)
+
+
+def _use_layers_of(operations: Any, module: nn.Module) -> None:
+    """Puts a host's layers in the place of torch's, which have the same names there."""
+    for name, child in module.named_children():
+        place = {"device": getattr(getattr(child, "weight", None), "device", None)}
+        match child:
+            case nn.Linear(in_features=inner, out_features=outer, bias=bias):
+                layer = operations.Linear(inner, outer, bias=bias is not None, **place)
+            case nn.LayerNorm(normalized_shape=shape, eps=eps, elementwise_affine=affine):
+                layer = operations.LayerNorm(shape, eps=eps, elementwise_affine=affine, **place)
+            case nn.Conv2d(in_channels=inner, out_channels=outer, kernel_size=size, bias=bias):
+                layer = operations.Conv2d(
+                    inner,
+                    outer,
+                    size,
+                    stride=child.stride,
+                    padding=child.padding,
+                    bias=bias is not None,
+                    **place,
+                )
+            case _:
+                _use_layers_of(operations, child)
+                continue
+        setattr(module, name, layer)
