@@ -1,79 +1,118 @@
-"""A restored video against its ground truth, frame by frame."""
+"""A restored video measured frame by frame, against its ground truth where there is one."""
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from .fidelity import psnr, psnr_y, size_of, ssim
-from .motion import flicker, own_warping_error, warping_error
-
-Metric = Callable[[Tensor, Tensor], float]
-
-FRAME_METRICS: dict[str, Metric] = {"psnr": psnr, "psnr_y": psnr_y, "ssim": ssim}
-PAIR_METRICS: dict[str, Metric] = {
-    "flicker": flicker,
-    "warping_error": warping_error,
-    "own_warping_error": own_warping_error,
-}
-DEFAULT_METRICS = ("psnr", "psnr_y", "ssim", "flicker", "warping_error")
+from .catalogue import DEFAULT_METRICS, METRICS, Setup, known
+from .fidelity import size_of
+from .meters import Meter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Values by metric and frame; that of a pair of frames stands at the second of them."""
+    """Values by metric.
+
+    per_frame: of each frame; that of a pair of frames stands at the second of them.
+    whole: of metrics that give the video one value.
+    missing: why a metric that was asked for has no value, one line each.
+    """
 
     per_frame: dict[str, list[float]]
+    whole: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
     @property
     def means(self) -> dict[str, float]:
-        """Mean of every metric over the frames that have a value; nan if none has."""
-        return {
+        """Of every metric the mean over the frames that have a value (nan if none has)."""
+        means = {
             name: torch.tensor(values, dtype=torch.float64).nanmean().item()
             for name, values in self.per_frame.items()
         }
+        return means | self.whole
 
 
 def compare(
     restored: Iterable[Tensor],
-    reference: Iterable[Tensor],
+    reference: Iterable[Tensor] | None,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
+    setup: Setup | None = None,
+    skip_missing: bool = False,
+    on_frame: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Measure a restored video against its ground truth in one pass, two frames of each in memory.
+    """Measure a restored video in one pass, a few frames of each in memory.
 
-    restored, reference: frames (c h w) in [0, 1], equally many, of one size.
-    metrics: names out of FRAME_METRICS and PAIR_METRICS.
+    restored, reference: frames (c h w) in [0, 1], equally many, of one size; reference None where
+    there is no ground truth.
+    metrics: names out of METRICS.
+    skip_missing: a metric that lacks weights, a package, a ground truth or large enough frames
+    goes to `missing`; without it that is a ValueError.
+    on_frame: called with the number of frames that are done; what it raises ends the measuring.
     """
-    if unknown := set(metrics) - {*FRAME_METRICS, *PAIR_METRICS}:
-        known = ", ".join((*FRAME_METRICS, *PAIR_METRICS))
-        raise ValueError(f"no metric is called {', '.join(sorted(unknown))}: choose from {known}")
-    per_frame: dict[str, list[float]] = {name: [] for name in metrics}
-    previous: tuple[Tensor, Tensor] | None = None
-    index = 0
-    for index, (frame, truth) in enumerate(zip_longest(restored, reference), start=1):
+    known(metrics)
+    setup = setup or Setup()
+    missing: dict[str, str] = {}
+    count = 0
+    with ExitStack() as stack:
+        meters: dict[str, Meter] = {}
+        for name in metrics:
+            with _optional(name, missing, skip_missing):
+                if METRICS[name].needs_reference and reference is None:
+                    raise ValueError(f"{METRICS[name].title} needs a ground truth to compare with")
+                meters[name] = stack.enter_context(METRICS[name].meter(setup))
+        for frame, truth in _pairs(restored, reference):
+            for name in meters.keys() - missing.keys():
+                with _optional(name, missing, skip_missing):
+                    meters[name].add(frame, truth)
+            count += 1
+            if on_frame:
+                on_frame(count)
+        if not count:
+            raise ValueError("there are no frames to measure: the video is empty")
+        results: dict[str, list[float] | float] = {}
+        for name, meter in meters.items():
+            if name not in missing:
+                with _optional(name, missing, skip_missing):
+                    results[name] = meter.result()
+    return Comparison(
+        per_frame={name: r for name, r in results.items() if isinstance(r, list)},
+        whole={name: r for name, r in results.items() if not isinstance(r, list)},
+        missing=missing,
+    )
+
+
+@contextmanager
+def _optional(name: str, missing: dict[str, str], skip: bool) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if not skip:
+            raise
+        missing[name] = str(error)
+
+
+def _pairs(
+    restored: Iterable[Tensor], reference: Iterable[Tensor] | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Frames (3 h w) in float32 with their ground truth. ValueError if they do not match."""
+    if reference is None:
+        yield from ((frame[:3].float(), None) for frame in restored)
+        return
+    for index, (frame, truth) in enumerate(zip_longest(restored, reference)):
         if frame is None or truth is None:
             short, long = ("restored", "reference") if frame is None else ("reference", "restored")
             raise ValueError(
-                f"the {short} video has {index - 1} frames, the {long} one more: give both the "
+                f"the {short} video has {index} frames, the {long} one more: give both the "
                 "same range of frames"
             )
         if frame.shape[-2:] != truth.shape[-2:]:
             raise ValueError(
-                f"frame {index - 1} is {size_of(frame)} restored and {size_of(truth)} in the "
+                f"frame {index} is {size_of(frame)} restored and {size_of(truth)} in the "
                 "reference: crop or resize one of them first"
             )
-        frame, truth = frame[:3].float(), truth[:3].float()
-        pairs = previous and [torch.stack(p) for p in zip(previous, (frame, truth), strict=True)]
-        for name, values in per_frame.items():
-            if name in FRAME_METRICS:
-                values.append(FRAME_METRICS[name](frame, truth))
-            else:
-                values.append(PAIR_METRICS[name](*pairs) if pairs else math.nan)
-        previous = frame, truth
-    if not index:
-        raise ValueError("there are no frames to compare: both videos are empty")
-    return Comparison(per_frame)
+        yield frame[:3].float(), truth[:3].float()

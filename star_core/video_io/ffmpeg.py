@@ -63,3 +63,11 @@ def pixel_formats() -> dict[str, int]:
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = re.findall(r"^[IOHPB.]{5} (\w+) +\d+ +\d+ +([\d-]+)", listing, re.MULTILINE)
     return {name: max(map(int, depths.split("-"))) for name, depths in rows}
+
+
+@functools.cache
+def filters() -> frozenset[str]:
+    """Names of the filters that this ffmpeg has."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-filters"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return frozenset(re.findall(r"^ [T.S.C]{2,3} (\w+) +\S+->", listing, re.MULTILINE))

@@ -1,24 +1,32 @@
 import itertools
+import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from star_core.metrics import (
     DEFAULT_METRICS,
+    Setup,
     compare,
     flicker,
     luma,
+    ms_ssim,
     optical_flow,
     own_warping_error,
     psnr,
     psnr_y,
     ssim,
+    tof,
     visibility,
     warp,
     warping_error,
 )
+from tests.metric_inputs import pictures
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/metrics/golden.json").read_text())
 
 
 def noise(*shape, seed=0):
@@ -82,6 +90,18 @@ def test_ssim_is_that_of_scikit_image(size):
             use_sample_covariance=False,
         )
         assert ssim(restored, reference) == pytest.approx(expected, abs=1e-5)  # float32
+
+
+def test_ms_ssim_is_that_of_piq():
+    assert ms_ssim(*pictures(192, 208)) == pytest.approx(GOLDEN["ms_ssim"], abs=1e-5)  # float32
+
+
+def test_ms_ssim_of_flat_frames_is_the_luminance_term_of_the_coarsest_scale():
+    luminance = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
+    value = ms_ssim(grey(0.2, (176, 180)), grey(0.6, (176, 180)))
+    assert value == pytest.approx(luminance**0.1333, abs=1e-5)
+    with pytest.raises(ValueError, match="at least 176x176, got 180x175"):
+        ms_ssim(grey(0.2, (175, 180)), grey(0.6, (175, 180)))
 
 
 def test_flicker_is_the_change_that_the_reference_lacks_in_8_bit_levels():
@@ -149,6 +169,23 @@ def test_warping_error_follows_the_motion(cv2):
     assert own_warping_error(unmoved, moving) == pytest.approx(0, abs=1e-6)
 
 
+def test_tof_is_the_length_of_the_wrong_motion_in_pixels():
+    def by_mean(frame, target):  # a flow that says how much brighter the target is
+        return (target - frame)[:1].mean().expand(2, *frame.shape[-2:])
+
+    restored = torch.stack((grey(0.1), grey(0.5)))
+    reference = torch.stack((grey(0.1), grey(0.2)))
+    assert tof(restored, reference, by_mean) == pytest.approx(0.3 * math.sqrt(2), abs=1e-6)
+    assert tof(reference, reference, by_mean) == 0
+
+
+def test_tof_of_a_video_that_stands_still_is_the_motion_of_the_reference(cv2):
+    whole = texture(64, 100)
+    reference = torch.stack((whole[..., 10:74], whole[..., 13:77]))
+    restored = reference[:1].expand(2, -1, -1, -1)
+    assert tof(restored, reference) == pytest.approx(3, abs=0.4)
+
+
 def test_comparison_has_every_value_of_every_frame_and_their_means(cv2):
     reference = [texture(32, 32) * k for k in (1.0, 0.9, 0.7)]
     restored = [reference[0] + 0.1, reference[1] - 0.01, reference[2]]
@@ -202,3 +239,50 @@ def test_without_opencv_the_other_metrics_can_be_had(monkeypatch):
         compare(frames, frames)
     names = [name for name in DEFAULT_METRICS if name != "warping_error"]
     assert compare(frames, frames, metrics=names).means["flicker"] == 0
+
+
+def test_what_a_metric_lacks_is_told_and_the_others_are_measured(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    frames = [grey(0.5, (64, 64)), grey(0.6, (64, 64))]
+    names = ["psnr", "ms_ssim", "lpips", "niqe", "warping_error", "flicker"]
+    setup = Setup(weights=tmp_path)
+    with pytest.raises(ValueError, match="metric-weights lpips_alex"):
+        compare(frames, frames, metrics=names[2:3], setup=setup)
+    result = compare(frames, frames, metrics=names, setup=setup, skip_missing=True)
+    assert result.per_frame.keys() == {"psnr", "flicker"}
+    assert len(result.per_frame["psnr"]) == 2
+    told = {
+        "ms_ssim": "at least 176x176",
+        "lpips": "metric-weights lpips_alex",
+        "niqe": "metric-weights niqe",
+        "warping_error": "pip install opencv-python-headless",
+    }
+    assert result.missing.keys() == told.keys()
+    for name, words in told.items():
+        assert words in result.missing[name] and "\n" not in result.missing[name]
+
+
+def test_without_a_ground_truth_only_what_needs_none_is_measured(cv2):
+    frames = [texture(48, 48), texture(48, 48) * 0.9]
+    names = ["psnr", "own_warping_error"]
+    with pytest.raises(ValueError, match="PSNR, dB needs a ground truth"):
+        compare(frames, None, metrics=names)
+    result = compare(frames, None, metrics=names, skip_missing=True)
+    assert result.missing.keys() == {"psnr"}
+    assert (
+        result.means["own_warping_error"]
+        == compare(frames, frames, metrics=["own_warping_error"]).means["own_warping_error"]
+    )
+
+
+def test_measuring_tells_how_far_it_is_and_can_be_interrupted():
+    done = []
+    compare([grey(0.5)] * 3, [grey(0.5)] * 3, metrics=["psnr"], on_frame=done.append)
+    assert done == [1, 2, 3]
+
+    def stop(count):
+        raise KeyboardInterrupt
+
+    endless = itertools.repeat(grey(0.5))
+    with pytest.raises(KeyboardInterrupt):
+        compare(endless, endless, metrics=["psnr"], on_frame=stop)

@@ -1,0 +1,138 @@
+"""NIQE, how unlike a natural picture a frame is, without ground truth (Mittal et al. 2013)."""
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor
+
+from .fidelity import luma, size_of
+from .weights import find_weights
+
+BLOCK = 96
+
+
+class NIQE:
+    """Distance of a frame's statistics from those of undistorted pictures; lower is better.
+
+    mean (36), covariance (36 36): of the features of natural pictures' blocks. window (7 7): for
+    local means.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor, window: Tensor) -> None:
+        self.mean = mean.double().flatten()
+        self.covariance = covariance.double()
+        self.window = window.double()
+
+    def __call__(self, frame: Tensor) -> float:
+        """A frame (c h w) in [0, 1] of at least two blocks of 96x96; what is beyond blocks is cut.
+
+        As in the authors' program: luma rounded to 8 bits, no overlap of blocks. nan where less
+        than two blocks have any texture.
+        """
+        rows, columns = (side // BLOCK for side in frame.shape[-2:])
+        if rows * columns < 2:
+            raise ValueError(
+                f"NIQE needs frames of at least two blocks of {BLOCK}x{BLOCK}, got "
+                f"{size_of(frame)}: leave it out of `metrics`"
+            )
+        picture = (luma(frame).cpu().double() * 255).round()[:, : rows * BLOCK, : columns * BLOCK]
+        halved = half_size(picture)
+        scales = [
+            self._features(scaled, BLOCK // scale) for scale, scaled in ((1, picture), (2, halved))
+        ]
+        features = torch.cat(scales, dim=1)  # (blocks 36)
+        whole = features[~features.isnan().any(dim=1)]
+        if len(whole) < 2:
+            return math.nan
+        difference = self.mean - features.nanmean(dim=0)
+        inverse = torch.linalg.pinv((self.covariance + torch.cov(whole.T)) / 2)
+        return math.sqrt(max((difference @ inverse @ difference).item(), 0))
+
+    def _features(self, picture: Tensor, block: int) -> Tensor:
+        """Statistics (blocks 18) of the picture (1 h w)."""
+        blocks = rearrange(
+            normalized(picture, self.window), "1 (y h) (x w) -> (y x) h w", h=block, w=block
+        )
+        shape, left, right = asymmetric_gaussian(blocks)
+        features = [shape, (left + right) / 2]
+        for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
+            products = blocks * blocks.roll(shift, dims=(1, 2))
+            shape, left, right = asymmetric_gaussian(products)
+            skew = (right - left) * torch.exp(torch.lgamma(2 / shape) - torch.lgamma(1 / shape))
+            features += [shape, skew, left, right]
+        return torch.stack(features, dim=1)
+
+
+def normalized(picture: Tensor, window: Tensor) -> Tensor:
+    """Each pixel's distance from its local mean in local deviations plus 1: (c h w), 0 to 255."""
+    margin = window.shape[-1] // 2
+    padded = F.pad(picture[None], (margin,) * 4, mode="replicate")[0]
+
+    def local_mean(values: Tensor) -> Tensor:
+        return F.conv2d(values[:, None], window[None, None])[:, 0]
+
+    mean = local_mean(padded)
+    deviation = (local_mean(padded**2) - mean**2).abs().sqrt()
+    return (picture - mean) / (deviation + 1)
+
+
+def asymmetric_gaussian(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Shape, left and right scale (n) of the asymmetric generalized Gaussian of blocks (n h w).
+
+    By moments (Lasmar et al. 2009); shapes from 0.2 to 10 in steps of 0.001. nan for a block
+    without values on both sides of 0.
+    """
+    shapes, ratios = _shape_table()
+    ratios = ratios.to(blocks)
+    squares = blocks**2
+    below, above = (blocks < 0).to(squares), (blocks > 0).to(squares)
+    left = (_total(squares * below) / _total(below)).sqrt()
+    right = (_total(squares * above) / _total(above)).sqrt()
+    skew = left / right
+    ratio = reduce(blocks.abs(), "n h w -> n", "mean") ** 2 / reduce(squares, "n h w -> n", "mean")
+    ratio = ratio * (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
+    after = torch.searchsorted(ratios, ratio).clamp(1, len(ratios) - 1)
+    nearer = (ratio - ratios[after - 1] <= ratios[after] - ratio).long()
+    shape = shapes.to(blocks)[after - nearer]
+    scale = torch.exp((torch.lgamma(1 / shape) - torch.lgamma(3 / shape)) / 2)
+    left, right = left * scale, right * scale
+    return shape + 0 * (left + right), left, right  # nan is nan in all three
+
+
+def _total(blocks: Tensor) -> Tensor:
+    return reduce(blocks, "n h w -> n", "sum")
+
+
+@lru_cache
+def _shape_table() -> tuple[Tensor, Tensor]:
+    """Shapes, and mean(|x|)^2 / mean(x^2) of the generalized Gaussian that has them."""
+    shapes = 0.2 + 0.001 * torch.arange(9801, dtype=torch.float64)
+    logs = 2 * torch.lgamma(2 / shapes) - torch.lgamma(1 / shapes) - torch.lgamma(3 / shapes)
+    return shapes, logs.exp()
+
+
+def half_size(picture: Tensor) -> Tensor:
+    """Half the sides (even, c h w), as MATLAB's imresize: bicubic without aliasing, mirrored."""
+    offsets = (torch.arange(8, dtype=picture.dtype) - 3.5).abs() / 2
+    near = 1.5 * offsets**3 - 2.5 * offsets**2 + 1
+    far = -0.5 * offsets**3 + 2.5 * offsets**2 - 4 * offsets + 2
+    kernel = torch.where(offsets <= 1, near, far)
+    kernel = (kernel / kernel.sum()).to(picture.device)
+
+    def along_last(values: Tensor) -> Tensor:
+        mirrored = torch.cat((values[..., :3].flip(-1), values, values[..., -3:].flip(-1)), dim=-1)
+        return torch.einsum("c h w k, k -> c h w", mirrored.unfold(-1, 8, 2), kernel)
+
+    return along_last(along_last(picture.mT).mT)
+
+
+def load_niqe(*, folder: Path | str | None = None) -> NIQE:
+    """NIQE with its authors' model of natural pictures. ValueError if that is missing."""
+    with np.load(find_weights("niqe", folder), allow_pickle=False) as arrays:
+        names = ("mu_pris_param", "cov_pris_param", "gaussian_window")
+        return NIQE(*(torch.from_numpy(arrays[name]) for name in names))
