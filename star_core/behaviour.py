@@ -18,6 +18,7 @@ class Behaviour:
     noise: "reference" draws from one generator in the reference's order; "frame" gives each frame
         noise of its own, independent of windows, tiles and clip length.
     windows, merge: temporal windows and how their x_0 are joined at every step.
+    long_clips: windows of a long clip are all "merged" at every step, or "handed" on one by one.
     color_reference: whose colour statistics the result takes: the source or the up-sampled input.
     prompt_separator: stands between the user's prompt and the positive prompt.
     decode_overlap: frames that neighbouring VAE decode windows share.
@@ -32,6 +33,7 @@ class Behaviour:
     noise: Literal["reference", "frame"]
     windows: Literal["reference", "balanced"]
     merge: Literal["cut", "smooth"]
+    long_clips: Literal["merged", "handed"]
     color_reference: Literal["source", "upsampled"]
     prompt_separator: str
     decode_overlap: int
@@ -47,6 +49,7 @@ REFERENCE = Behaviour(
     noise="reference",
     windows="reference",
     merge="cut",
+    long_clips="merged",
     color_reference="source",
     prompt_separator="",
     decode_overlap=0,
@@ -62,6 +65,7 @@ DEFAULT = Behaviour(
     noise="frame",
     windows="balanced",
     merge="smooth",
+    long_clips="handed",
     color_reference="upsampled",
     prompt_separator=", ",
     decode_overlap=1,

@@ -13,48 +13,76 @@ Region = tuple[range, range]  # rows, columns
 
 
 @dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Frames that are denoised together; a long clip has several, one after the other.
+
+    frames: counted from the first frame needed. windows: of the denoiser, counted from the first
+    of `frames`. known: how many leading frames the piece before has found already.
+    """
+
+    frames: range
+    windows: list[range]
+    known: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
-    """The frames of a clip to restore, and those that must be looked at for them.
+    """The frames of a shot to restore, and those that must be looked at for them.
 
     wanted: frames of the clip that come out. needed: frames that go in, all of every window that a
-    wanted one depends on. windows, decode_windows: the whole clip's temporal windows, those of the
-    denoiser that lie in `needed` and those of the VAE's decoder that hold a wanted frame, both
-    counted from the first frame needed.
+    wanted one depends on. pieces: the shot's temporal windows of the denoiser that lie in `needed`,
+    in pieces. decode_windows: those of the VAE's decoder that hold a wanted frame, counted from the
+    first frame needed.
     """
 
     wanted: range
     needed: range
-    windows: list[range]
+    pieces: list[Piece]
     decode_windows: list[range]
 
     @classmethod
     def of(
         cls,
-        total: int,
+        shot: range,
         wanted: range | None = None,
         *,
         chunk: ChunkConfig,
         decode_window: int,
         behaviour: Behaviour,
     ) -> "Part":
-        """Of a clip of `total` frames; ValueError if `wanted` is empty or goes beyond them."""
-        wanted = range(total) if wanted is None else wanted
-        if not wanted or wanted.start < 0 or wanted.stop > total:
+        """Of a shot, frames of a clip; ValueError if `wanted` is empty or goes beyond them."""
+        wanted = shot if wanted is None else wanted
+        if not wanted or wanted.start < shot.start or wanted.stop > shot.stop:
             raise ValueError(
-                f"frames {wanted.start}:{wanted.stop} are not in the clip, which has 0:{total}"
+                f"frames {wanted.start}:{wanted.stop} are not in the clip, which has "
+                f"{shot.start}:{shot.stop}"
             )
+        inside = _shifted(wanted, -shot.start)
         decode_windows = _touching(
-            adjacent_or_overlapping(total, decode_window, behaviour.decode_overlap), wanted
+            adjacent_or_overlapping(len(shot), decode_window, behaviour.decode_overlap), inside
         )
-        windows = overlapping_windows(total, chunk.length, chunk.overlap, mode=behaviour.windows)
+        windows = overlapping_windows(
+            len(shot), chunk.length, chunk.overlap, mode=behaviour.windows
+        )
+        together = behaviour.long_clips == "merged" or len(shot) <= chunk.merged
         windows = _touching(windows, _span(decode_windows))
         needed = _span(windows)
+        windows = [_shifted(w, -needed.start) for w in windows]
         return cls(
             wanted=wanted,
-            needed=needed,
-            windows=[_shifted(w, -needed.start) for w in windows],
+            needed=_shifted(needed, shot.start),
+            pieces=[Piece(frames=_span(windows), windows=windows)] if together else _chain(windows),
             decode_windows=[_shifted(w, -needed.start) for w in decode_windows],
         )
+
+
+def _chain(windows: Sequence[range]) -> list[Piece]:
+    """Each window a piece that takes over what the one before has found."""
+    before = [range(0), *windows]
+    return [
+        Piece(frames=window, windows=[range(len(window))], known=max(last.stop - window.start, 0))
+        for last, window in zip(before, windows, strict=False)
+    ]
 
 
 def _touching(windows: Sequence[range], part: range) -> list[range]:
@@ -114,6 +142,11 @@ class Canvas:
     def padded(self) -> tuple[int, int]:
         """Height and width of the padded frame."""
         return _padded(self.size, self.padding)
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """Height and width of what is computed."""
+        return len(self.view[0]), len(self.view[1])
 
     @property
     def seen(self) -> Region:

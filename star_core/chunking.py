@@ -19,13 +19,21 @@ Merge = Literal["smooth", "cut"]
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkConfig:
-    """Temporal windows for chunked denoising, in frames."""
+    """Temporal windows for chunked denoising, in frames.
+
+    merged: the windows of a clip of up to this many frames are merged at every step. Those of a
+    longer one come one after the other, and what the first has found for the frames that two share
+    (its x_0 at every step) is given to the next, so that memory does not grow with the clip.
+    """
 
     length: int = 32
     overlap: int = 16
+    merged: int = 128
 
     def __post_init__(self) -> None:
         _check(self.length, self.overlap)
+        if self.merged < 0:
+            raise ValueError(f"merged must be at least 0 frames, got {self.merged}")
 
 
 def _check(length: int, overlap: int) -> None:

@@ -20,7 +20,8 @@ from .canvas import Region, cut
 from .degradation import HEAVY, degrade_video
 from .geometry import upsample
 from .metrics import compare
-from .pipeline import Progress, Settings
+from .pipeline import Settings
+from .progress import Progress
 from .upscale import Job, find_model, load, upscale
 from .video_io import VideoSource, open_sink, open_video
 
@@ -109,7 +110,9 @@ def demo(
             overwrite=True,
         ),
         settings,
-        lambda: load(files, behaviour=settings.behaviour, device=device, dtype=dtype),
+        lambda prompts: load(
+            files, prompts, behaviour=settings.behaviour, device=device, dtype=dtype
+        ),
         on_progress=on_progress,
         on_frame=lambda frame: restored.append(_eight_bit(frame)),
     )

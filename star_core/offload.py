@@ -3,22 +3,46 @@ its own memory management)."""
 
 import ctypes
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 import torch
 from torch import nn
 
 
-@contextmanager
-def on_device(module: nn.Module, device: torch.device | str) -> Iterator[None]:
-    """Keeps a module on `device` for the block and takes it back to where it was afterwards."""
-    home = next(module.parameters()).device
-    module.to(device)
-    try:
-        yield
-    finally:
-        module.to(home)
+class Seat:
+    """A device with room for one module at a time; the others wait where they came from.
+
+    `with Seat(device) as seat: seat.take(module)`; at the end of the block the last one goes home.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = device
+        self._module: nn.Module | None = None
+        self._home: torch.device | None = None
+
+    def __enter__(self) -> "Seat":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.leave()
+
+    def take(self, module: nn.Module) -> None:
+        """Bring a module to the device, the one that is there away first."""
+        if module is not self._module:
+            self.leave()
+            self._module, self._home = module, next(module.parameters()).device
+            module.to(self.device)
+
+    def leave(self) -> None:
+        """Take the module that is on the device back to where it was."""
+        if self._module is not None:
+            self._module.to(self._home)
+            self._module = None
 
 
 def keep_freed_memory() -> None:

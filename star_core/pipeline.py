@@ -1,16 +1,16 @@
 """The whole method: enlarge, pad, encode, noise, denoise in windows, decode, crop, fix colours."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, tee
 
 import torch
 from torch import Tensor
 
 from .backbones import SamplingDefaults
 from .behaviour import DEFAULT, Behaviour
-from .canvas import Canvas, Part
+from .canvas import Canvas, Part, Piece
 from .checkpoints import StarModel
 from .chunking import ChunkConfig, chunked
 from .color_fix import COLOR_FIXES
@@ -20,12 +20,13 @@ from .diffusion.schedule import sampling_sigmas, star_schedule
 from .geometry import shrunk, upsample
 from .models.slicing import Slicing
 from .noise import FrameNoise, ReferenceNoise
-from .offload import on_device
+from .offload import Seat
+from .out_of_memory import Room, surviving
+from .progress import Counter, Progress
+from .resume import Work
 from .shortcuts import Shortcuts
 from .tiling import Tile
-from .vae import VideoVAE
-
-Progress = Callable[[str, int, int], None]
+from .vae import VideoVAE, joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,100 +88,307 @@ class Settings:
             exact=self.behaviour.noise != "reference",
         )
 
+    @property
+    def evaluations(self) -> int:
+        """How often the network looks at each window, once for both prompts."""
+        steps = len(self.sigmas) - 1
+        # two a step, but for the last
+        return 2 * steps - 1 if steps and self.sampling.sampler == "heun" else steps
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shot:
+    """Frames between two cuts and how they are to be restored; they see no others.
+
+    positive, negative: text embeddings (1 l d).
+    """
+
+    part: Part
+    positive: Tensor
+    negative: Tensor
+    settings: Settings
+
 
 @torch.inference_mode()
 def restore(
     frames: Iterable[Tensor],
     model: StarModel,
     vae: VideoVAE,
-    positive: Tensor,
-    negative: Tensor,
-    settings: Settings,
+    shots: Sequence[Shot],
     canvas: Canvas,
-    part: Part,
     *,
+    work: Work | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[Tensor]:
     """Restores a clip; yields the wanted frames (c h w) in [0, 1] on the CPU, one by one.
 
-    frames: those that `part` needs, (c h w) in [0, 1], iterable twice; alpha (c = 4) is enlarged.
-    positive, negative: text embeddings (1 l d). on_progress(stage, done, total) is called often,
-    from 0 done, in the stages encode, denoise and decode; an exception from it ends the run.
+    frames: those that the shots need, which follow each other, (c h w) in [0, 1], iterable twice;
+    alpha (c = 4) is enlarged. shots: of one behaviour and device. work: what it has is not done
+    again, and what is done is kept in it. on_progress(stage, done, total) is called often, from 0
+    done, in the stages encode, denoise and decode, which take turns in a long clip; an exception
+    from it ends the run.
     """
-    behaviour, sampling, strength = settings.behaviour, settings.sampling, settings.strength
-    report = on_progress or (lambda stage, done, total: None)
-    fix = COLOR_FIXES[sampling.color_fix]
-    first = part.wanted.start - part.needed.start
+    for shot in shots:
+        _refuse_crashes(shot)
+    count = Counter(_totals(shots), on_progress)
+    start = shots[0].part.needed.start
+    to_encode, for_colors = Frames(frames, start), Frames(frames, start)
 
-    def enlarged(frame: Tensor) -> Tensor:
-        return upsample(frame[:3], canvas.size, sampling.upsample).clamp(0, 1)
+    def in_latents(tile: Tile) -> Tile:
+        return tile.in_latents(vae.factor, step=2**model.config.downsamplings)
 
-    def bicubic(frame: Tensor) -> Tensor:
-        return canvas.result(canvas.crop(upsample(frame, canvas.size, "bicubic").clamp(0, 1)))
+    with Seat(shots[0].settings.device) as seat:
+        for number, shot in enumerate(shots):
+            run = _Run(
+                name=f"{number:04}",
+                shot=shot,
+                model=model,
+                vae=vae,
+                canvas=canvas,
+                noise=_noise(shot.settings, canvas, vae.factor),
+                room=Room(
+                    vae_tile=shot.settings.tile,
+                    latent_tile=shot.settings.latent_tile,
+                    slicing=shot.settings.slicing,
+                    view=canvas.view_size,
+                    in_latents=in_latents,
+                ),
+                seat=seat,
+                work=work,
+                count=count,
+            )
+            yield from run.frames(to_encode, for_colors)
 
-    def fixed(video: Tensor, source: Tensor) -> Tensor:
-        whole = behaviour.color_reference == "source"
-        reference = source[:3] if whole else canvas.crop(enlarged(source))
-        result = (canvas.unpadded(video) / 2 + 0.5).clamp(0, 1)
-        return canvas.result(fix(result, reference))
 
-    def wanted() -> Iterator[tuple[int, Tensor]]:
-        return enumerate(islice(frames, first, first + len(part.wanted)), start=1)
+class Frames:
+    """Frames of a clip by their index, forwards only; none is read before it is asked for."""
 
-    if strength == 0:
-        report("decode", 0, len(part.wanted))
-        for done, source in wanted():
-            yield bicubic(source)
-            report("decode", done, len(part.wanted))
-        return
+    def __init__(self, frames: Iterable[Tensor], start: int) -> None:
+        """start: index of the first of `frames`."""
+        self._frames, self._next = frames, start
+        self._coming: Iterator[Tensor] | None = None
 
-    _refuse_crashes(settings, len(part.needed))
-    noise = _noise(settings, canvas, vae.factor)
-    if (tile := settings.latent_tile) is not None:
-        tile = tile.in_latents(vae.factor, step=2**model.config.downsamplings)
-    z_lq = []
-    report("encode", 0, len(part.needed))
-    with on_device(vae.model, settings.device):
-        for frame_index, source in zip(part.needed, frames, strict=True):
-            small = shrunk(source[:3], settings.shrink)
-            look = canvas.look(enlarged(small) * 2 - 1, behaviour)[None]
+    def read(self, part: range) -> Iterator[Tensor]:
+        """The frames in `part`, which begins where the last one ended or later."""
+        if self._coming is None:
+            self._coming = iter(self._frames)
+        for frame in islice(self._coming, part.start - self._next, part.stop - self._next):
+            self._next = part.stop
+            yield frame
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """The restoration of one shot, with all that its steps share."""
+
+    name: str
+    shot: Shot
+    model: StarModel
+    vae: VideoVAE
+    canvas: Canvas
+    noise: FrameNoise | ReferenceNoise
+    room: Room
+    seat: Seat
+    work: Work | None
+    count: Counter
+
+    @property
+    def settings(self) -> Settings:
+        return self.shot.settings
+
+    def frames(self, to_encode: Frames, for_colors: Frames) -> Iterator[Tensor]:
+        """Restored frames (c h w) in [0, 1]."""
+        canvas, strength, wanted = self.canvas, self.settings.strength, self.shot.part.wanted
+        fix = COLOR_FIXES[self.settings.sampling.color_fix]
+
+        def bicubic(frame: Tensor) -> Tensor:
+            return canvas.result(canvas.crop(upsample(frame, canvas.size, "bicubic").clamp(0, 1)))
+
+        def fixed(video: Tensor, source: Tensor) -> Tensor:
+            whole = self.settings.behaviour.color_reference == "source"
+            reference = source[:3] if whole else canvas.crop(self._enlarged(source))
+            result = (canvas.unpadded(video) / 2 + 0.5).clamp(0, 1)
+            return canvas.result(fix(result, reference))
+
+        restored = unchanged = iter(())
+        if strength == 1:
+            restored = self._decoded(latents for latents, _ in self._pieces(to_encode))
+        elif strength:
+            found, given = tee(self._pieces(to_encode))
+            restored = self._decoded(latents for latents, _ in found)
+            unchanged = self._decoded(hint for _, hint in given)
+        for source in for_colors.read(wanted):
+            frame = bicubic(source)
+            if strength:
+                result = fixed(next(restored), source)
+                if strength < 1:
+                    # Whatever the VAE adds or takes must be gone at strength 0.
+                    lost = frame[:3] - fixed(next(unchanged), source)
+                    result = (result + (1 - strength) * lost).clamp(0, 1)
+                frame = torch.cat([result, frame[3:]])
+            self.count.begin("decode")
+            yield frame
+            self.count.add("decode")
+
+    def _enlarged(self, frame: Tensor) -> Tensor:
+        return upsample(frame[:3], self.canvas.size, self.settings.sampling.upsample).clamp(0, 1)
+
+    def _pieces(self, sources: Frames) -> Iterator[tuple[Tensor, Tensor]]:
+        """Restored latents and the hint of each frame needed, (1 c h w), in order."""
+        pieces, first = self.shot.part.pieces, self.shot.part.needed.start
+        shared = [after.known for after in pieces[1:]] + [0]
+        done: dict[str, Tensor] = {}
+        for number, (piece, handed_on) in enumerate(zip(pieces, shared, strict=True)):
+            name = f"{self.name}-{number:05}"
+            begin, before = first + piece.frames.start, done
+            new = range(begin + piece.known, begin + len(piece.frames))
+            done = (self.work and self.work.recall(name)) or {}
+            if done:
+                self.count.add("encode", len(new))
+                self.count.add("denoise", self.settings.evaluations * len(piece.windows))
+            else:
+                hint = self._encoded(sources, new)
+                if piece.known:
+                    hint = torch.cat([before["hint"][:, :, -piece.known :], hint], dim=2)
+                done = self._denoised(name, piece, hint, before.get("x_0s"), handed_on)
+                if self.work:
+                    self.work.keep(name, done)
+                    self.work.forget(f"{name}-*")
+            self.seat.take(self.vae.model)
+            both = (done[kind][:, :, piece.known :].unbind(2) for kind in ("latents", "hint"))
+            yield from zip(*both, strict=True)
+
+    def _encoded(self, sources: Frames, part: range) -> Tensor:
+        """Latents (1 c f h w) of some frames, as the network's hint."""
+        vae, behaviour = self.vae, self.settings.behaviour
+        self.count.begin("encode")
+        self.seat.take(vae.model)
+        z_lq = []
+        for index, source in zip(part, sources.read(part), strict=True):
+            small = shrunk(source[:3], self.settings.shrink)
+            look = self.canvas.look(self._enlarged(small) * 2 - 1, behaviour)[None]
             shape = (1, vae.latent_channels, *(side // vae.factor for side in look.shape[-2:]))
             draw = behaviour.posterior == "sample"
-            sample = noise.posterior(frame_index, shape) if draw else None
-            z_lq.append(vae.encode_frame(look, noise=sample, tile=settings.tile).cpu())
-            report("encode", len(z_lq), len(part.needed))
-    hint = torch.stack(z_lq, dim=2)
-    with model.network.working(
-        slicing=settings.slicing,
-        tile=tile,
-        attention_window=settings.shortcuts.attention_window,
-    ):
-        latents = _denoised(hint, model, positive, negative, settings, part, noise, report)
+            sample = self.noise.posterior(index, shape) if draw else None
 
-    report("decode", 0, len(part.wanted))
-    with on_device(vae.model, settings.device):
-        restored = _decoded(latents, vae, settings.tile, part.decode_windows, first)
-        unchanged = _decoded(hint, vae, settings.tile, part.decode_windows, first)
-        for done, source in wanted():
-            frame = fixed(next(restored), source)
-            if strength < 1:
-                # Whatever the VAE adds or takes must be gone at strength 0.
-                lost = bicubic(source)[:3] - fixed(next(unchanged), source)
-                frame = (frame + (1 - strength) * lost).clamp(0, 1)
-            if len(source) > 3:
-                frame = torch.cat([frame, bicubic(source)[3:]])
-            yield frame
-            report("decode", done, len(part.wanted))
+            def encode(look: Tensor = look, sample: Tensor | None = sample) -> Tensor:
+                return vae.encode_frame(look, noise=sample, tile=self.room.vae_tile)
+
+            z_lq.append(surviving(encode, self.room.less_for_vae).cpu())
+            self.count.add("encode")
+        return torch.stack(z_lq, dim=2)
+
+    def _denoised(
+        self, name: str, piece: Piece, hint: Tensor, known: Tensor | None, handed_on: int
+    ) -> dict[str, Tensor]:
+        """From the hint of a piece (1 c f h w) to its restored latents.
+
+        known: x_0 of its first frames at every evaluation (e 1 c f h w), as the piece before has
+        found them. handed_on: how many of its last frames the next piece shares.
+        Returns latents, hint, and in x_0s what is handed on.
+        """
+        settings, schedule = self.settings, star_schedule()
+        sampling, sigmas, network = settings.sampling, settings.sigmas, self.model.network
+        if not settings.evaluations:
+            return {"latents": hint.clone(), "hint": hint}
+        denoiser = Denoiser(
+            network=network,
+            schedule=schedule,
+            positive=self.shot.positive,
+            negative=self.shot.negative,
+            hint=hint,
+            guidance_scale=sampling.cfg,
+            guidance_rescale=sampling.cfg_rescale,
+            dtype=next(network.parameters()).dtype,
+            shortcuts=settings.shortcuts,
+        )
+
+        def denoise_window(x_in: Tensor, sigma: Tensor, window: range) -> Tensor:
+            def look() -> Tensor:
+                with network.working(
+                    slicing=self.room.slicing,
+                    tile=self.room.network_tile,
+                    attention_window=settings.shortcuts.attention_window,
+                ):
+                    return denoiser(x_in, sigma, window)
+
+            x_0 = surviving(look, self.room.less_for_network)
+            if settings.strength < 1:
+                lq = hint[:, :, window.start : window.stop].to(x_0)
+                x_0 = torch.lerp(lq, x_0, settings.strength)
+            self.count.add("denoise")
+            return x_0
+
+        denoise_windows = chunked(denoise_window, piece.windows, settings.behaviour.merge)
+        # Features that are reused between evaluations are not kept: such a piece begins anew.
+        work = None if settings.shortcuts.reuse else self.work
+        shared = []
+
+        def denoise(x_in: Tensor, sigma: Tensor) -> Tensor:
+            number = len(shared)
+            kept = work and work.recall(f"{name}-{number:03}")
+            if kept:
+                x_0 = kept["x_0"].to(x_in)
+                self.count.add("denoise", len(piece.windows))
+            else:
+                x_0 = denoise_windows(x_in, sigma)
+                if known is not None:
+                    x_0[:, :, : piece.known] = known[number].to(x_0)
+                if work and number + 1 < settings.evaluations:
+                    work.keep(f"{name}-{number:03}", {"x_0": x_0})
+            shared.append(x_0[:, :, len(piece.frames) - handed_on :].cpu())
+            return x_0
+
+        self.count.begin("denoise")
+        self.seat.take(network)
+        offset = self.shot.part.needed.start + piece.frames.start
+        t = torch.tensor([sampling.noise_level - 1])
+        start = schedule.add_noise(hint, self.noise.initial(tuple(hint.shape), offset), t)
+        latents = SAMPLERS[sampling.sampler](
+            denoise,
+            start.to(self.seat.device),
+            sigmas,  # on the CPU: solvers branch on them at every step
+            noise=self.noise.solver(tuple(hint.shape), sigmas, offset),
+        ).cpu()
+        return {"latents": latents, "hint": hint, "x_0s": torch.stack(shared)}
+
+    def _decoded(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Wanted frames (3 h w) of latents (1 c h w), on the CPU."""
+        part = self.shot.part
+
+        def decode(latents: Tensor) -> Tensor:
+            return surviving(
+                lambda: self.vae.decode_window(latents, tile=self.room.vae_tile),
+                self.room.less_for_vae,
+            ).cpu()
+
+        videos = joined(decode, latents, part.decode_windows)
+        frames = (frame for video in videos for frame in video[0].unbind(1))
+        before = part.wanted.start - part.needed.start - part.decode_windows[0].start
+        return islice(frames, before, None)
 
 
-def _refuse_crashes(settings: Settings, frames: int) -> None:
-    evaluations = len(settings.sigmas) - 1
-    if settings.behaviour.refuses_crashes and evaluations:
+def _totals(shots: Sequence[Shot]) -> dict[str, int]:
+    """How much each stage has to do, in frames, windows and frames."""
+    looked_at = [shot for shot in shots if shot.settings.strength]
+    windows = [sum(len(piece.windows) for piece in shot.part.pieces) for shot in looked_at]
+    return {
+        "encode": sum(len(shot.part.needed) for shot in looked_at),
+        "denoise": sum(
+            shot.settings.evaluations * n for shot, n in zip(looked_at, windows, strict=True)
+        ),
+        "decode": sum(len(shot.part.wanted) for shot in shots),
+    }
+
+
+def _refuse_crashes(shot: Shot) -> None:
+    settings = shot.settings
+    if settings.behaviour.refuses_crashes and settings.strength and settings.evaluations:
         refuse_crashes(
-            frames=frames,
+            frames=len(shot.part.needed),
             chunk_length=settings.chunk.length,
             sampler=settings.sampling.sampler,
-            evaluations=evaluations,
+            evaluations=len(settings.sigmas) - 1,
         )
 
 
@@ -190,68 +398,3 @@ def _noise(settings: Settings, canvas: Canvas, factor: int) -> FrameNoise | Refe
     height, width = (side // factor for side in canvas.padded)
     y, x = (part.start // factor for part in canvas.view)
     return FrameNoise(settings.seed, canvas=(height, width), origin=(y, x))
-
-
-def _denoised(
-    hint: Tensor,
-    model: StarModel,
-    positive: Tensor,
-    negative: Tensor,
-    settings: Settings,
-    part: Part,
-    noise: FrameNoise | ReferenceNoise,
-    report: Progress,
-) -> Tensor:
-    """Latents of the low-quality clip (1 c f h w) -> restored latents."""
-    sampling, sigmas, schedule = settings.sampling, settings.sigmas, star_schedule()
-    evaluations = len(sigmas) - 1
-    if not evaluations:
-        return hint
-    denoiser = Denoiser(
-        network=model.network,
-        schedule=schedule,
-        positive=positive,
-        negative=negative,
-        hint=hint,
-        guidance_scale=sampling.cfg,
-        guidance_rescale=sampling.cfg_rescale,
-        dtype=next(model.network.parameters()).dtype,
-        shortcuts=settings.shortcuts,
-    )
-    if sampling.sampler == "heun":  # two a step, but for the last
-        evaluations = 2 * evaluations - 1
-    done, calls = 0, evaluations * len(part.windows)
-    report("denoise", done, calls)
-
-    def denoise_window(x_in: Tensor, sigma: Tensor, window: range) -> Tensor:
-        nonlocal done
-        x_0 = denoiser(x_in, sigma, window)
-        done += 1
-        report("denoise", done, calls)
-        if settings.strength < 1:
-            lq = hint[:, :, window.start : window.stop].to(x_0)
-            x_0 = torch.lerp(lq, x_0, settings.strength)
-        return x_0
-
-    offset = part.needed.start
-    t = torch.tensor([sampling.noise_level - 1])
-    start = schedule.add_noise(hint, noise.initial(tuple(hint.shape), offset), t)
-    with on_device(model.network, settings.device):
-        return SAMPLERS[sampling.sampler](
-            chunked(denoise_window, part.windows, settings.behaviour.merge),
-            start.to(settings.device),
-            sigmas,  # on the CPU: solvers branch on them at every step
-            noise=noise.solver(tuple(hint.shape), sigmas, offset),
-        ).cpu()
-
-
-def _decoded(
-    latents: Tensor, vae: VideoVAE, tile: Tile | None, windows: list[range], first: int
-) -> Iterator[Tensor]:
-    """Frames (3 h w) of latents (1 c f h w) from `first` on, on the CPU."""
-    frames = (
-        frame
-        for video in vae.decode_windows(latents, windows=windows, tile=tile)
-        for frame in video[0].cpu().unbind(1)
-    )
-    return islice(frames, first - windows[0].start, None)

@@ -4,9 +4,9 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,10 @@ from .downloads import PUBLISHED
 from .geometry import output_size
 from .model_files import find_published, find_text_encoder, find_vae
 from .models.encoder import UNetConfig
-from .pipeline import Progress, Settings, restore
+from .models.slicing import Slicing
+from .pipeline import Settings, Shot, restore
+from .progress import Progress
+from .resume import Work, hash_of, identity_of, tensor_hash, work_folder
 from .text import (
     DEFAULT_PROMPT,
     NEGATIVE_PROMPT,
@@ -49,13 +52,25 @@ class ModelFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """prompt: what the video shows. positive, negative: what makes it good or bad. None: STAR's."""
+
+    prompt: str | None = None
+    positive: str | None = None
+    negative: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """Everything that restores: network, VAE, embedded prompts (1 l d)."""
+    """Everything that restores: network, VAE, positive and negative embeddings (1 l d).
+
+    embeddings: by the prompts that they are of. sources: the files of network and VAE.
+    """
 
     star: StarModel
     vae: VideoVAE
-    positive: Tensor
-    negative: Tensor
+    embeddings: Mapping[Prompts, tuple[Tensor, Tensor]]
+    sources: tuple[Path, ...]
 
 
 def find_model(
@@ -96,40 +111,51 @@ def find_model(
 
 def load(
     files: ModelFiles,
+    prompts: Iterable[Prompts] = (Prompts(),),
     *,
-    prompt: str | None = None,
-    positive: str | None = None,
-    negative: str | None = None,
     behaviour: Behaviour,
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Model:
-    """Load a model and encode its prompts, on `device`; the rest waits on the CPU.
+    """Load a model and encode prompts, on `device`; the rest waits on the CPU.
 
-    prompt: what the video shows. positive, negative: what makes it good or bad. None: STAR's.
     ValueError for prompts to a model that takes none, and for a VAE that does not fit.
     """
-    if files.text_encoder is None and (prompt, positive, negative) != (None, None, None):
-        raise ValueError(
-            f"{files.model.name} has learned prompts and takes no text: leave out --prompt, "
-            "--positive and --negative"
-        )
+    wanted = dict.fromkeys(prompts)
+    for each in wanted:
+        check_prompts(files, each)
     star = load_model(files.model, dtype=dtype)
     vae = load_vae(files.vae, dtype=dtype)
     check_vae(vae, star.config, star.latents)
+    sources = (files.model, files.vae)
     if star.prompts is not None:
-        return Model(star=star, vae=vae, **star.prompts._asdict())
+        both = (star.prompts.positive, star.prompts.negative)
+        return Model(star=star, vae=vae, embeddings=dict.fromkeys(wanted, both), sources=sources)
     assert files.text_encoder is not None
     encoder = load_text_encoder(
         files.text_encoder, width=star.config.context_dim, device=device, dtype=dtype
     )
-    caption = join_prompt(
-        DEFAULT_PROMPT if prompt is None else prompt,
-        POSITIVE_PROMPT if positive is None else positive,
-        behaviour.prompt_separator,
-    )
-    bad = NEGATIVE_PROMPT if negative is None else negative
-    return Model(star=star, vae=vae, positive=encoder.encode(caption), negative=encoder.encode(bad))
+
+    def encoded(prompts: Prompts) -> tuple[Tensor, Tensor]:
+        caption = join_prompt(
+            DEFAULT_PROMPT if prompts.prompt is None else prompts.prompt,
+            POSITIVE_PROMPT if prompts.positive is None else prompts.positive,
+            behaviour.prompt_separator,
+        )
+        bad = NEGATIVE_PROMPT if prompts.negative is None else prompts.negative
+        return encoder.encode(caption), encoder.encode(bad)
+
+    embeddings = {each: encoded(each) for each in wanted}
+    return Model(star=star, vae=vae, embeddings=embeddings, sources=sources)
+
+
+def check_prompts(files: ModelFiles, prompts: Prompts) -> None:
+    """ValueError for prompts to a model that takes none."""
+    if files.text_encoder is None and prompts != Prompts():
+        raise ValueError(
+            f"{files.model.name} has learned prompts and takes no text: leave out --prompt, "
+            "--positive and --negative"
+        )
 
 
 def check_vae(vae: VideoVAE, config: UNetConfig, latents: LatentFormat) -> None:
@@ -148,7 +174,8 @@ class Job:
 
     scale or out_size (width, height): exactly one. frames: (A, B) for frames A to B-1, B None for
     the end. crop: (width, height, x, y) in displayed pixels of the source. stills: the source is a
-    folder of unrelated pictures, the result a folder of as many. Others as in `video_io`.
+    folder of unrelated pictures, the result a folder of as many. keep_work: what a run could go on
+    from stays when it is done. Others as in `video_io`.
     """
 
     source: Path
@@ -161,59 +188,123 @@ class Job:
     deinterlace: Literal["auto", "off"] = "auto"
     codec: str | None = None
     overwrite: bool = False
+    keep_work: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """How frames of the source that belong together are restored.
+
+    frames: from the first to the last of a shot, whichever of them are wanted; None for all.
+    """
+
+    settings: Settings
+    frames: range | None = None
+    prompts: Prompts = Prompts()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """A clip ready to be restored: all that can be checked beforehand is checked.
 
-    source: frames that `part` needs. box: rows and columns of them that are looked at, None for
-    all. size: (width, height) of the whole enlarged frame, region: what comes out of it.
+    wanted: frames of the source. alone: they are treated as if they were all of it. box: rows and
+    columns that are looked at, None for all. size: (width, height) of the whole enlarged frame,
+    region: what comes out of it.
     """
 
     source: VideoSource
     sink: VideoSink
-    part: Part
+    wanted: range
+    alone: bool
     box: Region | None
     size: tuple[int, int]
     region: Region | None
+
+    def parts(self, scenes: Sequence[Scene]) -> list[tuple[Part, Scene]]:
+        """What is to be computed of each scene that has wanted frames."""
+        parts = []
+        for scene in scenes:
+            shot = scene.frames or range(self.source.info.frame_count)
+            inside = range(max(shot.start, self.wanted.start), min(shot.stop, self.wanted.stop))
+            if not inside:
+                continue
+            if self.alone:
+                first = self.wanted.start
+                shot = inside = range(inside.start - first, inside.stop - first)
+            part = Part.of(
+                shot,
+                inside,
+                chunk=scene.settings.chunk,
+                decode_window=scene.settings.sampling.decode_window,
+                behaviour=scene.settings.behaviour,
+            )
+            parts.append((part, scene))
+        return parts
+
+    def frames(self, needed: range) -> "Look":
+        """Some frames, counted as those of the parts are."""
+        first = self.wanted.start if self.alone else 0
+        return Look(self.source.cut(range(first + needed.start, first + needed.stop)), self.box)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Frames, or one region of them."""
+
+    source: VideoSource
+    box: Region | None
 
     def __iter__(self) -> Iterator[Tensor]:
         return (frame if self.box is None else cut(frame, self.box) for frame in self.source)
 
 
-def measure(job: Job) -> tuple[Degradation, float]:
-    """What the whole input has suffered, whatever part of it is wanted, and how much it grows.
+def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]:
+    """What shots have suffered, whatever part of them is wanted, and how much they grow.
 
-    ValueError for stills, and for frames that are too small to be measured.
+    ValueError for frames that are too small to be measured.
     """
-    if job.stills:
-        raise ValueError("stills may have suffered differently: leave out --auto or --stills")
-    info = open_video(job.source, deinterlace=job.deinterlace).info
-    frames = [
-        next(iter(open_video(job.source, frames=(i, i + 1), deinterlace=job.deinterlace)))[:3]
-        for i in spread(info.frame_count)
-    ]
+    source = open_video(job.source, deinterlace=job.deinterlace)
+    info = source.info
     width, height = output_size(info.width, info.height, job.scale, job.out_size)
-    return estimate(torch.stack(frames)), min(width / info.width, height / info.height)
+    scale = min(width / info.width, height / info.height)
+
+    def frame(i: int) -> Tensor:
+        return next(iter(source.cut(range(i, i + 1))))[:3]
+
+    def measured(shot: range) -> Degradation:
+        return estimate(torch.stack([frame(shot[i]) for i in spread(len(shot))]))
+
+    return [(measured(shot), scale) for shot in shots]
 
 
 def upscale(
     job: Job,
     settings: Settings,
-    get_model: Callable[[], Model],
+    get_model: Callable[[Sequence[Prompts]], Model],
     *,
+    get_scenes: Callable[[VideoSource], Sequence[Scene]] | None = None,
     on_progress: Progress | None = None,
     on_frame: Callable[[Tensor], None] | None = None,
 ) -> dict[str, object]:
-    """Do a job; get_model is called once everything else is known to be in order.
+    """Do a job. Scenes and the model are asked for once everything else is known to be in order.
 
-    on_progress: see `restore`. on_frame: is given each restored frame (c h w) in [0, 1]. An
-    exception from either ends the job, and nothing is left behind. Returns frames, width, height
-    and fps of the result. ValueError for whatever a user can mend.
+    get_scenes: the shots of the whole source in order, with the behaviour, device and seed of
+    `settings`; None for one shot with these settings, which stills always are. get_model: is given
+    the prompts of the scenes. on_progress: see `restore`. on_frame: is given each restored frame
+    (c h w) in [0, 1]. An exception from either ends the job; the same job goes on with what it had
+    finished. Returns frames, width, height and fps of the result. ValueError for whatever a user
+    can mend.
     """
-    with _clips(job, settings) as clips:
-        model = get_model()
+    with ExitStack() as stack:
+        work, scenes = None, [Scene(settings=settings)]
+        if job.stills:
+            clips = stack.enter_context(_stills(job, settings))
+        else:
+            source = open_video(job.source, deinterlace=job.deinterlace)
+            work = stack.enter_context(Work(work_folder(job.out), keep=job.keep_work))
+            clips = [_clip(source, job.out, job, settings, scratch=work.folder)]
+            scenes = get_scenes(source) if get_scenes else scenes
+        model = get_model([scene.prompts for scene in scenes])
         for clip in clips:
             canvas = Canvas.of(
                 clip.size,
@@ -222,15 +313,22 @@ def upscale(
                 levels=model.star.config.downsamplings,
                 behaviour=settings.behaviour,
             )
+            shots = []
+            for part, scene in clip.parts(scenes):
+                positive, negative = model.embeddings[scene.prompts]
+                shots.append(
+                    Shot(part=part, positive=positive, negative=negative, settings=scene.settings)
+                )
+            if work:
+                work.begin(_identity(job, clip, canvas, shots, model))
+            needed = range(shots[0].part.needed.start, shots[-1].part.needed.stop)
             frames = restore(
-                clip,
+                clip.frames(needed),
                 model.star,
                 model.vae,
-                model.positive,
-                model.negative,
-                settings,
+                shots,
                 canvas,
-                clip.part,
+                work=work,
                 on_progress=on_progress,
             )
             with clip.sink as sink:
@@ -241,20 +339,40 @@ def upscale(
     first = clips[0]
     width, height = first.size if first.region is None else map(len, first.region[::-1])
     return {
-        "frames": sum(len(clip.part.wanted) for clip in clips),
+        "frames": sum(len(clip.wanted) for clip in clips),
         "width": width,
         "height": height,
         "fps": None if job.stills else float(first.source.info.fps),
     }
 
 
+def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[Shot], model: Model) -> str:
+    """Of everything that latents of this run depend on."""
+    return identity_of(
+        {
+            # a pattern of names stands for what is in its folder
+            "input": hash_of(job.source if job.source.exists() else job.source.parent),
+            "deinterlace": job.deinterlace,
+            "box": clip.box,
+            "canvas": canvas,
+            "model": [hash_of(path) for path in model.sources],
+            "dtype": next(model.star.network.parameters()).dtype,
+            "shots": [
+                (
+                    shot.part,
+                    # how much is done at a time changes nothing
+                    replace(shot.settings, slicing=Slicing()),
+                    tensor_hash(shot.positive, shot.negative),
+                )
+                for shot in shots
+            ],
+        }
+    )
+
+
 @contextmanager
-def _clips(job: Job, settings: Settings) -> Iterator[list[Clip]]:
-    """Opens a job's clips; a folder of stills gets all of its results at the end, or none."""
-    if not job.stills:
-        source = open_video(job.source, deinterlace=job.deinterlace)
-        yield [_clip(source, job.out, job, settings)]
-        return
+def _stills(job: Job, settings: Settings) -> Iterator[list[Clip]]:
+    """A clip for each picture of a folder; all of the results appear at the end, or none."""
     if job.frames is not None:
         raise ValueError("stills are clips of one frame: leave out --frames")
     stills = open_stills(job.source)
@@ -282,12 +400,23 @@ def _clips(job: Job, settings: Settings) -> Iterator[list[Clip]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _clip(source: VideoSource, out: Path, job: Job, settings: Settings) -> Clip:
-    info, behaviour = source.info, settings.behaviour
-    total = info.frame_count
-    wanted = range(total)
+def _clip(
+    source: VideoSource,
+    out: Path,
+    job: Job,
+    settings: Settings,
+    *,
+    scratch: Path | None = None,
+) -> Clip:
+    info = source.info
+    wanted = everything = range(info.frame_count)
     if job.frames is not None:
-        wanted = range(job.frames[0], total if job.frames[1] is None else job.frames[1])
+        wanted = range(job.frames[0], len(everything) if job.frames[1] is None else job.frames[1])
+        if not wanted or wanted.stop > len(everything):
+            raise ValueError(
+                f"frames {wanted.start}:{wanted.stop} are not in {job.source.name}, which has "
+                f"0:{len(everything)}"
+            )
     box = _box(job.crop, info.width, info.height)
     size = output_size(info.width, info.height, job.scale, job.out_size)
     if max(size) > 2**15:
@@ -296,45 +425,27 @@ def _clip(source: VideoSource, out: Path, job: Job, settings: Settings) -> Clip:
         )
     scales = (job.scale, job.scale) if job.scale else (size[0] / info.width, size[1] / info.height)
     region = box and _enlarged(box, scales, size)
-
-    def part_of(total: int, wanted: range | None = None) -> Part:
-        return Part.of(
-            total,
-            wanted,
-            chunk=settings.chunk,
-            decode_window=settings.sampling.decode_window,
-            behaviour=behaviour,
-        )
-
-    def frames_of(frames: range) -> VideoSource:
-        if frames == range(total):
-            return source
-        return open_video(
-            job.source, frames=(frames.start, frames.stop), deinterlace=job.deinterlace
-        )
-
-    part = part_of(total, wanted)
-    cut_source = frames_of(wanted)
-    if behaviour.previews == "alone":
-        part = part_of(len(wanted))
-        if region:
-            size, region = (len(region[1]), len(region[0])), None
-        looked_at = cut_source
-    else:
-        box, looked_at = None, frames_of(part.needed)
+    alone = settings.behaviour.previews == "alone"
+    if not alone:
+        box = None
+    elif region:
+        size, region = (len(region[1]), len(region[0])), None
     width, height = size if region is None else map(len, region[::-1])
     sink = open_sink(
         out,
         width=width,
         height=height,
-        source=cut_source,
+        source=source.cut(wanted),
         codec=job.codec,
         overwrite=job.overwrite,
         alpha=info.has_alpha,
-        rounding=behaviour.rounding,
+        rounding=settings.behaviour.rounding,
         dither_seed=settings.seed,
+        scratch=scratch,
     )
-    return Clip(source=looked_at, sink=sink, part=part, box=box, size=size, region=region)
+    return Clip(
+        source=source, sink=sink, wanted=wanted, alone=alone, box=box, size=size, region=region
+    )
 
 
 def _box(crop: tuple[int, int, int, int] | None, width: int, height: int) -> Region | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,6 @@ class VideoVAE:
         *,
         window: int = 3,
         overlap: int = 1,
-        windows: Sequence[range] | None = None,
         tile: Tile | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Iterator[Tensor]:
@@ -97,26 +97,21 @@ class VideoVAE:
 
         Frames see each other only inside a window, so windows share `overlap` frames, blended.
         With overlap 0 they stand one after the other and the last may be shorter: windows of 3
-        are the reference. `windows` states them outright instead; what is before the first of
-        them or behind the last is not decoded. on_step: called with the frames finished and the
-        frames in all. Values may leave [-1, 1] a little. ValueError unless 0 <= overlap < window.
+        are the reference. on_step: called with the frames finished and the frames in all. Values
+        may leave [-1, 1] a little. ValueError unless 0 <= overlap < window.
         """
-        if windows is None:
-            windows = adjacent_or_overlapping(latents.shape[2], window, overlap)
-        first, last = windows[0].start, windows[-1].stop
-        carried = None  # weighted frames that the next window has its share in
-        for i, weight in enumerate(window_weights(windows)):
-            part = latents[:, :, windows[i].start : windows[i].stop]
-            video = tiled(self._decode, part, tile, unit_in=1, unit_out=self.factor)
-            video = video * weight.to(video).reshape(-1, 1, 1)
-            if carried is not None:
-                video[:, :, : carried.shape[2]] += carried
-            end = windows[i + 1].start if i + 1 < len(windows) else last
-            done = end - windows[i].start
-            carried = video[:, :, done:]
-            yield video[:, :, :done]
+        total, done = latents.shape[2], 0
+        windows = adjacent_or_overlapping(total, window, overlap)
+        decode = partial(self.decode_window, tile=tile)
+        for video in joined(decode, latents.unbind(2), windows):
+            done += video.shape[2]
+            yield video
             if on_step:
-                on_step(end - first, last - first)
+                on_step(done, total)
+
+    def decode_window(self, latents: Tensor, *, tile: Tile | None = None) -> Tensor:
+        """Latents (b c f h w) -> frames that see each other."""
+        return tiled(self._decode, latents, tile, unit_in=1, unit_out=self.factor)
 
     def decode(self, latents: Tensor, **options: Any) -> Tensor:
         """The whole video at once; options as in `decode_windows`."""
@@ -128,6 +123,30 @@ class VideoVAE:
         z = z.to(self.model.device, self.model.dtype)
         (video,) = self.model.decode(z, num_frames=frames, return_dict=False)
         return rearrange(video, "(b f) c h w -> b c f h w", f=frames).float()
+
+
+def joined(
+    decode: Callable[[Tensor], Tensor], latents: Iterable[Tensor], windows: Sequence[range]
+) -> Iterator[Tensor]:
+    """Decodes windows of frames (b c h w) and blends what they share; yields what is finished.
+
+    latents: from the first frame on, read as far as a window needs. What is before the first
+    window or behind the last is not decoded.
+    """
+    coming, held, first = iter(latents), [], 0  # latents from frame `first` on
+    carried = None  # weighted frames that the next window has its share in
+    for i, weight in enumerate(window_weights(windows)):
+        window = windows[i]
+        held += islice(coming, max(window.stop - first - len(held), 0))
+        del held[: window.start - first]
+        first = window.start
+        video = decode(torch.stack(held, dim=2))
+        video = video * weight.to(video).reshape(-1, 1, 1)
+        if carried is not None:
+            video[:, :, : carried.shape[2]] += carried
+        end = windows[i + 1].start if i + 1 < len(windows) else window.stop
+        carried = video[:, :, end - window.start :]
+        yield video[:, :, : end - window.start]
 
 
 def vae_from_config(config: Mapping[str, Any]) -> VideoVAE:

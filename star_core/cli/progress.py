@@ -12,29 +12,37 @@ class Progress:
     """
 
     def __init__(
-        self, stages: Sequence[str] = ("encode", "denoise", "decode"), *, unit: str = ""
+        self,
+        stages: Sequence[str] = ("encode", "denoise", "decode"),
+        *,
+        unit: str = "",
+        patience: float = 0,
     ) -> None:
+        """patience: seconds for which nothing is said."""
         self.stages = stages
         self.unit = unit
+        self.speak = time.monotonic() + patience
         self.terminal = sys.stderr.isatty()
         self.at = ("", 0)
-        self.first = 0
-        self.began = self.shown = 0.0
+        self.began: dict[str, tuple[float, int]] = {}  # in a long clip, stages take turns
+        self.shown = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done == 0 or stage != self.at[0]:
-            self.first, self.began = done, now
+        if done == 0 or stage not in self.began:
+            self.began[stage] = now, done
         elif (stage, done) == self.at or (
             now - self.shown < (0.2 if self.terminal else 10) and done < total
         ):
             return
+        if now < self.speak:
+            return
         self.at, self.shown = (stage, done), now
         number = self.stages.index(stage) + 1
         line = f"{number}/{len(self.stages)} {stage} {done}/{total}{self.unit}"
-        if done > self.first:
-            left = (now - self.began) / (done - self.first) * (total - done)
-            line += f", {clock(left)} left"
+        began, first = self.began[stage]
+        if done > first:
+            line += f", {clock((now - began) / (done - first) * (total - done))} left"
         end = "\n" if done == total or not self.terminal else ""
         sys.stderr.write(("\r\x1b[K" if self.terminal else "") + line + end)
         sys.stderr.flush()

@@ -2,16 +2,17 @@
 
 import argparse
 import json
-import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import CROP, FRAMES, SIZE, TILE, add_compute, add_json, compute
 from .progress import Progress
+from .scenes import Wishes, add_shots, told
 
 if TYPE_CHECKING:
+    from ..shortcuts import Shortcuts
     from ..tiling import Tile
 
 
@@ -40,6 +41,8 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
         metavar="WxH+X+Y",
         help="preview of this part of the picture, in pixels of the input as displayed",
     )
+
+    add_shots(group)
 
     group = parser.add_argument_group("look (what is not given, the model file says)")
     group.add_argument(
@@ -113,6 +116,14 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
         help="frames shared by neighbouring chunks (default half of --chunk-frames)",
     )
     group.add_argument(
+        "--merge-up-to",
+        type=int,
+        default=128,
+        metavar="N",
+        help="shots of up to N frames (default 128) merge their chunks at every step; those of "
+        "longer ones come one after the other, with what they share handed on",
+    )
+    group.add_argument(
         "--tile",
         type=TILE,
         metavar="N[:OVERLAP]",
@@ -183,6 +194,12 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--codec", choices=("h264", "h265"), help="for .mp4 (default h264)")
     group.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
     group.add_argument(
+        "--keep-work",
+        action="store_true",
+        help="keep the finished parts when OUT is done; a run that is stopped always keeps them, "
+        "and the same command goes on from there",
+    )
+    group.add_argument(
         "--reference",
         action="store_true",
         help="do what the original implementation does, quirks included; --frames and --crop are "
@@ -192,15 +209,11 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
 
 
 def run_upscale(args: argparse.Namespace) -> None:
-    from ..backbones import SamplingDefaults
     from ..behaviour import DEFAULT, REFERENCE
     from ..chunking import ChunkConfig
-    from ..degradation.recommend import recommend
     from ..models.slicing import Slicing
     from ..pipeline import Settings
-    from ..shortcuts import FAST, Shortcuts
-    from ..text import NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
-    from ..upscale import Job, find_model, load, measure, upscale
+    from ..upscale import Job, check_prompts, find_model, load, upscale
 
     start = time.monotonic()
     device, dtype = compute(args)
@@ -218,75 +231,69 @@ def run_upscale(args: argparse.Namespace) -> None:
         deinterlace=args.deinterlace,
         codec=args.codec,
         overwrite=args.overwrite,
+        keep_work=args.keep_work,
     )
-    prompts = {name: getattr(args, name) for name in ("prompt", "positive", "negative")}
-    defaults = SamplingDefaults(**(files.info.sampling or {}))
-    names = ("steps", "solver_mode", "sampler", "cfg", "cfg_rescale", "noise_level", "color_fix")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    look = {"strength": args.strength, "shrink": args.shrink}
-    measured: dict[str, object] = {}
-    if args.auto:
-        degradation, scale = measure(job)
-        advice = recommend(degradation, replace(defaults, **given), scale=scale)
-        measured = {"degradation": asdict(degradation), "recommended": asdict(advice)}
-        sys.stderr.write(f"{degradation}\n{advice}\n")
-        given = {"cfg": advice.cfg, "noise_level": advice.noise_level} | given
-        look = {name: getattr(advice, name) if x is None else x for name, x in look.items()}
-        if files.text_encoder is not None:
-            words = ("positive", POSITIVE_PROMPT), ("negative", NEGATIVE_PROMPT)
-            for name, usual in words:
-                if prompts[name] is None:
-                    prompts[name] = join_prompt(getattr(advice, name), usual, ", ")
-    sampling = replace(defaults, **given)
-    if sampling.solver_mode == "fast" and "steps" in given and not args.reference:
-        raise ValueError(
-            "solver mode fast has steps of its own: leave out --steps, or add --solver-mode normal"
-        )
+    if args.stills and args.auto:
+        raise ValueError("stills may have suffered differently: leave out --auto or --stills")
     overlap = args.chunk_overlap
-    shortcuts = FAST if args.fast else Shortcuts()
-    if args.guidance is not None:
-        low, high = args.guidance
-        shortcuts = replace(shortcuts, guidance=(low or 0, 1000 if high is None else high))
-    switches = {name: getattr(args, name) for name in ("attention_window", "reuse")}
-    shortcuts = replace(shortcuts, **{k: v for k, v in switches.items() if v is not None})
-    settings = Settings(
-        sampling=sampling,
-        **{name: 1.0 if x is None else x for name, x in look.items()},
+    common = Settings(
         seed=args.seed,
         chunk=ChunkConfig(
             length=args.chunk_frames,
             overlap=max(args.chunk_frames // 2, 0) if overlap is None else overlap,
+            merged=args.merge_up_to,
         ),
         tile=_tile(args.tile),
         latent_tile=_tile(args.latent_tile),
         slicing=Slicing(offload=args.offload),
-        shortcuts=shortcuts,
+        shortcuts=_shortcuts(args),
         behaviour=REFERENCE if args.reference else DEFAULT,
         device=device,
     )
+    wanted = Wishes(args, files, common)
+    whole = wanted.scene(None)
+    check_prompts(files, whole.prompts)
+    sampling = whole.settings.sampling
+    if sampling.solver_mode == "fast" and args.steps is not None and not args.reference:
+        raise ValueError(
+            "solver mode fast has steps of its own: leave out --steps, or add --solver-mode normal"
+        )
     result = upscale(
         job,
-        settings,
-        lambda: load(files, **prompts, behaviour=settings.behaviour, device=device, dtype=dtype),
+        whole.settings,
+        lambda prompts: load(
+            files, prompts, behaviour=common.behaviour, device=device, dtype=dtype
+        ),
+        get_scenes=lambda source: wanted.scenes(source, job),
         on_progress=Progress(),
     )
     if args.json:
+        shots = wanted.report or [told(whole)]
         report = {
             "input": args.source,
             "output": args.out,
             **result,
             "model": str(files.model),
-            "sampling": asdict(sampling),
-            "strength": settings.strength,
-            "shrink": settings.shrink,
-            **measured,
+            **{name: value for name, value in shots[0].items() if name != "start"},
+            "shots": shots,
             "seed": args.seed,
-            "behaviour": settings.behaviour.name,
+            "behaviour": common.behaviour.name,
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),
             "seconds": round(time.monotonic() - start, 3),
         }
         print(json.dumps(report))
+
+
+def _shortcuts(args: argparse.Namespace) -> "Shortcuts":
+    from ..shortcuts import FAST, Shortcuts
+
+    shortcuts = FAST if args.fast else Shortcuts()
+    if args.guidance is not None:
+        low, high = args.guidance
+        shortcuts = replace(shortcuts, guidance=(low or 0, 1000 if high is None else high))
+    switches = {name: getattr(args, name) for name in ("attention_window", "reuse")}
+    return replace(shortcuts, **{k: v for k, v in switches.items() if v is not None})
 
 
 def _tile(given: tuple[int, int | None] | None) -> "Tile | None":

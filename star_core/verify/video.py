@@ -14,7 +14,7 @@ from ..checkpoints import StarModel
 from ..chunking import ChunkConfig
 from ..color_fix import COLOR_FIXES
 from ..geometry import Padding, output_size, pad, reference_padding, upsample
-from ..pipeline import Settings, restore
+from ..pipeline import Settings, Shot, restore
 from ..text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
 from ..vae import VideoVAE, vae_from_config
 from ..video_io.encoding import quantize
@@ -129,7 +129,7 @@ def e2e(case: Case) -> Comparisons:
     model = StarModel(network=network, config=network.config, sampling=sampling, prompts=None)
     length, frames = settings["max_chunk_len"], list(case["video"] / 2 + 0.5)
     chunk = ChunkConfig(length=length, overlap=length // 2)
-    part = Part.of(len(frames), chunk=chunk, decode_window=3, behaviour=REFERENCE)
+    part = Part.of(range(len(frames)), chunk=chunk, decode_window=3, behaviour=REFERENCE)
     for color_fix, expected in (("none", "vid255"), ("adain", "adain255")):
         run = Settings(
             sampling=replace(sampling, color_fix=color_fix),
@@ -137,5 +137,6 @@ def e2e(case: Case) -> Comparisons:
             chunk=chunk,
             behaviour=REFERENCE,
         )
-        restored = restore(frames, model, vae, case["y"], case["neg_y"], run, canvas, part)
+        shot = Shot(part=part, positive=case["y"], negative=case["neg_y"], settings=run)
+        restored = restore(frames, model, vae, [shot], canvas)
         yield Comparison(as_255(torch.stack(list(restored))), case[expected])

@@ -116,6 +116,7 @@ def encoder_arguments(
         *carried,
         *("-fps_mode", "passthrough", "-enc_time_base", f"{unit.numerator}/{unit.denominator}"),
         *("-vf", tag_filter(color), *encoding.arguments),
+        *("-fflags", "+bitexact"),  # no random identifiers: the same frames give the same file
         *("-f", encoding.container, output),
     ]
 

@@ -77,6 +77,10 @@ class VideoSource:
         """What the file says about itself, and how ffmpeg reads it."""
         return self._found.header
 
+    def cut(self, frames: range) -> "VideoSource":
+        """Some of the file's frames, as `open_video` gives them, without looking at it again."""
+        return VideoSource(self.path, self._found, frames, deinterlace=self._deinterlace)
+
     def __len__(self) -> int:
         return len(self.frames)
 

@@ -15,12 +15,14 @@ VIDEO_SUFFIXES = (".mkv", ".mp4", ".mov")
 class FileTarget:
     """One video file."""
 
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
+    def __init__(self, path: Path, *, overwrite: bool, scratch: Path | None) -> None:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: give a file name, or remove the folder")
         _keep_existing(path, exists=_exists(path), overwrite=overwrite)
+        if not _exists(path.parent):
+            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
         self.path = path
-        self.temporary = path.parent / f".star-{secrets.token_hex(8)}{path.suffix}"
+        self.temporary = (scratch or path.parent) / f".star-{secrets.token_hex(8)}{path.suffix}"
         self.output = str(self.temporary)
 
     def prepare(self) -> None:
@@ -48,7 +50,7 @@ class FramesTarget:
     Existing images of other numbers count as existing too: old frames must not end a new sequence.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
+    def __init__(self, path: Path, *, overwrite: bool, scratch: Path | None) -> None:
         if path.suffix.lower() != ".png" or path.is_dir():
             path = path / FRAME_NAMES
         self.path = path
@@ -58,7 +60,7 @@ class FramesTarget:
             raise ValueError(f"{path.name} has more than one %: name frames like {FRAME_NAMES}")
         old = _exists(path) if self.single else bool(self._old_frames())
         _keep_existing(path, exists=old, overwrite=overwrite)
-        inside = self._folder if _exists(self._folder) else self._folder.parent
+        inside = scratch or (self._folder if _exists(self._folder) else self._folder.parent)
         self.temporary = inside / f".star-{secrets.token_hex(8)}"
         self.output = f"{self.temporary}/".replace("%", "%%") + "%08d.png"
 
@@ -97,14 +99,19 @@ class FramesTarget:
         return [] if self.single else list(pattern_numbers(self._folder, self._pattern).values())
 
 
-def open_target(path: Path, *, overwrite: bool) -> FileTarget | FramesTarget:
-    """The target for `path` by its extension. ValueError for an unknown one or an existing file."""
+def open_target(
+    path: Path, *, overwrite: bool, scratch: Path | None = None
+) -> FileTarget | FramesTarget:
+    """The target for `path` by its extension. ValueError for an unknown one or an existing file.
+
+    scratch: a folder of the same file system for what is unfinished, instead of the target's own.
+    """
     _exists(path)  # asks the system whether such a name can be
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
-        return FileTarget(path, overwrite=overwrite)
+        return FileTarget(path, overwrite=overwrite, scratch=scratch)
     if suffix in ("", ".png") or path.is_dir():
-        return FramesTarget(path, overwrite=overwrite)
+        return FramesTarget(path, overwrite=overwrite, scratch=scratch)
     raise ValueError(
         f"{path.name}: cannot write {suffix}. Use .mkv (lossless), .mp4, .mov, a folder or "
         f"{FRAME_NAMES}"

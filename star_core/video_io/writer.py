@@ -176,6 +176,7 @@ def open_sink(
     alpha: bool = False,
     rounding: Rounding = "round",
     dither_seed: int = 0,
+    scratch: Path | None = None,
 ) -> VideoSink:
     """Open a video for writing, by extension.
 
@@ -184,13 +185,14 @@ def open_sink(
 
     source: gives timestamps, colour tags, sound, subtitles, chapters and metadata; exactly its
         frames must be written. Without it the rate is `fps`.
-    rounding: to 8 bit, "truncate" as the reference does. dither_seed: see `quantize`.
+    rounding: to 8 bit, "truncate" as the reference does. dither_seed: see `quantize`. scratch:
+        where the unfinished file lies, see `open_target`.
 
     Raises ValueError at once for all that can be known: an unknown extension, an existing file
     without `overwrite`, an unwritable folder, streams that the container cannot carry.
     """
     path = Path(path).absolute()
-    target = open_target(path, overwrite=overwrite)
+    target = open_target(path, overwrite=overwrite, scratch=scratch)
     encoding = choose_encoding(target.path, codec=codec, alpha=alpha, width=width, height=height)
     if isinstance(target, FramesTarget) and target.single and (source is None or len(source) > 1):
         raise ValueError(f"{path.name} holds one frame: write a folder or %05d.png")

@@ -4,16 +4,29 @@ import pytest
 import torch
 from torch import nn
 
-from star_core.offload import keep_freed_memory, on_device
+from star_core.offload import Seat, keep_freed_memory
 
 
 def test_a_module_goes_home_even_if_the_work_fails():
     module = nn.Linear(2, 2)
-    with pytest.raises(KeyboardInterrupt), on_device(module, "meta"):
+    with pytest.raises(KeyboardInterrupt), Seat("meta") as seat:
+        seat.take(module)
         assert module.weight.is_meta
         module.to_empty(device="cpu")  # nothing comes back from meta
         raise KeyboardInterrupt
     assert module.weight.device.type == "cpu"
+
+
+def test_a_device_holds_one_module_at_a_time():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    with Seat("meta") as seat:
+        seat.take(first)
+        first.to_empty(device="cpu").to("meta")
+        seat._home = torch.device("meta")  # what is on meta cannot come back
+        seat.take(second)
+        assert second.weight.is_meta
+        assert seat._module is second
+        second.to_empty(device="cpu")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")

@@ -21,7 +21,7 @@ from star_core.checkpoints import StarModel
 from star_core.chunking import ChunkConfig
 from star_core.geometry import output_size, upsample
 from star_core.models.unet import ControlledVideoUNet, UNetConfig, hint_prior_velocity
-from star_core.pipeline import Settings, restore
+from star_core.pipeline import Settings, Shot, restore
 from star_core.vae import VideoVAE
 
 FACTOR = 2
@@ -115,12 +115,13 @@ def run(
     vae=None,
     settings=None,
     on_progress=None,
+    **options,
 ) -> Tensor:
     """Restored frames (f c h w); a part of them as a preview gets it."""
     settings = settings or Settings(sampling=SAMPLING)
     vae = vae or LosslessVAE()
     part = Part.of(
-        len(clip),
+        range(len(clip)),
         wanted,
         chunk=settings.chunk,
         decode_window=settings.sampling.decode_window,
@@ -135,20 +136,9 @@ def run(
         margin=margin,
     )
     frames = clip[part.needed.start : part.needed.stop]
+    shot = Shot(part=part, positive=PROMPT, negative=PROMPT, settings=settings)
     return torch.stack(
-        list(
-            restore(
-                frames,
-                model,
-                vae,
-                PROMPT,
-                PROMPT,
-                settings,
-                canvas,
-                part,
-                on_progress=on_progress,
-            )
-        )
+        list(restore(frames, model, vae, [shot], canvas, on_progress=on_progress, **options))
     )
 
 
@@ -192,13 +182,14 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_another(changing):
 
 def test_guidance_uses_the_negative_prompt(changing):
     clip = clip_of(1, 10, 12)
-    part = Part.of(1, chunk=ChunkConfig(), decode_window=3, behaviour=DEFAULT)
+    part = Part.of(range(1), chunk=ChunkConfig(), decode_window=3, behaviour=DEFAULT)
     canvas = Canvas.of((24, 20), vae_factor=2, levels=1, behaviour=DEFAULT)
     settings = Settings(sampling=replace(SAMPLING, cfg=4.0))
-    one, other = (
-        next(restore(clip, changing, LosslessVAE(), PROMPT, negative, settings, canvas, part))
+    shots = [
+        Shot(part=part, positive=PROMPT, negative=negative, settings=settings)
         for negative in (PROMPT, -PROMPT)
-    )
+    ]
+    one, other = (next(restore(clip, changing, LosslessVAE(), [s], canvas)) for s in shots)
     assert not torch.allclose(one, other, atol=1e-3)
 
 

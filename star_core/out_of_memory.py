@@ -1,0 +1,96 @@
+"""A run that is out of memory goes on with less."""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from .models.slicing import Slicing
+from .tiling import Tile
+
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device, or of the machine, is full."""
+    # torch has no class of its own for a full main memory.
+    text = r"out of memory|not enough memory|can't allocate memory"
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(text, str(error)) is not None
+    )
+
+
+def surviving(work: Callable[[], T], less: Callable[[], str | None]) -> T:
+    """What `work` returns. Each time memory runs out it is done again, after `less`.
+
+    less: makes the next attempt need less and says how; None where nothing is left to save, which
+    raises the error.
+    """
+    while True:
+        try:
+            return work()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            change = less()
+            if change is None:
+                raise
+        # Not in the handler: only out here has the failed attempt let go of its tensors.
+        _LOG.warning("out of memory: going on with %s", change)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class Room:
+    """How much a run works on at a time; less each time that memory runs out.
+
+    vae_tile: in pixels. network_tile: in latents. slicing: the network's.
+    """
+
+    def __init__(
+        self,
+        *,
+        vae_tile: Tile | None,
+        latent_tile: Tile | None,
+        slicing: Slicing,
+        view: tuple[int, int],
+        in_latents: Callable[[Tile], Tile],
+    ) -> None:
+        """latent_tile: the network's, in pixels. view: height and width of frames, in pixels.
+
+        in_latents: the same tile in latents; ValueError where it is too small for the network.
+        """
+        self.vae_tile, self.slicing = vae_tile, slicing
+        self._latent_tile, self._view, self._in_latents = latent_tile, view, in_latents
+        self.network_tile = latent_tile and in_latents(latent_tile)
+
+    def less_for_vae(self) -> str | None:
+        """Halves the VAE's tiles. Says so; None if they are as small as can be."""
+        if smaller := self._halved(self.vae_tile):
+            self.vae_tile = smaller
+            return f"the VAE in tiles of {smaller.size} pixels"
+        return None
+
+    def less_for_network(self) -> str | None:
+        """Takes skips off the device, then halves tiles. Says so; None if nothing is left."""
+        if not self.slicing.offload:
+            self.slicing = replace(self.slicing, offload=True)
+            return "what waits for its turn kept in main memory"
+        smaller = self._halved(self._latent_tile)
+        if smaller is None:
+            return None
+        try:
+            self.network_tile = self._in_latents(smaller)
+        except ValueError:
+            return None
+        self._latent_tile = smaller
+        return f"the network in tiles of {smaller.size} pixels"
+
+    def _halved(self, tile: Tile | None) -> Tile | None:
+        most = max(self._view)
+        size = min(tile.size if tile else most, most) // 128 * 64
+        return Tile(size=size, overlap=size // 4) if size else None
