@@ -16,6 +16,7 @@ NODES = {
     "decode": ("StarVAEEncode", "StarVAEDecode", "StarColorFix"),
     "restore": ("StarRestore", "StarCompare"),
     "demo": ("StarDemoClip",),
+    "degradation": ("StarDegrade",),
 }
 
 

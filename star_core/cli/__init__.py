@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from .degrading import add_degrade, run_degrade
 from .files import (
     add_convert,
     add_download,
@@ -34,6 +35,7 @@ _COMMANDS = (
     ("verify", run_verify, add_verify, "replay test vectors of the reference implementation"),
     ("manifest", run_manifest, add_manifest, "print a network's keys and shapes as JSON"),
     ("bench", run_bench, add_bench, "measure how fast the network runs on this machine"),
+    ("degrade", run_degrade, add_degrade, "make a clean video small and bad, recorded"),
     ("train", run_train, add_train, "train a model"),
 )
 

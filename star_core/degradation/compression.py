@@ -135,6 +135,9 @@ def codec_round_trip(
     encoder = ["-c:v", codec, option, f"{value:g}", "-pix_fmt", "yuv420p", "-threads", "1"]
     if not is_mpeg4:
         encoder += ["-preset", preset]
+    elif bitrate is not None:  # by default it may stray by 4 Mbit/s, which is no control at all
+        most = f"{bitrate:g}"
+        encoder += ["-bt", most, "-maxrate", most, "-bufsize", f"{2 * bitrate:g}"]
     if codec == "libx265":
         encoder += ["-x265-params", "log-level=error:pools=none:frame-threads=1"]
     source = [*raw, "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]

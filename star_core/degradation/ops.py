@@ -102,11 +102,15 @@ def blur(video: Tensor, kernel: Tensor) -> Tensor:
 
 def gaussian_blur(video: Tensor, sigma: float | Tensor) -> Tensor:
     """Isotropic Gaussian of `sigma` pixels, cut at 4 sigma: (f c h w); mirrored edges."""
-    f, c = video.shape[:2]
     sigma = per_frame(sigma, video).flatten()
     if (sigma <= 0).any():
         raise ValueError(f"sigma must be above 0, got {sigma.min():g}: leave the blur out for none")
-    radius = math.ceil(4 * sigma.max().item())
+    return _separable_blur(video, sigma, math.ceil(4 * sigma.max().item()))
+
+
+def _separable_blur(video: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Isotropic Gaussians (f,) cut at `radius`, along rows and columns in turn."""
+    f, c = video.shape[:2]
     axis = torch.arange(-radius, radius + 1, dtype=video.dtype, device=video.device)
     kernel = torch.softmax(-0.5 * (axis / sigma[:, None]) ** 2, dim=1).repeat_interleave(c, dim=0)
     x = rearrange(reflect_pad(video, radius), "f c h w -> 1 (f c) h w")
@@ -119,9 +123,10 @@ def usm_sharpen(
     video: Tensor, *, weight: float = 0.5, size: int = 51, threshold: float = 10 / 255
 ) -> Tensor:
     """Unsharp mask where it changes more than `threshold`, softly bordered: (f c h w) in [0, 1]."""
-    kernel = blur_kernel(size, 0.3 * ((size - 1) * 0.5 - 1) + 0.8)
-    residual = video - blur(video, kernel)
-    mask = blur((residual.abs() > threshold).to(video), kernel)
+    _check_size(size)
+    sigma = per_frame(0.3 * ((size - 1) * 0.5 - 1) + 0.8, video).flatten()
+    residual = video - _separable_blur(video, sigma, size // 2)
+    mask = _separable_blur((residual.abs() > threshold).to(video), sigma, size // 2)
     sharp = (video + weight * residual).clamp(0, 1)
     return mask * sharp + (1 - mask) * video
 

@@ -1,11 +1,24 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from star_core.degradation import COMPRESSION, HEAVY, MILD, TRAINING, degrade_video
+from star_core.degradation import (
+    HEAVY,
+    MILD,
+    PRESETS,
+    STAR_HEAVY,
+    STAR_LIGHT,
+    STAR_REFERENCE,
+    TRAINING,
+    Degradation,
+    clean_target,
+    degrade_video,
+)
 from star_core.degradation.ops import gaussian_blur
-from star_core.degradation.pipeline import Blur, ClipDraws, Noise, Recipe
+from star_core.degradation.pipeline import Blur, ClipDraws, Codec, Kernels, Noise, Recipe, part_of
+from star_core.metrics import flicker
 
 
 def clip(frames: int = 5, h: int = 36, w: int = 48) -> torch.Tensor:
@@ -13,7 +26,7 @@ def clip(frames: int = 5, h: int = 36, w: int = 48) -> torch.Tensor:
     return gaussian_blur(torch.rand(frames, 3, h, w, generator=generator), 1.0)
 
 
-@pytest.mark.parametrize("recipe", [MILD, HEAVY, COMPRESSION, TRAINING], ids=lambda r: r.name)
+@pytest.mark.parametrize("recipe", PRESETS.values(), ids=list(PRESETS))
 def test_lq_is_a_quarter_in_8_bit_levels_and_the_record_is_json(recipe):
     lq, record = degrade_video(clip(), recipe, seed=3)
     assert lq.shape == (5, 3, 9, 12)
@@ -21,7 +34,7 @@ def test_lq_is_a_quarter_in_8_bit_levels_and_the_record_is_json(recipe):
     assert json.loads(json.dumps(record)) == record and record["seed"] == 3
 
 
-@pytest.mark.parametrize("recipe", [HEAVY, TRAINING], ids=lambda r: r.name)
+@pytest.mark.parametrize("recipe", [STAR_HEAVY, STAR_LIGHT, HEAVY, TRAINING], ids=lambda r: r.name)
 def test_a_seed_gives_the_same_video_whatever_the_global_generator(recipe):
     first, _ = degrade_video(clip(), recipe, seed=2**64 - 1)
     torch.rand(7)
@@ -85,3 +98,115 @@ def test_what_is_not_rgb_video_or_a_seed_is_refused():
         degrade_video(clip(), MILD, seed=-1)
     with pytest.raises(ValueError, match="larger"):
         degrade_video(clip(h=3), MILD, seed=0)
+
+
+def drawn_by(recipe, seeds):
+    records = [Degradation(recipe, 3, seed).record for seed in seeds]
+    return [record["stages"] for record in records]
+
+
+def test_star_heavy_draws_every_operation_of_the_specification_in_its_ranges():
+    drawn = drawn_by(STAR_HEAVY, range(300))
+    stages = [stage for record in drawn for stage in record]
+    assert {stage["op"] for stage in stages} == {
+        "kernel",
+        "sinc",
+        "resize",
+        "gaussian_noise",
+        "poisson_noise",
+        "jpeg",
+        "codec",
+    }
+    assert {s["kind"] for s in stages if s["op"] == "kernel"} == {
+        "gaussian",
+        "generalized",
+        "plateau",
+    }
+    assert {s["size"] for s in stages if "size" in s} == set(range(7, 22, 2))
+    codecs = [s for s in stages if s["op"] == "codec"]
+    assert {s["codec"] for s in codecs} == {"libx264", "libx265", "mpeg4"}
+    assert all(10_000 <= s["bitrate"] <= 100_000 for s in codecs)
+    assert all(len([s for s in r if s["op"] == "codec"]) == 2 for r in drawn)
+    first = torch.tensor([next(s for s in r if s["op"] == "resize")["scale"] for r in drawn])
+    assert first.min() > 0.14 and first.max() < 1.5
+    assert (first > 1).float().mean().item() == pytest.approx(0.2, abs=0.07)
+    assert (first == 1).float().mean().item() == pytest.approx(0.1, abs=0.06)
+    sharp = torch.tensor([s["sigma"] for s in stages if s["op"] == "kernel"])
+    assert sharp.min() >= 0.2 and sharp.max() <= 3
+
+
+def test_light_is_lighter_than_heavy():
+    video = clip(3, 64, 64)
+    clean = torch.nn.functional.avg_pool2d(video, 4)
+    light, heavy = (
+        torch.stack(
+            [degrade_video(video, r, seed)[0].sub(clean).square().mean() for seed in (1, 2)]
+        )
+        for r in (STAR_LIGHT, STAR_HEAVY)
+    )
+    assert light.mean() < heavy.mean()
+
+
+def still_flicker(recipe, seeds):
+    """Flicker of a still degraded without noise, in levels."""
+    still = clip(1, 48, 48).expand(4, -1, -1, -1)
+    silent = replace(recipe, stages=tuple(s for s in recipe.stages if not isinstance(s, Noise)))
+    results = [degrade_video(still, silent, seed)[0] for seed in seeds]
+    return sum(
+        flicker(torch.stack(pair), torch.zeros(2, *pair[0].shape))
+        for lq in results
+        for pair in zip(lq[:-1], lq[1:], strict=True)
+    )
+
+
+def test_a_clip_is_degraded_alike_in_all_its_frames_and_the_released_recipe_is_not():
+    assert still_flicker(STAR_HEAVY, (1,)) < 0.3 * still_flicker(STAR_REFERENCE, (1,))
+
+
+def test_the_reference_draws_each_frame_anew():
+    record = Degradation(STAR_REFERENCE, 4, seed=0).record
+    assert len(record["frames"]) == 4
+    assert record["frames"][0] != record["frames"][1]
+
+
+def test_the_references_second_resize_forgets_the_width():
+    video = clip(1, 64, 80)
+    resize = STAR_REFERENCE.stages[6]
+    out = resize.apply(video, {"scale": 0.15, "mode": "area"}, torch.Generator(), (64, 80))
+    assert out.shape[-2:] == (9, 48)
+
+
+def test_the_target_of_a_sharpened_recipe_is_sharpened_too():
+    video = clip(1, 40, 40)
+    assert torch.equal(clean_target(video, MILD), video)
+    assert clean_target(video, STAR_HEAVY).std() > video.std()
+
+
+def test_long_clips_are_degraded_in_parts_with_parameters_that_go_on():
+    parameters = {"sigma": list(range(100)), "size": 7}
+    assert part_of(parameters, range(64, 70), 100) == {"sigma": [64, 65, 66, 67, 68, 69], "size": 7}
+    ramp = Recipe(name="r", stages=(Blur(sigma=(0.3, 3)),), drift=0.5)
+    video = clip(1, 16, 16).expand(70, -1, -1, -1)
+    lq, record = degrade_video(video, ramp, 0)
+    sigmas = record["stages"][0]["sigma"]
+    alone = gaussian_blur(video[:1], sigmas[66])
+    assert (lq[66] - alone[0]).abs().max() < 1.5 / 255
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4"])
+def test_fewer_bits_make_a_worse_clip(codec):
+    def error(bits):
+        recipe = Recipe(name="c", stages=(Codec(codec=codec, frame_bits=(bits, bits)),))
+        video = clip(4, 64, 64)
+        return (degrade_video(video, recipe, 0)[0] - video).square().mean()
+
+    assert error(2_000) > 1.5 * error(40_000)
+
+
+@pytest.mark.parametrize("sinc", [0.0, 1.0])
+def test_random_kernels_keep_the_brightness_of_a_flat_clip(sinc):
+    flat = torch.full((3, 3, 24, 24), 0.4)
+    recipe = Recipe(name="k", stages=(Kernels(sigma=(0.2, 3), sinc=sinc),), drift=0.1)
+    for seed in range(5):
+        lq, _ = degrade_video(flat, recipe, seed)
+        assert (lq - 0.4).abs().max() < 1.01 / 255

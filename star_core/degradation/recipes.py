@@ -1,0 +1,125 @@
+"""Recipes of degradation: STAR's two stages, those that results are judged by, and training's."""
+
+from .compression import VideoCodec
+from .ops import ResizeMode
+from .pipeline import Blur, Codec, Jpeg, Kernels, Noise, OneOf, Range, Recipe, Resize, Sinc
+
+_ALIKE: dict[ResizeMode, float] = {"area": 1.0, "bilinear": 1.0, "bicubic": 1.0}
+_FRAME_BITS: Range = (10_000, 100_000)
+_JPEG = Jpeg(quality=(30, 95))
+_NOISE_1 = Noise(sigma=(1 / 255, 30 / 255), scale=(0.05, 3), poisson=0.5, grey=0.4)
+_NOISE_2 = Noise(sigma=(1 / 255, 25 / 255), scale=(0.05, 2.5), poisson=0.5, grey=0.4)
+_SMALL = Resize(scale=1 / 4, modes=_ALIKE)
+
+
+def _two_stages(name: str, codec: OneOf, *, reference: bool) -> Recipe:
+    """The recipe of the specification, section 11; Real-ESRGAN's with video codecs."""
+    return Recipe(
+        name=name,
+        sharpen=True,
+        drift=0.0 if reference else 0.1,
+        per_frame=reference,
+        stages=(
+            Kernels(sigma=(0.2, 3)),
+            Resize(scale=1, modes=_ALIKE, up=(0.2, (1, 1.5)), down=(0.7, (0.15, 1)), of_now=True),
+            _NOISE_1,
+            _JPEG,
+            codec,
+            Kernels(sigma=(0.2, 1.5), probability=0.8),
+            Resize(
+                scale=1 / 4,
+                modes=_ALIKE,
+                up=(0.3, (1, 1.2)),
+                down=(0.4, (0.3, 1)),
+                reference_width=reference,
+            ),
+            _NOISE_2,
+            OneOf((0.5, 0.5), ((_SMALL, Sinc(), _JPEG), (_JPEG, _SMALL, Sinc()))),
+            codec,
+        ),
+    )
+
+
+def _codecs(*names: VideoCodec, weights: tuple[float, ...]) -> OneOf:
+    return OneOf(weights, tuple((Codec(codec=name, frame_bits=_FRAME_BITS),) for name in names))
+
+
+STAR_HEAVY = _two_stages(
+    "heavy", _codecs("libx264", "libx265", "mpeg4", weights=(1, 1, 1)), reference=False
+)
+# As released: every frame on its own, and its second resize distorts.
+STAR_REFERENCE = _two_stages(
+    "reference", _codecs("libx264", "mpeg4", weights=(2, 1)), reference=True
+)
+# What the light model was trained on was not released; these ranges are ours.
+STAR_LIGHT = Recipe(
+    name="light",
+    drift=0.1,
+    stages=(
+        Kernels(sigma=(0.2, 1.2), size=(7, 13), probability=0.8),
+        _SMALL,
+        Noise(sigma=(0, 8 / 255), scale=(0.05, 0.8), poisson=0.5, grey=0.4),
+        OneOf(
+            (1, 1, 1, 1),
+            (
+                (Jpeg(quality=(70, 95)),),
+                (Codec(codec="libx264", quality=(18, 28)),),
+                (Codec(codec="libx265", quality=(20, 30)),),
+                (Codec(codec="mpeg4", quality=(2, 5)),),
+            ),
+        ),
+    ),
+)
+
+
+def _fixed(name: str, sigma: float, noise: float, quality: float) -> Recipe:
+    return Recipe(
+        name=name,
+        stages=(
+            Blur(sigma=(sigma, sigma)),
+            Resize(scale=1 / 4, modes={"area": 1}),
+            Noise(sigma=(noise / 255, noise / 255)),
+            Jpeg(quality=(quality, quality)),
+        ),
+    )
+
+
+MILD = _fixed("fixed-mild", 1.0, 4, 60)
+HEAVY = _fixed("fixed-heavy", 1.6, 12, 30)
+
+COMPRESSION = Recipe(
+    name="compression",
+    stages=(
+        Resize(scale=1 / 4, modes={"area": 1}),
+        Codec(codec="libx264", quality=(30, 30)),
+    ),
+)
+
+# What the built-in model trains on: spans and surrounds mild to heavy.
+_X264 = Codec(codec="libx264", quality=(20, 36), preset="veryfast")
+_MPEG4 = Codec(codec="mpeg4", quality=(2, 12))
+TRAINING = Recipe(
+    name="training",
+    drift=0.1,
+    stages=(
+        Blur(sigma=(0.2, 2.2), anisotropic=0.3),
+        Resize(scale=1 / 4, modes={"area": 0.7, "bicubic": 0.15, "bilinear": 0.15}),
+        Noise(sigma=(0, 18 / 255), scale=(0, 1.6), poisson=0.25, grey=0.3),
+        OneOf(
+            (0.75, 0.0625, 0.0625, 0.0625, 0.0625),
+            (
+                (Jpeg(quality=(20, 95)),),
+                (_X264,),
+                (_MPEG4,),
+                (Jpeg(quality=(60, 95)), _X264),
+                (Jpeg(quality=(60, 95)), _MPEG4),
+            ),
+        ),
+    ),
+)
+
+# By the names that people choose them by.
+PRESETS = {
+    recipe.name: recipe
+    for recipe in (STAR_LIGHT, STAR_HEAVY, STAR_REFERENCE, MILD, HEAVY, COMPRESSION, TRAINING)
+}
