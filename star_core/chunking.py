@@ -24,16 +24,21 @@ class ChunkConfig:
     merged: the windows of a clip of up to this many frames are merged at every step. Those of a
     longer one come one after the other, and what the first has found for the frames that two share
     (its x_0 at every step) is given to the next, so that memory does not grow with the clip.
+    segment: so many frames are restored with the windows that they need, as if the others were not
+    there, so that segments can be worked on at the same time; None for the whole clip.
     """
 
     length: int = 32
     overlap: int = 16
     merged: int = 128
+    segment: int | None = None
 
     def __post_init__(self) -> None:
         _check(self.length, self.overlap)
         if self.merged < 0:
             raise ValueError(f"merged must be at least 0 frames, got {self.merged}")
+        if self.segment is not None and self.segment < 1:
+            raise ValueError(f"segment must be at least 1 frame, got {self.segment}")
 
 
 def _check(length: int, overlap: int) -> None:

@@ -1,9 +1,10 @@
 """The whole method: enlarge, pad, encode, noise, denoise in windows, decode, crop, fix colours."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, tee
+from itertools import islice, pairwise, tee
 
 import torch
 from torch import Tensor
@@ -118,63 +119,110 @@ def restore(
     canvas: Canvas,
     *,
     work: Work | None = None,
+    seat: Seat | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[Tensor]:
     """Restores a clip; yields the wanted frames (c h w) in [0, 1] on the CPU, one by one.
 
-    frames: those that the shots need, which follow each other, (c h w) in [0, 1], iterable twice;
-    alpha (c = 4) is enlarged. shots: of one behaviour and device. work: what it has is not done
-    again, and what is done is kept in it. on_progress(stage, done, total) is called often, from 0
-    done, in the stages encode, denoise and decode, which take turns in a long clip; an exception
-    from it ends the run.
+    frames: those that the shots need, (c h w) in [0, 1], iterable twice; alpha (c = 4) is enlarged.
+    shots: in order, of one behaviour and device. work: what it has is not done again, and what is
+    done is kept in it. seat: where modules work, one of the shots' device if none is given.
+    on_progress(stage, done, total) is called often, from 0 done, in the stages encode, denoise and
+    decode, which take turns in a long clip; an exception from it ends the run.
     """
     for shot in shots:
         _refuse_crashes(shot)
     count = Counter(_totals(shots), on_progress)
+    shared = max((a.part.needed.stop - b.part.needed.start for a, b in pairwise(shots)), default=0)
     start = shots[0].part.needed.start
-    to_encode, for_colors = Frames(frames, start), Frames(frames, start)
-
-    def in_latents(tile: Tile) -> Tile:
-        return tile.in_latents(vae.factor, step=2**model.config.downsamplings)
-
-    with Seat(shots[0].settings.device) as seat:
+    to_encode = Frames(frames, start, held=shared)
+    for_colors = Frames(frames, start)
+    with seat or Seat(shots[0].settings.device) as seat:
         for number, shot in enumerate(shots):
-            run = _Run(
-                name=f"{number:04}",
-                shot=shot,
-                model=model,
-                vae=vae,
-                canvas=canvas,
-                noise=_noise(shot.settings, canvas, vae.factor),
-                room=Room(
-                    vae_tile=shot.settings.tile,
-                    latent_tile=shot.settings.latent_tile,
-                    slicing=shot.settings.slicing,
-                    view=canvas.view_size,
-                    in_latents=in_latents,
-                ),
-                seat=seat,
-                work=work,
-                count=count,
-            )
+            run = _run(number, shot, model, vae, canvas, work, seat, count)
             yield from run.frames(to_encode, for_colors)
 
 
-class Frames:
-    """Frames of a clip by their index, forwards only; none is read before it is asked for."""
+@torch.inference_mode()
+def find_latents(
+    frames: Iterable[Tensor],
+    model: StarModel,
+    vae: VideoVAE,
+    shots: Sequence[Shot],
+    number: int,
+    canvas: Canvas,
+    *,
+    work: Work,
+    on_progress: Progress | None = None,
+) -> None:
+    """Does of one shot what `restore` then finds in `work`: everything but decoding.
 
-    def __init__(self, frames: Iterable[Tensor], start: int) -> None:
-        """start: index of the first of `frames`."""
+    frames: those that this shot needs. Others as in `restore`.
+    """
+    shot = shots[number]
+    _refuse_crashes(shot)
+    count = Counter(_totals([shot]), on_progress)
+    to_encode = Frames(frames, shot.part.needed.start)
+    with Seat(shot.settings.device) as seat:
+        run = _run(number, shot, model, vae, canvas, work, seat, count)
+        for _ in run.latents(to_encode) if shot.settings.strength else ():
+            pass
+
+
+def _run(
+    number: int,
+    shot: Shot,
+    model: StarModel,
+    vae: VideoVAE,
+    canvas: Canvas,
+    work: Work | None,
+    seat: Seat,
+    count: Counter,
+) -> "_Run":
+    def in_latents(tile: Tile) -> Tile:
+        return tile.in_latents(vae.factor, step=2**model.config.downsamplings)
+
+    return _Run(
+        name=f"{number:04}",
+        shot=shot,
+        model=model,
+        vae=vae,
+        canvas=canvas,
+        noise=_noise(shot.settings, canvas, vae.factor),
+        room=Room(
+            vae_tile=shot.settings.tile,
+            latent_tile=shot.settings.latent_tile,
+            slicing=shot.settings.slicing,
+            view=canvas.view_size,
+            in_latents=in_latents,
+        ),
+        seat=seat,
+        work=work,
+        count=count,
+    )
+
+
+class Frames:
+    """Frames of a clip by their index; none is read before it is asked for."""
+
+    def __init__(self, frames: Iterable[Tensor], start: int, *, held: int = 0) -> None:
+        """start: index of the first of `frames`. held: how many can be had once more."""
         self._frames, self._next = frames, start
         self._coming: Iterator[Tensor] | None = None
+        self._held: deque[Tensor] = deque(maxlen=held)
 
     def read(self, part: range) -> Iterator[Tensor]:
-        """The frames in `part`, which begins where the last one ended or later."""
+        """The frames in `part`, which begins amid those held, where the last one ended or later."""
         if self._coming is None:
             self._coming = iter(self._frames)
-        for frame in islice(self._coming, part.start - self._next, part.stop - self._next):
-            self._next = part.stop
-            yield frame
+        again = max(self._next - part.start, 0)
+        yield from list(self._held)[len(self._held) - again :][: len(part)]
+        skipped = max(part.start - self._next, 0)
+        for index, frame in enumerate(islice(self._coming, max(part.stop - self._next, 0))):
+            self._next += 1
+            self._held.append(frame)
+            if index >= skipped:
+                yield frame
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,9 +260,9 @@ class _Run:
 
         restored = unchanged = iter(())
         if strength == 1:
-            restored = self._decoded(latents for latents, _ in self._pieces(to_encode))
+            restored = self._decoded(latents for latents, _ in self.latents(to_encode))
         elif strength:
-            found, given = tee(self._pieces(to_encode))
+            found, given = tee(self.latents(to_encode))
             restored = self._decoded(latents for latents, _ in found)
             unchanged = self._decoded(hint for _, hint in given)
         for source in for_colors.read(wanted):
@@ -233,7 +281,7 @@ class _Run:
     def _enlarged(self, frame: Tensor) -> Tensor:
         return upsample(frame[:3], self.canvas.size, self.settings.sampling.upsample).clamp(0, 1)
 
-    def _pieces(self, sources: Frames) -> Iterator[tuple[Tensor, Tensor]]:
+    def latents(self, sources: Frames) -> Iterator[tuple[Tensor, Tensor]]:
         """Restored latents and the hint of each frame needed, (1 c h w), in order."""
         pieces, first = self.shot.part.pieces, self.shot.part.needed.start
         shared = [after.known for after in pieces[1:]] + [0]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,9 +34,11 @@ class Work:
     folder holds something else, or cannot be written to.
     """
 
-    def __init__(self, folder: Path, *, keep: bool = False) -> None:
-        """keep: the folder stays however the block ends."""
-        self.folder, self._stays = folder, keep
+    def __init__(self, folder: Path, *, keep: bool = False, shared: bool = False) -> None:
+        """keep: the folder stays however the block ends. shared: other processes work in it too,
+        so that only what is this one's is removed.
+        """
+        self.folder, self._stays, self._shared = folder, keep, shared
         self._identity = ""
 
     def __enter__(self) -> "Work":
@@ -55,12 +58,16 @@ class Work:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._shared:
+            return
         if kind is None and not self._stays or not any(self.folder.glob("*.safetensors")):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def begin(self, identity: str) -> None:
         """Remove what other runs, and this one when it was killed, have left unfinished."""
         self._identity = identity
+        if self._shared:
+            return
         entries = list(self.folder.glob("*.safetensors"))
         others = [path for path in entries if not path.name.startswith(f"{identity}.")]
         if others:
@@ -78,18 +85,21 @@ class Work:
     def recall(self, name: str) -> dict[str, Tensor] | None:
         """What was kept under a name; None if nothing was, or if it is damaged."""
         for path in self.folder.glob(f"{self._identity}.{name}.*.safetensors"):
-            data = path.read_bytes()
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:  # another process was faster
+                continue
             if path.name == self._name(name, data):
                 return load(data)
             _LOG.warning("%s is damaged: that part is done again", path.name)
-            path.unlink()
+            path.unlink(missing_ok=True)
         return None
 
     def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors under a name; on return they are on the disk. ValueError if it is full."""
         data = save({key: tensor.contiguous() for key, tensor in tensors.items()})
         path = self.folder / self._name(name, data)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{secrets.token_hex(4)}.part")
         try:
             with part.open("wb") as file:
                 file.write(data)

@@ -4,9 +4,10 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,8 @@ from .geometry import output_size
 from .model_files import find_published, find_text_encoder, find_vae
 from .models.encoder import UNetConfig
 from .models.slicing import Slicing
-from .pipeline import Settings, Shot, restore
+from .offload import Seat
+from .pipeline import Settings, Shot, find_latents, restore
 from .progress import Progress
 from .resume import Work, hash_of, identity_of, tensor_hash, work_folder
 from .text import (
@@ -34,7 +36,7 @@ from .text import (
     load_text_encoder,
 )
 from .vae import VideoVAE, load_vae
-from .video_io import VideoSink, VideoSource, open_sink, open_stills, open_video
+from .video_io import AlreadyThere, VideoSink, VideoSource, open_sink, open_stills, open_video
 
 WEIGHTS = Path(__file__).with_name("weights")
 BUILT_IN = {"tiny": (WEIGHTS / "tiny.safetensors", WEIGHTS / "tiny_vae.safetensors")}
@@ -64,13 +66,19 @@ class Prompts:
 class Model:
     """Everything that restores: network, VAE, positive and negative embeddings (1 l d).
 
-    embeddings: by the prompts that they are of. sources: the files of network and VAE.
+    embeddings: by the prompts that they are of. sources: the files of network and VAE, or what
+    else tells their weights from others.
     """
 
     star: StarModel
     vae: VideoVAE
-    embeddings: Mapping[Prompts, tuple[Tensor, Tensor]]
-    sources: tuple[Path, ...]
+    embeddings: dict[Prompts, tuple[Tensor, Tensor]]
+    sources: tuple[Path | str, ...]
+
+    @cached_property
+    def identity(self) -> list[str]:
+        """Of the weights."""
+        return [hash_of(each) if isinstance(each, Path) else each for each in self.sources]
 
 
 def find_model(
@@ -121,16 +129,33 @@ def load(
 
     ValueError for prompts to a model that takes none, and for a VAE that does not fit.
     """
-    wanted = dict.fromkeys(prompts)
-    for each in wanted:
-        check_prompts(files, each)
     star = load_model(files.model, dtype=dtype)
     vae = load_vae(files.vae, dtype=dtype)
     check_vae(vae, star.config, star.latents)
-    sources = (files.model, files.vae)
+    model = Model(star=star, vae=vae, embeddings={}, sources=(files.model, files.vae))
+    add_prompts(model, files, prompts, behaviour=behaviour, device=device, dtype=dtype)
+    return model
+
+
+def add_prompts(
+    model: Model,
+    files: ModelFiles,
+    prompts: Iterable[Prompts],
+    *,
+    behaviour: Behaviour,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> None:
+    """Encode those prompts that a model has no embeddings of yet."""
+    wanted, star = dict.fromkeys(prompts), model.star
+    for each in wanted:
+        check_prompts(files, each)
     if star.prompts is not None:
         both = (star.prompts.positive, star.prompts.negative)
-        return Model(star=star, vae=vae, embeddings=dict.fromkeys(wanted, both), sources=sources)
+        model.embeddings.update(dict.fromkeys(wanted, both))
+    new = [each for each in wanted if each not in model.embeddings]
+    if not new:
+        return
     assert files.text_encoder is not None
     encoder = load_text_encoder(
         files.text_encoder, width=star.config.context_dim, device=device, dtype=dtype
@@ -145,8 +170,7 @@ def load(
         bad = NEGATIVE_PROMPT if prompts.negative is None else prompts.negative
         return encoder.encode(caption), encoder.encode(bad)
 
-    embeddings = {each: encoded(each) for each in wanted}
-    return Model(star=star, vae=vae, embeddings=embeddings, sources=sources)
+    model.embeddings.update({each: encoded(each) for each in new})
 
 
 def check_prompts(files: ModelFiles, prompts: Prompts) -> None:
@@ -221,7 +245,7 @@ class Clip:
     region: Region | None
 
     def parts(self, scenes: Sequence[Scene]) -> list[tuple[Part, Scene]]:
-        """What is to be computed of each scene that has wanted frames."""
+        """What is to be computed of each scene that has wanted frames, or of its segments."""
         parts = []
         for scene in scenes:
             shot = scene.frames or range(self.source.info.frame_count)
@@ -231,15 +255,39 @@ class Clip:
             if self.alone:
                 first = self.wanted.start
                 shot = inside = range(inside.start - first, inside.stop - first)
-            part = Part.of(
-                shot,
-                inside,
-                chunk=scene.settings.chunk,
-                decode_window=scene.settings.sampling.decode_window,
-                behaviour=scene.settings.behaviour,
-            )
-            parts.append((part, scene))
+            chunk = scene.settings.chunk
+            # counted from the shot's beginning, so that a preview has the same
+            step = chunk.segment or len(shot)
+            for start in range(shot.start, shot.stop, step):
+                segment = range(max(start, inside.start), min(start + step, inside.stop))
+                if not segment:
+                    continue
+                part = Part.of(
+                    shot,
+                    segment,
+                    chunk=chunk,
+                    decode_window=scene.settings.sampling.decode_window,
+                    behaviour=scene.settings.behaviour,
+                )
+                parts.append((part, scene))
         return parts
+
+    def plan(self, scenes: Sequence[Scene], model: Model) -> tuple[Canvas, list[Shot]]:
+        """Where things lie on the enlarged frame, and what is computed."""
+        canvas = Canvas.of(
+            self.size,
+            self.region,
+            vae_factor=model.vae.factor,
+            levels=model.star.config.downsamplings,
+            behaviour=scenes[0].settings.behaviour,
+        )
+        shots = []
+        for part, scene in self.parts(scenes):
+            positive, negative = model.embeddings[scene.prompts]
+            shots.append(
+                Shot(part=part, positive=positive, negative=negative, settings=scene.settings)
+            )
+        return canvas, shots
 
     def frames(self, needed: range) -> "Look":
         """Some frames, counted as those of the parts are."""
@@ -283,6 +331,7 @@ def upscale(
     get_model: Callable[[Sequence[Prompts]], Model],
     *,
     get_scenes: Callable[[VideoSource], Sequence[Scene]] | None = None,
+    seat: Seat | None = None,
     on_progress: Progress | None = None,
     on_frame: Callable[[Tensor], None] | None = None,
 ) -> dict[str, object]:
@@ -290,10 +339,10 @@ def upscale(
 
     get_scenes: the shots of the whole source in order, with the behaviour, device and seed of
     `settings`; None for one shot with these settings, which stills always are. get_model: is given
-    the prompts of the scenes. on_progress: see `restore`. on_frame: is given each restored frame
-    (c h w) in [0, 1]. An exception from either ends the job; the same job goes on with what it had
-    finished. Returns frames, width, height and fps of the result. ValueError for whatever a user
-    can mend.
+    the prompts of the scenes. seat, on_progress: see `restore`. on_frame: is given each restored
+    frame (c h w) in [0, 1]. An exception from either ends the job; the same job goes on with what
+    it had finished. Returns frames, width, height and fps of the result. ValueError for whatever a
+    user can mend.
     """
     with ExitStack() as stack:
         work, scenes = None, [Scene(settings=settings)]
@@ -306,19 +355,7 @@ def upscale(
             scenes = get_scenes(source) if get_scenes else scenes
         model = get_model([scene.prompts for scene in scenes])
         for clip in clips:
-            canvas = Canvas.of(
-                clip.size,
-                clip.region,
-                vae_factor=model.vae.factor,
-                levels=model.star.config.downsamplings,
-                behaviour=settings.behaviour,
-            )
-            shots = []
-            for part, scene in clip.parts(scenes):
-                positive, negative = model.embeddings[scene.prompts]
-                shots.append(
-                    Shot(part=part, positive=positive, negative=negative, settings=scene.settings)
-                )
+            canvas, shots = clip.plan(scenes, model)
             if work:
                 work.begin(_identity(job, clip, canvas, shots, model))
             needed = range(shots[0].part.needed.start, shots[-1].part.needed.stop)
@@ -329,6 +366,7 @@ def upscale(
                 shots,
                 canvas,
                 work=work,
+                seat=seat,
                 on_progress=on_progress,
             )
             with clip.sink as sink:
@@ -346,6 +384,54 @@ def upscale(
     }
 
 
+def survey(
+    job: Job, settings: Settings, get_scenes: Callable[[VideoSource], Sequence[Scene]] | None
+) -> tuple[list[Scene], list[int]]:
+    """The scenes of a job, and the number of frames of each part of it that `find_part` can do.
+
+    Arguments as of `upscale`. Stills have no such parts. ValueError for whatever a user can mend.
+    """
+    scenes = [Scene(settings=settings)]
+    if job.stills:
+        return scenes, []
+    source = open_video(job.source, deinterlace=job.deinterlace)
+    clip = _clip(source, job.out, job, settings)
+    if get_scenes:
+        scenes = list(get_scenes(source))
+    return scenes, [len(part.wanted) for part, _ in clip.parts(scenes)]
+
+
+def find_part(
+    job: Job,
+    scenes: Sequence[Scene],
+    number: int,
+    get_model: Callable[[Sequence[Prompts]], Model],
+    *,
+    on_progress: Progress | None = None,
+) -> None:
+    """Does one part of a job but for decoding, so that `upscale` finds it done.
+
+    Several processes may do so at once, for the same job too, where they see the same files.
+    scenes: of `survey`. Others as in `upscale`.
+    """
+    source = open_video(job.source, deinterlace=job.deinterlace)
+    with Work(work_folder(job.out), shared=True) as work:
+        clip = _clip(source, job.out, job, scenes[0].settings, scratch=work.folder)
+        model = get_model([scene.prompts for scene in scenes])
+        canvas, shots = clip.plan(scenes, model)
+        work.begin(_identity(job, clip, canvas, shots, model))
+        find_latents(
+            clip.frames(shots[number].part.needed),
+            model.star,
+            model.vae,
+            shots,
+            number,
+            canvas,
+            work=work,
+            on_progress=on_progress,
+        )
+
+
 def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[Shot], model: Model) -> str:
     """Of everything that latents of this run depend on."""
     return identity_of(
@@ -355,7 +441,7 @@ def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[Shot], model
             "deinterlace": job.deinterlace,
             "box": clip.box,
             "canvas": canvas,
-            "model": [hash_of(path) for path in model.sources],
+            "model": model.identity,
             "dtype": next(model.star.network.parameters()).dtype,
             "shots": [
                 (
@@ -383,7 +469,7 @@ def _stills(job: Job, settings: Settings) -> Iterator[list[Clip]]:
         raise ValueError(f"{job.out.name}: stills go into a folder, name one without extension")
     existing = [name for name in names if (job.out / name).exists()]
     if existing and not job.overwrite:
-        raise ValueError(
+        raise AlreadyThere(
             f"{job.out / existing[0]} exists already: choose another folder, or allow overwriting"
         )
     folder = job.out.absolute().parent / f".star-{secrets.token_hex(8)}"

@@ -2,9 +2,11 @@
 
 from .color import Color
 from .reader import VideoInfo, VideoSource, open_stills, open_video
+from .targets import AlreadyThere
 from .writer import VideoSink, open_sink
 
 __all__ = [
+    "AlreadyThere",
     "Color",
     "VideoInfo",
     "VideoSink",

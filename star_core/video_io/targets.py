@@ -12,6 +12,10 @@ FRAME_NAMES = "%05d.png"
 VIDEO_SUFFIXES = (".mkv", ".mp4", ".mov")
 
 
+class AlreadyThere(ValueError):
+    """The result exists, and may not be overwritten."""
+
+
 class FileTarget:
     """One video file."""
 
@@ -127,7 +131,7 @@ def _exists(path: Path) -> bool:
 
 def _keep_existing(path: Path, *, exists: bool, overwrite: bool) -> None:
     if exists and not overwrite:
-        raise ValueError(f"{path} exists already: choose another name, or allow overwriting")
+        raise AlreadyThere(f"{path} exists already: choose another name, or allow overwriting")
 
 
 def _unwritable(path: Path, error: OSError) -> ValueError:
