@@ -7,23 +7,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def storages_of(tree):
-    return [t.untyped_storage() for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
+def tensors_of(tree):
+    return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
 
 
 class LiveTensors(TorchDispatchMode):
-    """While active, `peak` is the most bytes of tensors made inside that were alive at once."""
+    """While active, `peak` is the most bytes of tensors made inside that were alive at once.
 
-    def __init__(self):
+    device: count what lies there only. Fake tensors may lie on "meta" and on "cpu" beside it.
+    """
+
+    def __init__(self, device=None):
         super().__init__()
-        self.live, self.peak, self.seen = 0, 0, set()
+        self.live, self.peak, self.seen, self.device = 0, 0, set(), device
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         # A view of what was there before, such as a weight, is nothing new.
-        given = {storage._cdata for storage in storages_of((args, kwargs))}
+        given = {tensor.untyped_storage()._cdata for tensor in tensors_of((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for storage in storages_of(out):
-            if storage._cdata not in given:
+        for tensor in tensors_of(out):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given and self.device in (None, tensor.device.type):
                 self.count(storage)
         return out
 

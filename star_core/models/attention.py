@@ -61,10 +61,9 @@ def within(
     counts = [math.ceil(side / window.size) if window else 1 for side in sides]
     if window is None or counts == [1, 1]:
         return attend(tokens)
-    shift = [
-        side // count // 2 if window.shifted else 0
-        for side, count in zip(sides, counts, strict=True)
-    ]
+    shift = [0, 0]
+    if window.shifted:
+        shift = [max(1, side // count // 2) for side, count in zip(sides, counts, strict=True)]
     frames = rearrange(tokens, "b (h w) d -> b h w d", h=height)
     frames = frames.roll([-by for by in shift], (1, 2))
 

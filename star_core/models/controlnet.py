@@ -2,10 +2,16 @@
 
 from collections.abc import Iterator
 
-from einops import rearrange
 from torch import Tensor, nn
 
-from .encoder import UNetConfig, encode, input_blocks, middle_block, run_block
+from .encoder import (
+    UNetConfig,
+    encode,
+    first_convolution,
+    input_blocks,
+    middle_block,
+    run_block,
+)
 from .slicing import Slicing
 from .unet_blocks import Factory, sinusoidal_embedding, timestep_mlp
 
@@ -41,13 +47,10 @@ class VideoControlNet(nn.Module):
         frames = x.shape[2]
         emb = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
         emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
-        x = rearrange(x, "b c f h w -> (b f) c h w")
-        if hint is not None:
-            hint = self.input_hint_block(rearrange(hint, "b c f h w -> (b f) c h w"))
-        outputs = encode(self.input_blocks, x, emb, context, frames, hint=hint, slicing=slicing)
-        for zero_conv, output in zip(self.zero_convs, outputs, strict=True):
-            x = output
-            yield zero_conv, output
-            del output
-        x = run_block(self.middle_block, [x], emb, context, frames, slicing)
-        yield self.middle_block_out, x
+        about = (emb, context, frames, slicing)
+        channels = [first_convolution(self.input_blocks, x, slicing, self.input_hint_block, hint)]
+        outputs = encode(self.input_blocks, channels, *about)
+        for zero_conv, _ in zip(self.zero_convs, outputs, strict=True):
+            yield zero_conv, channels[0]
+        channels.append(run_block(self.middle_block, channels, *about))
+        yield self.middle_block_out, channels[0]

@@ -136,24 +136,38 @@ def run_block(
     return channels.pop()
 
 
-def encode(
+def first_convolution(
     blocks: nn.ModuleList,
     x: Tensor,
+    slicing: Slicing | None = None,
+    hint_block: nn.Module | None = None,
+    hint: Tensor | None = None,
+) -> Tensor:
+    """x (b c f h w) -> (b·f c h w), with the hint's convolution added to it."""
+    first = blocks[0]
+    assert isinstance(first, nn.ModuleList)
+    x = rearrange(x, "b c f h w -> (b f) c h w")
+    if hint_block is None or hint is None:
+        return over_frames(first[0], slicing, x)
+    hint = rearrange(hint, "b c f h w -> (b f) c h w")
+    return over_frames(lambda x, hint: first[0](x) + hint_block(hint), slicing, x, hint)
+
+
+def encode(
+    blocks: nn.ModuleList,
+    channels: list[Tensor],
     emb: Tensor,
     context: Tensor,
     frames: int,
     slicing: Slicing | None = None,
-    *,
-    hint: Tensor | None = None,
-) -> Iterator[Tensor]:
-    """Yields each block's output; the hint enters after the first convolution."""
+) -> Iterator[None]:
+    """Leaves each block's output in `channels`, one after the other.
+
+    At the start it holds that of the first convolution, to which a hint may be added. Nobody else
+    should hold what is in it, so that it can be freed.
+    """
     first = blocks[0]
     assert isinstance(first, nn.ModuleList)
-    x = over_frames(first[0], slicing, x)
-    if hint is not None:
-        x = x + hint
-    x = run_block(list(first)[1:], [x], emb, context, frames, slicing)
-    yield x
-    for block in list(blocks)[1:]:
-        x = run_block(block, [x], emb, context, frames, slicing)
-        yield x
+    for block in (list(first)[1:], *list(blocks)[1:]):
+        channels.append(run_block(block, channels, emb, context, frames, slicing))
+        yield

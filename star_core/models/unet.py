@@ -17,6 +17,7 @@ from .controlnet import VideoControlNet
 from .encoder import (
     UNetConfig,
     encode,
+    first_convolution,
     input_blocks,
     middle_block,
     res_block,
@@ -224,18 +225,17 @@ class ControlledVideoUNet(nn.Module):
         about = (emb, context, frames, slicing)
         # In step, so that each control is added to its skip at once.
         controls = self.VideoControlNet.controls(x, t, y, hint, slicing)
-        outputs = encode(self.input_blocks, rearrange(x, "b c f h w -> (b f) c h w"), *about)
+        channels = [first_convolution(self.input_blocks, x, slicing)]
+        outputs = encode(self.input_blocks, channels, *about)
         finest = self.config.num_res_blocks + 1  # blocks of the finest level in either half
         known = deep and deep.recall(place, t)
-        skips, channels = [], []
+        skips = []
 
         def kept(x: Tensor) -> Tensor:
             return slicing.waiting(x) if slicing else x
 
-        for output in outputs if known is None else islice(outputs, finest):
-            skips.append(kept(added(output, *next(controls), slicing)))
-            channels = [output]
-        del output, outputs
+        for _ in outputs if known is None else islice(outputs, finest):
+            skips.append(kept(added(channels[0], *next(controls), slicing)))
         blocks = [list(block.children()) for block in self.output_blocks]
         ascent = [blocks[-finest - 1].pop()] if len(blocks) > finest else []
 

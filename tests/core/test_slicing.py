@@ -1,8 +1,11 @@
 """The network in slices: the same numbers in less memory."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -37,6 +40,7 @@ def network():
     return network
 
 
+@settings(max_examples=30)
 @given(frames=st.integers(1, 5), slices=st.integers(1, 300), pixels=st.integers(1, 200))
 def test_slices_change_nothing(network, frames, slices, pixels):
     generator = torch.Generator().manual_seed(frames)
@@ -82,18 +86,51 @@ def test_a_norm_of_parts_has_the_statistics_of_the_clip():
     torch.testing.assert_close(parts, norm(clip), rtol=1e-5, atol=1e-5)
 
 
-def test_slices_need_less_memory():
+class ElsewhereSlicing(Slicing):
+    """What waits does so on a fake device beside the one that computes."""
+
+    def waiting(self, x):
+        return x.to("meta") if self.offload else x
+
+
+def test_slices_need_less_memory_and_skips_elsewhere_still_less():
     peaks = []
-    for slicing in (None, Slicing()):
-        with FakeTensorMode(), torch.inference_mode():
-            wide = ControlledVideoUNet(UNetConfig(num_res_blocks=1), dtype=torch.float16).eval()
-            wide.slicing = slicing
-            x = torch.empty(1, 4, 8, 66, 64, dtype=torch.float16)
-            y = torch.empty(1, 77, 1024, dtype=torch.float16)
-            with LiveTensors() as used:
+    with FakeTensorMode(), torch.no_grad():
+        wide = ControlledVideoUNet(replace(CONFIG, dim=64)).eval()
+        x, y = torch.empty(1, 4, 8, 18, 16), torch.empty(1, 3, 8)
+        size = {"spatial_pixels": 300, "temporal_pixels": 96}
+        for slicing in (None, Slicing(**size), ElsewhereSlicing(**size, offload=True)):
+            with wide.working(slicing=slicing), LiveTensors("cpu") as used:
                 wide(x, torch.zeros(1), y, x)
-        peaks.append(used.peak)
-    assert peaks[1] < 0.7 * peaks[0]
+            peaks.append(used.peak)
+    assert peaks[1] < 0.7 * peaks[0] and peaks[2] < 0.8 * peaks[1]
+
+
+def test_offloaded_skips_all_wait_and_come_back(network):
+    class Counting(Slicing):
+        def waiting(self, x):
+            waited.append(x.shape)
+            return super().waiting(x)
+
+    waited = []
+    x, y, t = torch.randn(1, 4, 2, 6, 8), torch.zeros(1, 3, 8), torch.tensor([500])
+    with network.working(slicing=Slicing()):
+        plain = network(x, t, y, x)
+    with network.working(slicing=Counting(offload=True)):
+        assert torch.equal(network(x, t, y, x), plain)
+    assert len(waited) == len(network.input_blocks)
+
+
+@pytest.mark.gpu
+def test_skips_in_main_memory_change_nothing_on_a_gpu(network):
+    gpu = copy.deepcopy(network).to("cuda")
+    x, y, t = torch.randn(1, 4, 2, 34, 32), torch.zeros(1, 3, 8), torch.tensor([500])
+    given = [tensor.cuda() for tensor in (x, t, y, x)]
+    with gpu.working(slicing=Slicing(spatial_pixels=500)):
+        plain = gpu(*given)
+    with gpu.working(slicing=Slicing(spatial_pixels=500, offload=True)):
+        assert torch.equal(gpu(*given), plain)
+        assert not Slicing(offload=True).waiting(given[0]).is_cuda
 
 
 def test_impossible_slices_are_refused():
