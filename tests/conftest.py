@@ -24,6 +24,10 @@ OPT_IN = {
         ),
         "set COMFYUI_DIR and CHROMIUM, and install playwright",
     ),
+    "page": (
+        lambda: "CHROMIUM" in os.environ and importlib.util.find_spec("playwright"),
+        "set CHROMIUM to a Chromium, and install playwright",
+    ),
     "gpu": (torch.cuda.is_available, "needs a CUDA device"),
     "weights": (
         lambda: "STAR_WEIGHTS" in os.environ,

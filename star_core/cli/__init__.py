@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from .comparing import add_compare, add_votes, run_compare, run_votes
 from .degrading import add_degrade, run_degrade
 from .files import (
     add_convert,
@@ -28,6 +29,8 @@ SUCCESS, CAN_BE_MENDED, INTERRUPTED = 0, 2, 130
 _COMMANDS = (
     ("upscale", run_upscale, add_upscale, "restore and enlarge a video"),
     ("demo", run_demo, add_demo, "restore the clip that comes along and measure the result"),
+    ("compare", run_compare, add_compare, "write a page that shows clips side by side"),
+    ("votes", run_votes, add_votes, "count the votes of viewers of such pages together"),
     ("download", run_download, add_download, "fetch published model files from Hugging Face"),
     ("evaluate", run_evaluate, add_evaluate, "measure restored clips"),
     ("metric-weights", run_metric_weights, add_metric_weights, "fetch what metrics need"),

@@ -44,12 +44,12 @@ def choose_encoding(
         layout = PlanarFormat("yuv", 10, alpha, (1, 1) if alpha else (2, 1))
         arguments = ["-c:v", "prores_ks", "-profile:v", profile, "-vendor", "apl0"]
         return Encoding(layout, arguments, "mov")
-    if suffix != ".mp4":
+    if suffix not in (".mp4", ".webm"):
         arguments = ["-c:v", "png", "-pix_fmt", "rgba" if alpha else "rgb24"]
         return Encoding(_RGBA if alpha else _RGB, arguments, "image2")
 
     if alpha:
-        raise ValueError(f"{path.name}: .mp4 cannot carry alpha; write .mkv, .mov or a folder")
+        raise ValueError(f"{path.name}: {suffix} cannot carry alpha; write .mkv, .mov or a folder")
     subsampling = (2, 2)
     if width % 2 or height % 2:
         _LOG.warning(
@@ -68,6 +68,13 @@ def choose_encoding(
         arguments += ["-x265-params", f"log-level=error{blocks}"]
         return Encoding(PlanarFormat("yuv", 10, False, subsampling), arguments, "mp4")
     layout = PlanarFormat("yuv", 8, False, subsampling)
+    if suffix == ".webm":
+        # For pages: every browser plays it, and key frames close together make seeking quick.
+        arguments = ["-c:v", "libvpx-vp9", "-crf", "8", "-b:v", "0", "-g", "12", "-row-mt", "1"]
+        arguments += ["-deadline", "good", "-cpu-used", "5"]
+        # A packet is a frame: none is hidden, none waits for later ones.
+        arguments += ["-auto-alt-ref", "0", "-lag-in-frames", "0"]
+        return Encoding(layout, arguments, "webm")
     return Encoding(layout, ["-c:v", "libx264", "-crf", "16"], "mp4")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from .images import is_pattern, pattern_numbers
 
 FRAME_NAMES = "%05d.png"
-VIDEO_SUFFIXES = (".mkv", ".mp4", ".mov")
+VIDEO_SUFFIXES = (".mkv", ".mp4", ".mov", ".webm")
 
 
 class AlreadyThere(ValueError):
@@ -117,7 +117,7 @@ def open_target(
     if suffix in ("", ".png") or path.is_dir():
         return FramesTarget(path, overwrite=overwrite, scratch=scratch)
     raise ValueError(
-        f"{path.name}: cannot write {suffix}. Use .mkv (lossless), .mp4, .mov, a folder or "
+        f"{path.name}: cannot write {suffix}. Use .mkv (lossless), .mp4, .mov, .webm, a folder or "
         f"{FRAME_NAMES}"
     )
 

@@ -181,7 +181,8 @@ def open_sink(
     """Open a video for writing, by extension.
 
     .mkv: FFV1, 8-bit RGB, lossless. .mp4: H.264 CRF 16 4:2:0 (4:4:4 where a side is odd), or H.265
-    of 10 bit with codec="h265". .mov: ProRes 422 HQ, 4444 with alpha. A folder or `%05d.png`: PNG.
+    of 10 bit with codec="h265". .mov: ProRes 422 HQ, 4444 with alpha. .webm: VP9 CRF 8 with key
+    frames close together. A folder or `%05d.png`: PNG.
 
     source: gives timestamps, colour tags, sound, subtitles, chapters and metadata; exactly its
         frames must be written. Without it the rate is `fps`.

@@ -1,0 +1,212 @@
+"""The comparison page: video, metrics and program in one HTML file that asks the network nothing.
+
+All clips of a scene are encoded as one video, one above the other. A browser keeps several videos
+in step only roughly; of one it cannot show different frames. Below them each frame carries its
+number, because browsers do not agree on how to ask which frame is on the screen.
+"""
+
+import base64
+import html
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import IO
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import metrics as measures
+from ..video_io import open_sink
+from ..video_io.targets import FileTarget
+from .scenes import Scene
+from .votes import QUESTIONS
+
+Progress = Callable[[str, int, int], None]
+
+FOLDER = Path(__file__).with_name("page")
+SCRIPTS = ("player.js", "view.js", "curves.js", "vote.js", "main.js")
+HIGHER, LOWER = "higher is better", "lower is better"
+TITLES = {
+    "psnr": ("PSNR, dB", HIGHER),
+    "psnr_y": ("PSNR of luma, dB", HIGHER),
+    "ssim": ("SSIM", HIGHER),
+    "flicker": ("flicker, levels", LOWER),
+    "warping_error": ("flow warping error x 1000", LOWER),
+    "own_warping_error": ("own flow warping error x 1000", LOWER),
+}
+LONGEST_SIDE = 16384  # of a VP9 picture in Chromium
+NUMBER_BITS, NUMBER_BLOCK = 16, 8  # lowest bit first, white for 1; pixels of a block's side
+BASE64_BLOCK = 3 * 2**20  # bytes; whole groups of three, so that blocks of base64 decode alone
+
+
+def write_page(
+    scenes: Sequence[Scene],
+    out: Path,
+    *,
+    title: str,
+    metrics: Sequence[str],
+    seed: int = 0,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> None:
+    """Write the page that compares `scenes`.
+
+    metrics: names that `star_core.metrics` knows. seed: of the blind mode's shuffling.
+    on_progress(stage, done, total) is called with the frames done, in the stages measure and
+    encode; an exception from it ends the run and leaves nothing behind. ValueError for an existing
+    file without `overwrite`, and for clips too large for one video.
+    """
+    report = on_progress or (lambda stage, done, total: None)
+    for scene in scenes:
+        _check(scene)
+    target = FileTarget(out.absolute(), overwrite=overwrite)
+    target.prepare()
+    try:
+        described = [_described(scene, metrics, report) for scene in scenes]
+        data = {
+            "title": title,
+            "seed": seed,
+            "questions": [{"id": name, "text": text} for name, text in QUESTIONS.items()],
+            "scenes": described,
+        }
+        with target.temporary.open("w", encoding="utf-8", newline="\n") as page:
+            for part, name in _template():
+                page.write(part)
+                if name == "videos":
+                    for index, scene in enumerate(scenes):
+                        _write_video(page, index, scene, report)
+                elif name == "data":
+                    # "</script" inside a name must not end the element.
+                    page.write(json.dumps(data, allow_nan=False).replace("<", "\\u003c"))
+                elif name:
+                    page.write(_text(name, title))
+        target.commit()
+    finally:
+        target.discard()
+
+
+def _template() -> Iterator[tuple[str, str]]:
+    """The page's text piece by piece, each with the name of what follows it."""
+    rest = (FOLDER / "page.html").read_text(encoding="utf-8")
+    while rest:
+        part, _, rest = rest.partition("{{")
+        name, _, rest = rest.partition("}}")
+        yield part, name
+
+
+def _text(name: str, title: str) -> str:
+    if name == "title":
+        return html.escape(title)
+    if name == "style":
+        return (FOLDER / "page.css").read_text(encoding="utf-8")
+    assert name == "script", name
+    return "\n".join((FOLDER / script).read_text(encoding="utf-8") for script in SCRIPTS)
+
+
+def cell_height(height: int) -> int:
+    """Rows from clip to clip in the video: at least 8 lie between, and chroma stays on its grid."""
+    return math.ceil((height + 8) / 16) * 16
+
+
+def stacked(frames: Sequence[Tensor], number: int) -> Tensor:
+    """Frames (3 h w) one above the other in cells, edges repeated; their number below: (3 H W)."""
+    height, width = frames[0].shape[-2:]
+    across = stacked_width(width)
+    margin = (0, across - width, 0, cell_height(height) - height)
+    blocks = torch.tensor([float(number >> bit & 1) for bit in range(NUMBER_BITS)])
+    strip = blocks.repeat_interleave(NUMBER_BLOCK).expand(3, 2 * NUMBER_BLOCK, -1)
+    strip = F.pad(strip, (0, across - strip.shape[-1]))
+    return torch.cat([*(F.pad(frame, margin, mode="replicate") for frame in frames), strip], dim=1)
+
+
+def stacked_width(width: int) -> int:
+    """Even, and with room for a number."""
+    return max(width + width % 2, NUMBER_BITS * NUMBER_BLOCK)
+
+
+def _check(scene: Scene) -> None:
+    width, height = scene.size
+    rows = len(scene.clips) * cell_height(height) + 2 * NUMBER_BLOCK
+    if scene.frames > 2**NUMBER_BITS:
+        raise ValueError(
+            f"scene {scene.name} has {scene.frames} frames, a page takes {2**NUMBER_BITS}: choose "
+            "some with --frames"
+        )
+    if max(width, rows) > LONGEST_SIDE:
+        most = (LONGEST_SIDE - 2 * NUMBER_BLOCK) // cell_height(height)
+        raise ValueError(
+            f"scene {scene.name}: {len(scene.clips)} clips of {width}x{height} do not fit into one "
+            f"video of at most {LONGEST_SIDE} rows: compare at most {most} at once"
+        )
+
+
+def _described(scene: Scene, metrics: Sequence[str], report: Progress) -> dict[str, object]:
+    """A scene as the page's program reads it."""
+    per_clip: dict[int, measures.Comparison] = {}
+    measured = [i for i, clip in enumerate(scene.clips) if clip is not scene.reference]
+    total = len(measured) * scene.frames
+    done = 0
+
+    def counted(frames: Iterator[Tensor]) -> Iterator[Tensor]:
+        nonlocal done
+        for frame in frames:
+            yield frame
+            done += 1
+            report("measure", done, total)
+
+    if metrics:
+        report("measure", 0, total)
+        for index in measured:
+            clip = scene.clips[index]
+            truth = scene.reference or clip
+            per_clip[index] = measures.compare(counted(iter(clip)), truth, metrics=metrics)
+    return {
+        "name": scene.name,
+        "frames": scene.frames,
+        "fps": scene.fps,
+        "width": scene.size[0],
+        "height": scene.size[1],
+        "cell_height": cell_height(scene.size[1]),
+        "number": {
+            "top": len(scene.clips) * cell_height(scene.size[1]),
+            "block": NUMBER_BLOCK,
+            "bits": NUMBER_BITS,
+        },
+        "clips": [{"name": clip.name} for clip in scene.clips],
+        "reference": scene.clips.index(scene.reference) if scene.reference else None,
+        "metrics": [
+            {
+                **dict(zip(("title", "better"), TITLES.get(name, (name, "")), strict=True)),
+                "values": {i: [_json(v) for v in c.per_frame[name]] for i, c in per_clip.items()},
+                "means": {i: _json(c.means[name]) for i, c in per_clip.items()},
+            }
+            for name in metrics
+        ],
+        "notes": list(scene.notes),
+    }
+
+
+def _json(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    return "inf" if math.isinf(value) else float(f"{value:.6g}")
+
+
+def _write_video(page: IO[str], index: int, scene: Scene, report: Progress) -> None:
+    report("encode", 0, scene.frames)
+    with tempfile.TemporaryDirectory(prefix="star-") as folder:
+        path = Path(folder) / "clips.webm"
+        rate = Fraction(scene.fps).limit_denominator(1001)
+        height = cell_height(scene.size[1]) * len(scene.clips) + 2 * NUMBER_BLOCK
+        with open_sink(path, width=stacked_width(scene.size[0]), height=height, fps=rate) as sink:
+            for number, frames in enumerate(zip(*scene.clips, strict=True)):
+                sink.write(stacked(frames, number))
+                report("encode", number + 1, scene.frames)
+        with path.open("rb") as video:
+            while block := video.read(BASE64_BLOCK):
+                text = base64.b64encode(block).decode("ascii")
+                page.write(f'<script type="text/plain" data-scene="{index}">{text}</script>\n')
