@@ -21,7 +21,7 @@ LEVELS = [
     (1, "degradation"),
     (2, "clip_folders", "curves"),
     (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "text", "vae"),
-    (3, "evaluate", "pipeline", "upscale", "training", "verify"),
+    (3, "compare", "evaluate", "pipeline", "upscale", "training", "verify"),
     (4, "__main__", "bench", "cli", "demo"),
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}

@@ -1,7 +1,6 @@
 """`compare`, `votes`: clips side by side in a browser, and what viewers say of them."""
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -52,19 +51,14 @@ def run_compare(args: argparse.Namespace) -> None:
 
     if len(args.clips) + (args.reference is not None) < 2:
         raise ValueError("there is one clip only: give at least two, or a --reference")
-    scenes = find_scenes(
-        args.clips, reference=args.reference, names=args.names, frames=args.frames
-    )
+    scenes = find_scenes(args.clips, reference=args.reference, names=args.names, frames=args.frames)
     for note in dict.fromkeys(note for scene in scenes for note in scene.notes):
         sys.stderr.write(f"note: {note}\n")
-    metrics = args.metrics
-    if metrics is None:
-        metrics = _metrics(with_reference=args.reference is not None)
     write_page(
         scenes,
         args.out,
         title=args.title,
-        metrics=metrics,
+        metrics=_metrics(args.metrics, has_reference=args.reference is not None),
         seed=args.seed,
         overwrite=args.overwrite,
         on_progress=Progress(("measure", "encode")),
@@ -72,15 +66,13 @@ def run_compare(args: argparse.Namespace) -> None:
     print(f"{args.out}: open it in a browser")
 
 
-def _metrics(*, with_reference: bool) -> list[str]:
-    """What is measured by default: all that this installation can."""
+def _metrics(names: list[str] | None, *, has_reference: bool) -> list[str]:
+    """Those asked for, or what there is to measure by default."""
     from ..metrics import DEFAULT_METRICS
 
-    names = list(DEFAULT_METRICS) if with_reference else ["own_warping_error"]
-    if importlib.util.find_spec("cv2"):
+    if names is not None:
         return names
-    sys.stderr.write("note: pip install opencv-python-headless adds the flow warping error\n")
-    return [name for name in names if not name.endswith("warping_error")]
+    return list(DEFAULT_METRICS) if has_reference else ["own_warping_error"]
 
 
 def add_votes(parser: argparse.ArgumentParser) -> None:

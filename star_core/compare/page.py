@@ -10,7 +10,7 @@ import html
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import IO
@@ -20,24 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import metrics as measures
+from ..progress import Counter, Progress
 from ..video_io import open_sink
 from ..video_io.targets import FileTarget
 from .scenes import Scene
 from .votes import QUESTIONS
 
-Progress = Callable[[str, int, int], None]
-
 FOLDER = Path(__file__).with_name("page")
 SCRIPTS = ("player.js", "view.js", "curves.js", "vote.js", "main.js")
-HIGHER, LOWER = "higher is better", "lower is better"
-TITLES = {
-    "psnr": ("PSNR, dB", HIGHER),
-    "psnr_y": ("PSNR of luma, dB", HIGHER),
-    "ssim": ("SSIM", HIGHER),
-    "flicker": ("flicker, levels", LOWER),
-    "warping_error": ("flow warping error x 1000", LOWER),
-    "own_warping_error": ("own flow warping error x 1000", LOWER),
-}
 LONGEST_SIDE = 16384  # of a VP9 picture in Chromium
 NUMBER_BITS, NUMBER_BLOCK = 16, 8  # lowest bit first, white for 1; pixels of a block's side
 BASE64_BLOCK = 3 * 2**20  # bytes; whole groups of three, so that blocks of base64 decode alone
@@ -55,7 +45,8 @@ def write_page(
 ) -> None:
     """Write the page that compares `scenes`.
 
-    metrics: names that `star_core.metrics` knows. seed: of the blind mode's shuffling.
+    metrics: names that `star_core.metrics` knows; why one of them has no value stands on the page.
+    seed: of the blind mode's shuffling.
     on_progress(stage, done, total) is called with the frames done, in the stages measure and
     encode; an exception from it ends the run and leaves nothing behind. ValueError for an existing
     file without `overwrite`, and for clips too large for one video.
@@ -63,7 +54,7 @@ def write_page(
     report = on_progress or (lambda stage, done, total: None)
     for scene in scenes:
         _check(scene)
-    target = FileTarget(out.absolute(), overwrite=overwrite)
+    target = FileTarget(out.absolute(), overwrite=overwrite, scratch=None)
     target.prepare()
     try:
         described = [_described(scene, metrics, report) for scene in scenes]
@@ -146,24 +137,9 @@ def _check(scene: Scene) -> None:
 
 def _described(scene: Scene, metrics: Sequence[str], report: Progress) -> dict[str, object]:
     """A scene as the page's program reads it."""
-    per_clip: dict[int, measures.Comparison] = {}
-    measured = [i for i, clip in enumerate(scene.clips) if clip is not scene.reference]
-    total = len(measured) * scene.frames
-    done = 0
-
-    def counted(frames: Iterator[Tensor]) -> Iterator[Tensor]:
-        nonlocal done
-        for frame in frames:
-            yield frame
-            done += 1
-            report("measure", done, total)
-
-    if metrics:
-        report("measure", 0, total)
-        for index in measured:
-            clip = scene.clips[index]
-            truth = scene.reference or clip
-            per_clip[index] = measures.compare(counted(iter(clip)), truth, metrics=metrics)
+    measured = _measured(scene, metrics, report)
+    missing = {why: None for comparison in measured.values() for why in comparison.missing.values()}
+    rows = len(scene.clips) * cell_height(scene.size[1])
     return {
         "name": scene.name,
         "frames": scene.frames,
@@ -171,22 +147,50 @@ def _described(scene: Scene, metrics: Sequence[str], report: Progress) -> dict[s
         "width": scene.size[0],
         "height": scene.size[1],
         "cell_height": cell_height(scene.size[1]),
-        "number": {
-            "top": len(scene.clips) * cell_height(scene.size[1]),
-            "block": NUMBER_BLOCK,
-            "bits": NUMBER_BITS,
-        },
+        "number": {"top": rows, "block": NUMBER_BLOCK, "bits": NUMBER_BITS},
         "clips": [{"name": clip.name} for clip in scene.clips],
         "reference": scene.clips.index(scene.reference) if scene.reference else None,
-        "metrics": [
-            {
-                **dict(zip(("title", "better"), TITLES.get(name, (name, "")), strict=True)),
-                "values": {i: [_json(v) for v in c.per_frame[name]] for i, c in per_clip.items()},
-                "means": {i: _json(c.means[name]) for i, c in per_clip.items()},
-            }
-            for name in metrics
-        ],
-        "notes": list(scene.notes),
+        "metrics": [_metric(name, measured) for name in metrics],
+        "notes": [*scene.notes, *missing],
+    }
+
+
+def _measured(
+    scene: Scene, metrics: Sequence[str], report: Progress
+) -> dict[int, measures.Comparison]:
+    """By the number of each clip that is not the reference."""
+    if not metrics:
+        return {}
+    numbers = [i for i, clip in enumerate(scene.clips) if clip is not scene.reference]
+    counter = Counter({"measure": len(numbers) * scene.frames}, report)
+    counter.begin("measure")
+    return {
+        number: measures.compare(
+            scene.clips[number],
+            scene.reference,
+            metrics=metrics,
+            skip_missing=True,
+            on_frame=lambda done: counter.add("measure"),
+        )
+        for number in numbers
+    }
+
+
+def _metric(name: str, measured: dict[int, measures.Comparison]) -> dict[str, object]:
+    """values: by frame, where the metric has such; means: of those, or its one value."""
+    return {
+        "title": measures.METRICS[name].title,
+        "better": f"{measures.METRICS[name].better} is better",
+        "values": {
+            number: [_json(value) for value in comparison.per_frame[name]]
+            for number, comparison in measured.items()
+            if name in comparison.per_frame
+        },
+        "means": {
+            number: _json(comparison.means[name])
+            for number, comparison in measured.items()
+            if name in comparison.means
+        },
     }
 
 

@@ -155,12 +155,16 @@ def _scene(
         )
     rates = [source.info.fps for source in sources]
     if any(abs(rate / rates[0] - 1) > 1e-3 for rate in rates):
-        found = ", ".join(f"{label} {rate}" for label, rate in zip(labels, map(float, rates)))
+        found = ", ".join(
+            f"{label} {rate}" for label, rate in zip(labels, map(float, rates), strict=True)
+        )
         notes.append(
             f"The frame rates differ ({found}); frame is shown beside frame at {float(rates[0]):g}."
         )
     elif not sources[0].info.constant_rate:
-        notes.append(f"The frames have times of their own; shown at their mean {rates[0]} a second.")
+        notes.append(
+            f"The frames have times of their own; shown at their mean {rates[0]} a second."
+        )
     clips = tuple(
         Clip(name=label, source=source, size=size)
         for label, source in zip(labels, sources, strict=True)

@@ -69,9 +69,7 @@ def pool(files: Sequence[Path]) -> list[Share]:
             count = cast.count(clip)
             low, high = wilson(count, len(cast))
             shares.append(
-                Share(
-                    question=question, clip=clip, votes=count, of=len(cast), low=low, high=high
-                )
+                Share(question=question, clip=clip, votes=count, of=len(cast), low=low, high=high)
             )
     return shares
 

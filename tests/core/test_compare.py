@@ -208,6 +208,14 @@ def test_too_many_clips_for_one_video_are_refused(tmp_path):
         write_page(scenes, tmp_path / "page.html", title="T", metrics=[])
 
 
+def test_what_cannot_be_measured_is_said_on_the_page(tmp_path, clips):
+    page = tmp_path / "page.html"
+    scenes = find_scenes(clips[:2], frames=(0, 2))
+    write_page(scenes, page, title="T", metrics=["psnr"])
+    (scene,) = data_of(page)["scenes"]
+    assert scene["metrics"][0]["values"] == {} and "needs a ground truth" in scene["notes"][0]
+
+
 # votes
 
 

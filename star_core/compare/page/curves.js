@@ -32,7 +32,9 @@ function drawCurves(charts, table, scene, onSeek) {
   table.replaceChildren();
   const last = Math.max(scene.frames - 1, 1);
   const x = (frame) => LEFT + ((WIDTH - LEFT - RIGHT) * frame) / last;
-  const heads = scene.metrics.map((metric) => chart(metric));
+  // Some metrics give a video one value and have no curve.
+  const heads = scene.metrics.filter(({ values }) => Object.keys(values).length).map(chart);
+  const metrics = scene.metrics.filter(({ means }) => Object.keys(means).length);
   const cells = rows();
 
   function chart(metric) {
@@ -74,25 +76,24 @@ function drawCurves(charts, table, scene, onSeek) {
 
   function rows() {
     const cells = [];
-    if (!scene.metrics.length) return cells;
+    if (!metrics.length) return cells;
     element("caption", "At this frame, and the mean over all", table);
     const head = element("tr", undefined, element("thead", undefined, table));
-    for (const text of ["", ...scene.metrics.map((metric) => metric.title)]) element("th", text, head).scope = "col";
+    for (const text of ["", ...metrics.map((metric) => metric.title)]) element("th", text, head).scope = "col";
     const body = element("tbody", undefined, table);
     scene.clips.forEach((clip, index) => {
-      if (!scene.metrics.some((metric) => metric.values[index])) return;
+      if (!metrics.some(({ means }) => index in means)) return;
       const row = element("tr", undefined, body);
       const name = element("th", undefined, row);
       name.scope = "row";
       const swatch = svg("svg", { class: "swatch", viewBox: "0 0 30 8", "aria-hidden": "true" }, name);
       svg("path", { d: "M0 4H30", style: stroke(index) }, swatch);
       name.append(` ${clip.name}`);
-      for (const metric of scene.metrics) {
+      for (const metric of metrics) {
         const cell = element("td", undefined, row);
         const now = element("span", "", cell);
-        if (!metric.values[index]) continue;
-        element("small", ` (${written(metric.means[index])})`, cell);
-        cells.push([now, metric.values[index]]);
+        if (index in metric.means) element("small", ` (${written(metric.means[index])})`, cell);
+        if (index in metric.values) cells.push([now, metric.values[index]]);
       }
     });
     return cells;
