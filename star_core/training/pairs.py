@@ -11,6 +11,7 @@ from torch import Tensor
 from ..degradation import Recipe, degrade_video
 from ..tensor_files import open_tensors
 from ..vae import VideoVAE
+from .objective import Sample
 
 
 @torch.inference_mode()
@@ -34,10 +35,13 @@ def encode_pairs(clips: Tensor, vae: VideoVAE, recipe: Recipe, seed: int, out: P
 
 
 class LatentPairs:
-    """The shards below a folder, drawn from at random; new shards are found by `refresh`."""
+    """The shards below a folder, drawn from at random; new shards are found by `refresh`.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    crop: frames, height and width of what is drawn, in latents; None for whole clips.
+    """
+
+    def __init__(self, folder: Path, crop: tuple[int, int, int] | None = None) -> None:
+        self.folder, self.crop = folder, crop
         self.shards: list[dict[str, Tensor]] = []
         self.refresh()
 
@@ -52,21 +56,21 @@ class LatentPairs:
         first = self.shards[0]
         return (first["hq"].float() - first["lq"].float()).square().mean().sqrt().item()
 
-    def draw(
-        self, count: int, size: tuple[int, int, int], generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """`count` random crops of `size` (f, h, w): float32 (hq, lq), each (n c f h w)."""
+    def sample(self, generator: torch.Generator) -> Sample:
+        """A random crop of a random clip, float32."""
 
         def below(limit: int) -> int:
             return int(torch.randint(limit, (), generator=generator))
 
         shard = self.shards[below(len(self.shards))]
-        picks = torch.randint(len(shard["hq"]), (count,), generator=generator)
+        clip = below(len(shard["hq"]))
+        size = shard["hq"].shape[2:]
         starts = [
-            below(have - want + 1) for have, want in zip(shard["hq"].shape[2:], size, strict=True)
+            below(have - want + 1) for have, want in zip(size, self.crop or size, strict=True)
         ]
-        crop = tuple(slice(s, s + n) for s, n in zip(starts, size, strict=True))
-        hq, lq = (
-            shard[key][picks][(slice(None), slice(None), *crop)].float() for key in ("hq", "lq")
+        part = tuple(
+            slice(start, start + want)
+            for start, want in zip(starts, self.crop or size, strict=True)
         )
-        return hq, lq
+        hq, lq = (shard[key][clip][(slice(None), *part)].float() for key in ("hq", "lq"))
+        return Sample(hq, lq)

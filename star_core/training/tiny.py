@@ -3,23 +3,29 @@
 import logging
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..backbones import LatentFormat, SamplingDefaults
-from ..checkpoints import load_model
+from ..checkpoints import load_model, save_model
 from ..degradation import TRAINING
 from ..models.encoder import UNetConfig
+from ..models.unet import ControlledVideoUNet
 from ..vae import load_vae
 from .autoencoder import preview_rgb, train_vae
 from .clips import ClipConfig, clip_shards
+from .objective import Prompts, TrainConfig
 from .pairs import LatentPairs, encode_pairs
-from .trainer import MODEL_FILE, OnStep, TrainConfig, train
+from .trainer import OnStep, train
 
 logger = logging.getLogger(__name__)
 
-VAE_FILE = "tiny_vae.safetensors"
+MODEL_FILE, VAE_FILE = "tiny.safetensors", "tiny_vae.safetensors"
+CROP = (5, 26, 28)
+TOKENS = 4
 NETWORK = UNetConfig(
     in_dim=16,
     out_dim=16,
@@ -84,10 +90,61 @@ def train_tiny(
             encode_pairs(part, vae, TRAINING, seed + 1_000_000 * (index + 1), shard)
     opened = torch.load(clips[0], mmap=True, weights_only=True)
     latents = LatentFormat(scale=vae.scaling_factor, rgb=preview_rgb(vae, opened[:50]))
-    latent_pairs = LatentPairs(pairs)
-    if init is None:
-        network = replace(NETWORK, hint_prior=round(latent_pairs.spread(), 2))
-    else:
-        network = init.config
+    latent_pairs = LatentPairs(pairs, CROP)
     config = TrainConfig(steps=steps, seed=seed)
-    train(latent_pairs, network, config, SAMPLING, out, latents=latents, init=init, on_step=on_step)
+    if init is None:
+        spread = round(latent_pairs.spread(), 2)
+        network, prompts = started(replace(NETWORK, hint_prior=spread), seed)
+    else:
+        assert init.prompts is not None
+        network = init.network
+        prompts = Prompts(TOKENS, network.config.context_dim, torch.Generator())
+        prompts.load_state_dict(init.prompts._asdict())
+    train(
+        latent_pairs,
+        network,
+        config,
+        out,
+        prompts=prompts,
+        write=partial(write_tiny, latents=latents),
+        on_step=on_step,
+    )
+
+
+def started(config: UNetConfig, seed: int) -> tuple[ControlledVideoUNet, Prompts]:
+    """An untrained network that predicts its hint prior, and untrained prompts.
+
+    Its ControlNet sees the hint alone: most samples are nearly pure noise, and one that starts
+    from noise and hint mixed spends its first thousands of samples on telling them apart.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # layer initialisation takes no generator
+        network = ControlledVideoUNet(config)
+    noise_input = network.VideoControlNet.input_blocks[0]
+    assert isinstance(noise_input, nn.ModuleList)
+    for layer in (network.out[-1], noise_input[0]):
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+    return network, Prompts(TOKENS, config.context_dim, torch.Generator().manual_seed(seed))
+
+
+def write_tiny(
+    out: Path,
+    network: ControlledVideoUNet,
+    prompts: Prompts | None,
+    step: int,
+    *,
+    latents: LatentFormat,
+) -> None:
+    """`out`/tiny.safetensors, float16."""
+    assert prompts is not None
+    save_model(
+        out / MODEL_FILE,
+        network,
+        sampling=SAMPLING,
+        latents=latents,
+        prompts=prompts.learned(),
+        dtype=torch.float16,
+        metadata={"steps": str(step)},
+        overwrite=True,
+    )

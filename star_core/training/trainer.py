@@ -1,117 +1,51 @@
-"""Trains STAR's network on latent pairs: velocity loss plus DF loss, resumable."""
+"""Trains STAR's network, on one process or many, resumable.
+
+Every sample has a generator of its own, derived from the seed and the sample's number. So a resumed
+run sees what an uninterrupted one does, and several processes see together what one would.
+"""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..backbones import SD_LATENTS, LatentFormat, SamplingDefaults
-from ..checkpoints import LearnedPrompts, StarModel, save_model
-from ..diffusion.schedule import star_schedule
-from ..losses import DFLossConfig, df_loss, velocity_loss
-from ..models.encoder import UNetConfig
-from ..models.unet import ControlledVideoUNet, hint_prior_velocity
-from .pairs import LatentPairs
+from ..models.unet import ControlledVideoUNet
+from .objective import (
+    Batch,
+    Decoder,
+    Prompts,
+    Samples,
+    TrainConfig,
+    Trained,
+    Trains,
+    draw_batch,
+    number_of,
+)
 
 logger = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 
-MODEL_FILE = "tiny.safetensors"
 
+def choose_trained(network: ControlledVideoUNet, trains: Trains) -> None:
+    """Gradients and dropout on in what is trained, off in all else.
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """steps: optimiser steps in all. crop: frames, height, width of a sample in latents.
-
-    noise_level: no timestep at or above it is trained. early: share of samples drawn from the
-    last quarter below it, where sampling starts and most is decided.
-    degraded: share of samples that learn, under the negative prompt, to leave the hint as it is.
-    decay_from: step at which the learning rate starts to fall to zero along a cosine.
+    "lora" expects a network whose LoRA is in place already (`lora.add_lora`).
     """
-
-    steps: int
-    batch: int = 3
-    crop: tuple[int, int, int] = (5, 26, 28)
-    learning_rate: float = 1.5e-3
-    decay_from: int | None = None
-    warmup: int = 100
-    noise_level: int = 900
-    early: float = 0.85
-    degraded: float = 0.1
-    ema: float = 0.995
-    seed: int = 0
-    df: DFLossConfig = field(default_factory=DFLossConfig)
-
-
-class Prompts(nn.Module):
-    """Two learned text embeddings (1 l d) in place of a text encoder: restored and degraded."""
-
-    def __init__(self, tokens: int, dim: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.positive = nn.Parameter(torch.randn(1, tokens, dim, generator=generator))
-        self.negative = nn.Parameter(torch.randn(1, tokens, dim, generator=generator))
-
-
-class Trained(nn.Module):
-    """All that has gradients."""
-
-    def __init__(self, network: ControlledVideoUNet, prompts: Prompts) -> None:
-        super().__init__()
-        self.network, self.prompts = network, prompts
-
-
-def start_from_hint(network: ControlledVideoUNet) -> None:
-    """The untrained network predicts its hint prior, and its ControlNet sees the hint alone.
-
-    Most samples are nearly pure noise; a ControlNet that starts from noise and hint mixed spends
-    its first thousands of samples on telling them apart.
-    """
-    noise_input = network.VideoControlNet.input_blocks[0]
-    assert isinstance(noise_input, nn.ModuleList)
-    for layer in (network.out[-1], noise_input[0]):
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
-
-
-def draw_timesteps(count: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    u = torch.rand(count, generator=generator)
-    early = torch.rand(count, generator=generator) < config.early
-    u = torch.where(early, 0.75 + 0.25 * u, u)
-    return (u * config.noise_level).long()
-
-
-def training_loss(
-    network: ControlledVideoUNet,
-    prompts: Prompts,
-    hq: Tensor,
-    lq: Tensor,
-    config: TrainConfig,
-    generator: torch.Generator,
-) -> tuple[Tensor, dict[str, float]]:
-    """One batch: hq and lq latents (b c f h w) -> (loss, its parts)."""
-    schedule = star_schedule()
-    t = draw_timesteps(len(hq), config, generator)
-    degraded = torch.rand(len(hq), generator=generator) < config.degraded
-    choose = degraded[:, None, None, None, None]
-    x_0 = torch.where(choose, lq, hq)
-    y = torch.where(degraded[:, None, None], prompts.negative, prompts.positive)
-    noise = torch.randn(x_0.shape, generator=generator)
-    x_t = schedule.add_noise(x_0, noise, t)
-    v = network(x_t, t, y, lq)
-    # In units of what the hint leaves open, all noise levels count alike.
-    _, uncertainty = hint_prior_velocity(x_t, t, lq, network.config.hint_prior)
-    velocity = velocity_loss(v / uncertainty, schedule.velocity(x_0, noise, t) / uncertainty)
-    frequency = df_loss(schedule.x_0(x_t, v, t), x_0, t, config.df)
-    kept = ~degraded
-    parts = {
-        "velocity": velocity[kept].mean().item() if kept.any() else float("nan"),
-        "df": frequency.mean().item(),
-    }
-    return (velocity + frequency).mean(), parts
+    network.eval().requires_grad_(False)
+    if trains == "all":
+        network.train().requires_grad_(True)
+    elif trains == "star":
+        network.VideoControlNet.train().requires_grad_(True)
+        for name, parameter in network.named_parameters():
+            if ".local1." in name or ".local2." in name:
+                parameter.requires_grad_(True)
+    else:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(".lora_" in name)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -123,89 +57,148 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return rate
 
 
+class Average:
+    """Exponential moving average of what is trained, by name, float32."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.values = {name: tensor.detach().float().clone() for name, tensor in tensors.items()}
+
+    def update(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, value in self.values.items():
+            value.lerp_(tensors[name].detach().float(), 1 - self.decay)
+
+    def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """The tensors hold the average until the generator goes on."""
+        own = {name: tensors[name].detach().clone() for name in self.values}
+        for name, value in self.values.items():
+            tensors[name].detach().copy_(value)
+        yield
+        for name, value in own.items():
+            tensors[name].detach().copy_(value)
+
+
 def train(
-    data: LatentPairs,
-    network_config: UNetConfig,
+    data: Samples,
+    network: ControlledVideoUNet,
     config: TrainConfig,
-    sampling: SamplingDefaults,
     out: Path,
     *,
-    latents: LatentFormat = SD_LATENTS,
-    init: StarModel | None = None,
+    write: Callable[[Path, ControlledVideoUNet, Prompts | None, int], None],
+    prompts: Prompts | None = None,
+    decoder: Decoder | None = None,
+    validate: Callable[[ControlledVideoUNet, Prompts | None, int], dict[str, float]] | None = None,
     on_step: OnStep | None = None,
     every: int = 500,
 ) -> None:
-    """Trains, or goes on where `out`/state.pt stopped; writes `out`/tiny.safetensors (float16).
+    """Trains, or goes on where `out`/state.pt stopped.
 
-    The written weights are an exponential moving average. init: a trained model of the same
-    geometry to start from, with its prompts; None starts from the hint.
+    Every `every` steps and at the end `write(out, network, prompts, step)` is called with the
+    averaged weights in place, and `validate` likewise; the figures that it returns are logged.
     on_step(step, steps, parts) is called after each step; an exception from it ends training with
-    nothing lost but the steps since the last checkpoint (`every` steps).
+    nothing lost but the steps since the last checkpoint. Several processes, started by torchrun or
+    accelerate, each take `batch` samples of a step; the first writes.
     """
+    accelerator = start_accelerate()
+    device = accelerator.device
     out.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # layer initialisation takes no generator
-        network = ControlledVideoUNet(network_config)
-    start_from_hint(network)
-    prompts = Prompts(4, network_config.context_dim, generator)
-    if init is not None:
-        assert init.prompts is not None
-        network.load_state_dict(init.network.state_dict())
-        prompts.load_state_dict(init.prompts._asdict())
-    trained = Trained(network, prompts)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=config.learning_rate, weight_decay=1e-4)
-    average = torch.optim.swa_utils.AveragedModel(
-        trained, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
+    choose_trained(network, config.trains)
+    if prompts is not None:
+        prompts.requires_grad_(config.trains == "all")
+    if config.checkpointing:
+        from .checkpointing import recompute
+
+        recompute(network)
+    trained = Trained(network, config, prompts=prompts, decoder=decoder).to(device)
+    named = {name: p for name, p in trained.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        list(named.values()), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    first = 0
-    state_file = out / "state.pt"
+    average = Average(named, config.ema)
+    state_file, first = out / "state.pt", 0
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        trained.load_state_dict(state["trained"])
-        average.load_state_dict(state["average"])
+        state = torch.load(state_file, weights_only=True, map_location=device)
+        for name, parameter in named.items():
+            parameter.detach().copy_(state["trained"][name])
+            average.values[name].copy_(state["average"][name])
         optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
         first = state["step"]
         logger.info("resuming at step %d", first)
+    wrapped, optimizer = accelerator.prepare(trained, optimizer)
+    log = Log(out / "log") if accelerator.is_main_process else None
 
     def save(step: int) -> None:
+        for _ in average.swapped(named):
+            figures = validate(network, prompts, step) if validate else {}
+            write(out, network, prompts, step)
+        if log:
+            log.scalars(step, figures)
         state = {
-            "trained": trained.state_dict(),
-            "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "generator": generator.get_state(),
             "step": step,
+            "trained": {name: parameter.detach() for name, parameter in named.items()},
+            "average": average.values,
+            "optimizer": optimizer.state_dict(),
         }
         temporary = state_file.with_suffix(".part")
         torch.save(state, temporary)
         temporary.replace(state_file)
-        averaged = average.module
-        assert isinstance(averaged, Trained)
-        save_model(
-            out / MODEL_FILE,
-            averaged.network,
-            sampling=sampling,
-            latents=latents,
-            prompts=LearnedPrompts(averaged.prompts.positive, averaged.prompts.negative),
-            dtype=torch.float16,
-            metadata={"steps": str(step)},
-            overwrite=True,
-        )
 
+    processes, rank = accelerator.num_processes, accelerator.process_index
     for step in range(first, config.steps):
-        if step % every == 0:
-            data.refresh()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        hq, lq = data.draw(config.batch, config.crop, generator)
-        loss, parts = training_loss(network, prompts, hq, lq, config, generator)
+        begin = (step * processes + rank) * config.batch
+        batch = draw_batch(data, range(begin, begin + config.batch), config)
         optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        with torch.random.fork_rng():
+            # Dropout takes no generator.
+            torch.manual_seed(number_of(config.seed, "dropout", begin))
+            loss, parts = wrapped(Batch(*(moved(value, device) for value in batch)))
+            accelerator.backward(loss)
+        parts["gradient"] = float(accelerator.clip_grad_norm_(list(named.values()), config.clip))
         optimizer.step()
-        average.update_parameters(trained)
+        average.update(named)
+        if log and (step + 1) % 10 == 0:
+            log.scalars(step + 1, parts)
         if on_step is not None:
             on_step(step + 1, config.steps, parts)
         if (step + 1) % every == 0 or step + 1 == config.steps:
-            save(step + 1)
+            if accelerator.is_main_process:
+                save(step + 1)
+            accelerator.wait_for_everyone()
+    if log:
+        log.close()
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def start_accelerate() -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ValueError("training needs accelerate: `pip install accelerate`") from error
+    return Accelerator()
+
+
+class Log:
+    """Scalars and pictures for TensorBoard, where it is installed."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            logger.info("`pip install tensorboard` to have curves in %s", folder)
+            self.writer = None
+        else:
+            self.writer = SummaryWriter(str(folder))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()

@@ -18,6 +18,7 @@ from star_core.geometry import upsample
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.noise import FrameNoise, brownian_noise
+from star_core.training.lora import add_lora, merge_lora, write_lora
 from star_core.upscale import BUILT_IN
 from star_core.vae import load_vae
 from star_core.video_io import open_video
@@ -416,3 +417,27 @@ def test_latent_previews_show_the_picture_in_colour(host):
     shown = torch.tensor(list(previewer.decode_latent_to_preview(latents).getdata())).float()
     left, right = (part.mean((0, 1)) for part in shown.reshape(8, 12, 3).split(6, dim=1))
     assert left[0] > left[2] + 20 and right[2] > right[0] + 20
+
+
+def test_a_trained_lora_is_loaded_by_the_host_and_does_what_the_core_does(host, tmp_path):
+    import comfy.sd  # pyright: ignore[reportMissingImports]
+    import comfy.utils  # pyright: ignore[reportMissingImports]
+
+    network = load_model(BUILT_IN["tiny"][0], dtype=torch.float32).network
+    add_lora(network, 2, alpha=4.0)
+    for key, parameter in network.named_parameters():
+        if "lora_up" in key:
+            torch.nn.init.normal_(parameter, std=0.3)
+    write_lora(tmp_path / "lora.safetensors", network, dtype=torch.float32)
+    lora = comfy.utils.load_torch_file(str(tmp_path / "lora.safetensors"))
+    patched, _ = comfy.sd.load_lora_for_models(host.model, None, lora, 1.0, 1.0)
+    assert len(patched.patches) == len(lora) // 3
+    merge_lora(network)
+    merged = network.state_dict()
+    for key in list(patched.patches)[:5]:
+        patched.patch_weight_to_device(key)
+        weight = patched.model.state_dict()[key]
+        torch.testing.assert_close(
+            weight.float(), merged[key.removeprefix("diffusion_model.")], rtol=2e-3, atol=2e-3
+        )
+    patched.unpatch_model()

@@ -1,0 +1,43 @@
+"""Gradient checkpointing: blocks keep their inputs and compute the rest again on the way back."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..models.unet_blocks import ResBlock, SpatialTransformer, TemporalTransformer
+
+
+def recompute(network: nn.Module) -> None:
+    """From now on; done again it changes nothing. Costs about one forward pass more."""
+    for module in network.modules():
+        if "forward" not in vars(module):
+            if isinstance(module, ResBlock):
+                _wrap_res_block(module)
+            elif isinstance(module, SpatialTransformer | TemporalTransformer):
+                _wrap(module)
+
+
+def _wrap(module: nn.Module) -> None:
+    forward = module.forward
+
+    def checkpointed(*args: Any, **kwargs: Any) -> Tensor:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    module.forward = checkpointed
+
+
+def _wrap_res_block(module: ResBlock) -> None:
+    forward = module.forward
+
+    def checkpointed(channels: list[Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        # It takes its inputs out of the list, which the second run must find full again.
+        parts = tuple(channels)
+        channels.clear()
+
+        def run(*parts: Tensor) -> Tensor:
+            return forward(list(parts), *args, **kwargs)
+
+        return checkpoint(run, *parts, use_reentrant=False)
+
+    module.forward = checkpointed

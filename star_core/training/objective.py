@@ -1,0 +1,214 @@
+"""What is minimised: velocity loss plus DF loss of a batch, and how a batch is drawn."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import LearnedPrompts
+from ..diffusion.schedule import star_schedule
+from ..losses import DFLossConfig, df_loss, velocity_loss
+from ..models.unet import ControlledVideoUNet, hint_prior_velocity
+from .pixels import PixelCrop, decoded_part, random_crop
+
+Trains = Literal["all", "star", "lora"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """steps: optimiser steps in all. batch: samples of each process in a step.
+
+    trains: all of the network; "star", its ControlNet and LIEM, as STAR was trained; or "lora".
+    decay_from: step at which the learning rate starts to fall to zero along a cosine.
+    noise_level: no timestep at or above it is trained. early: share of samples drawn from the
+    last quarter below it, where sampling starts and most is decided. start: share of samples at
+    the very noise level that sampling starts from.
+    degraded: share of samples that learn, under the negative prompt, to leave the hint as it is.
+    clip: largest norm of all gradients together. ema: decay of the average that is written.
+    bf16: whether the network computes in bfloat16. checkpointing: activations are computed again
+    on the way back instead of kept.
+    df_space: where spectra are compared, in latents, or in pixels of a decoded `crop`.
+    """
+
+    steps: int
+    batch: int = 3
+    trains: Trains = "all"
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 1e-4
+    decay_from: int | None = None
+    warmup: int = 100
+    noise_level: int = 900
+    early: float = 0.85
+    start: float = 0.0
+    degraded: float = 0.1
+    clip: float = 1.0
+    ema: float = 0.995
+    seed: int = 0
+    bf16: bool = False
+    checkpointing: bool = False
+    df: DFLossConfig = field(default_factory=DFLossConfig)
+    df_space: Literal["latents", "pixels"] = "latents"
+    crop: PixelCrop = field(default_factory=PixelCrop)
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch) < 1:
+            raise ValueError(f"steps and batch must be at least 1, got {self.steps}, {self.batch}")
+
+
+class Sample(NamedTuple):
+    """hq, lq: latents (c f h w). text: its embedding (l d), None where prompts are learned."""
+
+    hq: Tensor
+    lq: Tensor
+    text: Tensor | None = None
+
+
+class Samples(Protocol):
+    """Something to train on."""
+
+    def sample(self, generator: torch.Generator) -> Sample: ...
+
+
+class Batch(NamedTuple):
+    """Samples with their draws. hq, lq, noise (b c f h w), t (b,), degraded (b,) bool.
+
+    parts: what of each sample's latents is decoded for losses in pixels.
+    """
+
+    hq: Tensor
+    lq: Tensor
+    noise: Tensor
+    t: Tensor
+    degraded: Tensor
+    text: Tensor | None
+    parts: list[tuple[slice, slice, slice]]
+
+
+class Decoder(NamedTuple):
+    """A VAE's decoder with gradients, (b c f h w) -> (b 3 f h·factor w·factor)."""
+
+    decode: Callable[[Tensor], Tensor]
+    factor: int
+
+
+class Prompts(nn.Module):
+    """Two learned text embeddings (1 l d) in place of a text encoder: restored and degraded."""
+
+    def __init__(self, tokens: int, dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.positive = nn.Parameter(torch.randn(1, tokens, dim, generator=generator))
+        self.negative = nn.Parameter(torch.randn(1, tokens, dim, generator=generator))
+
+    def learned(self) -> LearnedPrompts:
+        return LearnedPrompts(self.positive, self.negative)
+
+
+class Trained(nn.Module):
+    """Network, prompts and loss in one module, so that its gradients are shared by processes."""
+
+    def __init__(
+        self,
+        network: ControlledVideoUNet,
+        config: TrainConfig,
+        *,
+        prompts: Prompts | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.prompts = network, prompts
+        self.config, self.decoder = config, decoder
+        if config.df_space == "pixels" and decoder is None:
+            raise ValueError("a DF loss in pixels needs the VAE's decoder")
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """(loss, its parts)."""
+        config, schedule, network = self.config, star_schedule(), self.network
+        t, lq, noise = batch.t, batch.lq, batch.noise
+        choose = batch.degraded[:, None, None, None, None]
+        x_0 = torch.where(choose, lq, batch.hq)
+        x_t = schedule.add_noise(x_0, noise, t)
+        y = batch.text
+        if self.prompts is not None:
+            degraded = batch.degraded[:, None, None]
+            y = torch.where(degraded, self.prompts.negative, self.prompts.positive)
+        assert y is not None, "neither text nor learned prompts"
+        device = x_t.device.type
+        with torch.autocast(device, torch.bfloat16) if config.bf16 else nullcontext():
+            v = network(x_t, t, y, lq)
+        v = v.float()
+        target, uncertainty = schedule.velocity(x_0, noise, t), torch.ones(())
+        if network.config.hint_prior:
+            # In units of what the hint leaves open, all noise levels count alike.
+            _, uncertainty = hint_prior_velocity(x_t, t, lq, network.config.hint_prior)
+        velocity = velocity_loss(v / uncertainty, target / uncertainty)
+        frequency = torch.zeros_like(velocity)
+        if config.df.beta:
+            ours, theirs = schedule.x_0(x_t, v, t), x_0
+            if config.df_space == "pixels":
+                ours, theirs = (self._decoded(z, batch.parts) for z in (ours, theirs))
+            frequency = df_loss(ours, theirs, t, config.df)
+        kept = ~batch.degraded
+        parts = {
+            "velocity": velocity[kept].mean().item() if kept.any() else float("nan"),
+            "df": frequency.mean().item(),
+        }
+        return (velocity + frequency).mean(), parts
+
+    def _decoded(self, latents: Tensor, parts: list[tuple[slice, slice, slice]]) -> Tensor:
+        assert self.decoder is not None
+        margin = self.config.crop.margin
+        pixels = [
+            decoded_part(self.decoder.decode, sample, part, self.decoder.factor, margin)
+            for sample, part in zip(latents.split(1), parts, strict=True)
+        ]
+        return torch.cat(pixels)
+
+
+def number_of(*what: object) -> int:
+    """A seed that belongs to the names and numbers given."""
+    digest = hashlib.blake2b(" ".join(map(str, what)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def sample_generator(seed: int, index: int) -> torch.Generator:
+    """Of sample number `index` of a run, whichever process draws it."""
+    return torch.Generator().manual_seed(number_of(seed, "sample", index))
+
+
+def draw_timestep(config: TrainConfig, generator: torch.Generator) -> int:
+    u, early, start = torch.rand(3, generator=generator).tolist()
+    if start < config.start:
+        return config.noise_level - 1
+    if early < config.early:
+        u = 0.75 + 0.25 * u
+    return int(u * config.noise_level)
+
+
+def draw_batch(data: Samples, indices: range, config: TrainConfig) -> Batch:
+    """Samples of these numbers with timesteps, noise and all else that is drawn."""
+    samples, t, noise, degraded, parts = [], [], [], [], []
+    for index in indices:
+        generator = sample_generator(config.seed, index)
+        sample = data.sample(generator)
+        samples.append(sample)
+        t.append(draw_timestep(config, generator))
+        noise.append(torch.randn(sample.hq.shape, generator=generator))
+        chance = torch.rand((), generator=generator).item()
+        degraded.append(sample.text is None and chance < config.degraded)
+        if config.df_space == "pixels":
+            frames, height, width = sample.hq.shape[1:]
+            parts.append(random_crop((frames, height, width), config.crop, generator))
+    texts = [sample.text for sample in samples if sample.text is not None]
+    return Batch(
+        hq=torch.stack([sample.hq for sample in samples]),
+        lq=torch.stack([sample.lq for sample in samples]),
+        noise=torch.stack(noise),
+        t=torch.tensor(t),
+        degraded=torch.tensor(degraded),
+        text=torch.stack(texts) if texts else None,
+        parts=parts,
+    )
