@@ -17,6 +17,7 @@ NODES = {
     "restore": ("StarRestore", "StarCompare"),
     "demo": ("StarDemoClip",),
     "degradation": ("StarDegrade",),
+    "metrics": ("StarMetrics", "StarMetricsPlot"),
 }
 
 

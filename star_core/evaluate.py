@@ -114,6 +114,44 @@ def evaluate(
     )
 
 
+def evaluate_frames(
+    restored: Tensor,
+    reference: Tensor | None,
+    metrics: Sequence[str],
+    *,
+    setup: Setup | None = None,
+    border: int = 0,
+    on_frame: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Measure frames (f c h w) in [0, 1] that are in memory; as many true ones, of the same size.
+
+    border, and what metrics lack: as in `evaluate`.
+    """
+    name, (frames, _, height, width) = "the video", restored.shape
+    rows, columns = _region(name, width, height, Selection(border=border))
+    if reference is not None and reference.shape[-2:] != restored.shape[-2:]:
+        true_height, true_width = reference.shape[-2:]
+        raise ValueError(
+            f"the frames are {width}x{height}, the reference {true_width}x{true_height}: resize "
+            "or crop one of them first"
+        )
+    comparison = compare(
+        restored[..., rows, columns],
+        None if reference is None else reference[..., rows, columns],
+        metrics=metrics,
+        setup=setup,
+        skip_missing=True,
+        on_frame=on_frame,
+    )
+    return Evaluation(
+        name=name,
+        frames=frames,
+        width=columns.stop - columns.start,
+        height=rows.stop - rows.start,
+        comparison=comparison,
+    )
+
+
 def _region(name: str, width: int, height: int, selection: Selection) -> tuple[slice, slice]:
     """Rows and columns that are compared."""
     left = top = selection.border

@@ -35,6 +35,16 @@ class Comparison:
         }
         return means | self.whole
 
+    def values_of(self, name: str) -> list[float]:
+        """A metric's value for each frame. ValueError that says why, if there are none."""
+        if name in self.per_frame:
+            return self.per_frame[name]
+        known([name])
+        reason = self.missing.get(name) or (
+            "it has one value for the whole video" if name in self.whole else "it was not measured"
+        )
+        raise ValueError(f"there is no {METRICS[name].title} of each frame: {reason}")
+
 
 def compare(
     restored: Iterable[Tensor],

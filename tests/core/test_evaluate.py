@@ -10,7 +10,15 @@ import torch
 
 from star_core.cli import main
 from star_core.clip_folders import Pair
-from star_core.evaluate import Evaluation, Selection, curves_of, evaluate, overall, table
+from star_core.evaluate import (
+    Evaluation,
+    Selection,
+    curves_of,
+    evaluate,
+    evaluate_frames,
+    overall,
+    table,
+)
 from star_core.metrics import Comparison, psnr
 from star_core.video_io import open_sink, open_video
 
@@ -142,3 +150,13 @@ def test_without_any_optional_package_fidelity_is_measured_and_the_rest_is_told(
 def test_an_unknown_metric_is_told_before_anything_is_read(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "none"), "--metrics", "vmaff"]) == 2
     assert "no metric is called vmaff: choose from psnr" in capsys.readouterr().err
+
+
+def test_frames_in_memory_are_measured_as_files_are(pair):
+    frames, truth = (torch.stack(frames_of(p)) for p in (pair.restored, pair.reference))
+    of_files = evaluate(pair, NAMES, selection=Selection(border=3))
+    in_memory = evaluate_frames(frames, truth, NAMES, border=3)
+    assert in_memory.comparison.means == of_files.comparison.means
+    assert (in_memory.width, in_memory.height) == (26, 18)
+    with pytest.raises(ValueError, match="32x24, the reference 16x24: resize"):
+        evaluate_frames(frames, truth[..., :16], NAMES)
