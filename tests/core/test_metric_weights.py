@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from star_core import packages
 from star_core.metrics import weights
 from star_core.metrics.numpy_pickle import read_arrays
 from star_core.metrics.weights import WEIGHTS, fetch_weights, find_weights, state_of
@@ -18,9 +19,9 @@ CONTENT = b"some weights"
 @pytest.fixture
 def carried(monkeypatch):
     """One known file, "toy", that no package index has."""
-    monkeypatch.setattr(weights, "_installed", lambda carrier: None)
-    carrier = weights.Carrier(
-        requirement="toy==1.0", sha256="0" * 64, member="toy/toy.npz", is_source=True
+    monkeypatch.setattr(packages, "_installed", lambda carrier: None)
+    carrier = packages.Carrier(
+        requirement="toy==1.0", sha256="0" * 64, member="toy/toy.npz", form="source"
     )
     digest = hashlib.sha256(CONTENT).hexdigest()
     monkeypatch.setitem(
@@ -97,8 +98,8 @@ def test_weights_with_another_hash_are_neither_stored_nor_used(tmp_path, carried
 
 
 def test_an_installed_package_is_read_before_anything_is_downloaded(tmp_path, carried, monkeypatch):
-    monkeypatch.setattr(weights, "_installed", lambda carrier: CONTENT)
-    monkeypatch.setattr(weights, "_pip_download", lambda *_: pytest.fail("it asks pip"))
+    monkeypatch.setattr(packages, "_installed", lambda carrier: CONTENT)
+    monkeypatch.setattr(packages, "_pip_download", lambda *_: pytest.fail("it asks pip"))
     assert fetch_weights("toy", tmp_path).read_bytes() == CONTENT
 
 
@@ -109,9 +110,9 @@ def test_pip_is_asked_for_the_pinned_archive_with_its_hash(tmp_path, carried, mo
         folder, requirements = command[-3], command[-1]
         asked.append((command, Path(requirements).read_text()))
         archive(os.path.join(folder, "toy-1.0.tar.gz"))
-        return weights.subprocess.CompletedProcess(command, 0, "", "")
+        return packages.subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(weights.subprocess, "run", run)
+    monkeypatch.setattr(packages.subprocess, "run", run)
     assert fetch_weights("toy", tmp_path).read_bytes() == CONTENT
     ((command, requirements),) = asked
     assert {"--no-deps", "--require-hashes"} < set(command)
@@ -119,8 +120,8 @@ def test_pip_is_asked_for_the_pinned_archive_with_its_hash(tmp_path, carried, mo
 
 
 def test_what_pip_cannot_get_is_told_in_one_line(tmp_path, carried, monkeypatch):
-    failed = weights.subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: No such thing\n")
-    monkeypatch.setattr(weights.subprocess, "run", lambda *_, **__: failed)
+    failed = packages.subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: No such thing\n")
+    monkeypatch.setattr(packages.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(ValueError, match="toy==1.0.*No such thing.*--package"):
         fetch_weights("toy", tmp_path)
     with pytest.raises(ValueError, match="does not contain toy/toy.npz"):
