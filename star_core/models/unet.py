@@ -200,7 +200,7 @@ class ControlledVideoUNet(nn.Module):
 
         def velocity(rows: slice, columns: slice) -> Tensor:
             part = None if hint is None else hint[..., rows, columns]
-            place = rows.start, columns.start
+            place = rows.start, rows.stop, columns.start, columns.stop
             return self._velocity(x[..., rows, columns], t, y, part, deep, place)
 
         return joined(velocity, rows, columns)
@@ -212,7 +212,7 @@ class ControlledVideoUNet(nn.Module):
         y: Tensor,
         hint: Tensor | None,
         deep: DeepFeatures | None,
-        place: tuple[int, int] = (0, 0),
+        place: tuple[int, ...] = (),
     ) -> Tensor:
         x_t = x
         if self.config.guess_input:

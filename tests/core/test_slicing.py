@@ -1,13 +1,12 @@
 """The network in slices: the same numbers in less memory."""
 
 import copy
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from star_core.models.slicing import ClipNorm, Slicing, over_frames
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
@@ -86,24 +85,29 @@ def test_a_norm_of_parts_has_the_statistics_of_the_clip():
     torch.testing.assert_close(parts, norm(clip), rtol=1e-5, atol=1e-5)
 
 
+class Elsewhere:
+    """A tensor in memory that is not counted until it comes back."""
+
+    def __init__(self, x):
+        self.kept = x.numpy().copy()
+
+    def to(self, device, non_blocking=False):
+        return torch.from_numpy(self.kept).clone()
+
+
 class ElsewhereSlicing(Slicing):
-    """What waits does so on a fake device beside the one that computes."""
-
-    def waiting(self, x):
-        return x.to("meta") if self.offload else x
+    def waiting(self, x) -> Any:
+        return Elsewhere(x) if self.offload else x
 
 
-def test_slices_need_less_memory_and_skips_elsewhere_still_less():
-    peaks = []
-    with FakeTensorMode(), torch.no_grad():
-        wide = ControlledVideoUNet(replace(CONFIG, dim=64)).eval()
-        x, y = torch.empty(1, 4, 8, 18, 16), torch.empty(1, 3, 8)
-        size = {"spatial_pixels": 300, "temporal_pixels": 96}
-        for slicing in (None, Slicing(**size), ElsewhereSlicing(**size, offload=True)):
-            with wide.working(slicing=slicing), LiveTensors("cpu") as used:
-                wide(x, torch.zeros(1), y, x)
-            peaks.append(used.peak)
-    assert peaks[1] < 0.7 * peaks[0] and peaks[2] < 0.8 * peaks[1]
+def test_slices_need_less_memory_and_skips_elsewhere_still_less(network):
+    x, y, t = torch.zeros(1, 4, 8, 18, 16), torch.zeros(1, 3, 8), torch.tensor([500])
+    size, peaks = {"spatial_pixels": 300, "temporal_pixels": 48}, []
+    for slicing in (None, Slicing(**size), ElsewhereSlicing(**size, offload=True)):
+        with network.working(slicing=slicing), LiveTensors() as used:
+            network(x, t, y, x)
+        peaks.append(used.peak)
+    assert peaks[1] < 0.6 * peaks[0] and peaks[2] < 0.8 * peaks[1]
 
 
 def test_offloaded_skips_all_wait_and_come_back(network):
