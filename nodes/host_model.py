@@ -155,6 +155,7 @@ class StarBaseModel(comfy.model_base.BaseModel):
     def memory_required(self, input_shape, cond_shapes=None) -> float:
         """Bytes of activations for latents (b c f h w), all frames at once."""
         dtype = self.manual_cast_dtype or self.get_dtype()
+        assert isinstance(self.star.config, UNetConfig)
         return activations(self.star.config, input_shape) * mm.dtype_size(dtype)
 
 

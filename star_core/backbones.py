@@ -1,6 +1,6 @@
 """What a model brings along as data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -13,6 +13,9 @@ class SamplingDefaults:
     steps: network evaluations in normal mode. noise_level: 0 to 1000, where sampling starts.
     cfg: guidance scale, 1 switches guidance off. upsample: how the input gets to its final size.
     decode_window: frames that the VAE decodes together.
+    schedule: of the noise, see `diffusion.levels`; the rest is about "scaled_linear" alone. shift:
+    of its SNR. levels: which of its levels a run takes, see `diffusion.scaled_linear.run_levels`.
+    guidance: "dynamic" lets the scale swing between 1 and 1 + cfg.
     """
 
     steps: int = 15
@@ -24,18 +27,43 @@ class SamplingDefaults:
     upsample: Literal["bilinear", "bicubic"] = "bilinear"
     color_fix: Literal["adain", "wavelet", "none"] = "adain"
     decode_window: int = 3
+    schedule: Literal["cosine", "scaled_linear"] = "cosine"
+    shift: float = 1.0
+    levels: Literal["star", "diffusers"] = "star"
+    guidance: Literal["constant", "dynamic"] = "constant"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentFormat:
     """How a model sees its VAE's latents; the defaults are Stable Diffusion's.
 
-    scale: what raw latents are multiplied by. rgb: one row of (r, g, b) a channel that turns scaled
-    latents into a small picture in [-1, 1]; None where a host has its own.
+    scale: what raw latents are multiplied by. frames: how many frames of the video one of latents
+    holds; where it is more than 1, the first holds one alone. rgb: one row of (r, g, b) a channel
+    that turns scaled latents into a small picture in [-1, 1]; None where a host has its own.
     """
 
     scale: float = 0.18215
+    frames: int = 1
     rgb: tuple[tuple[float, ...], ...] | None = None
 
 
 SD_LATENTS = LatentFormat()
+
+
+# A run of CogVideoX starts from pure noise: from less it was never trained to go on as it does.
+COGVIDEOX_SAMPLING = SamplingDefaults(
+    steps=50,
+    solver_mode="normal",
+    sampler="dpmpp_2m_sde_renewed",
+    cfg=6.0,
+    cfg_rescale=0.0,
+    noise_level=1000,
+    upsample="bicubic",
+    schedule="scaled_linear",
+    guidance="dynamic",
+)
+COGVIDEOX_LATENTS = LatentFormat(scale=0.7, frames=4)
+
+# CogVideoX-2B as published; with which numbers STAR trained a network of its size is unknown.
+COGVIDEOX_2B_SAMPLING = replace(COGVIDEOX_SAMPLING, shift=3.0)
+COGVIDEOX_2B_LATENTS = replace(COGVIDEOX_LATENTS, scale=1.15258426)

@@ -1,18 +1,18 @@
 """Model files of this project and of STAR: told apart, loaded, written, converted.
 
 A file is self-describing if its safetensors metadata has the key `star`: JSON with `config`, the
-fields of `UNetConfig`, `sampling`, those of `SamplingDefaults`, and `latents`, those of
-`LatentFormat`. The tensors `prompts.positive` and `prompts.negative` (1 l d) stand for the text
-embeddings of a model without text encoder. STAR's published files have none of these; they are
-full-size and sampled as `SamplingDefaults` says.
+fields of `UNetConfig`, `sampling`, those of `SamplingDefaults`, `latents`, those of `LatentFormat`,
+and `backbone`, a key of `networks.BACKBONES` (`i2vgenxl` if it is missing), for which the config is
+that backbone's. The tensors `prompts.positive` and `prompts.negative` (1 l d) stand for the text
+embeddings of a model without text encoder. STAR's published files have none of these; `networks`
+says how they are sampled.
 """
 
 import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from itertools import count
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import SD_LATENTS, LatentFormat, SamplingDefaults
-from .known_files import STAR_I2VGENXL, VENHANCER, VIDEO_UNET, identify
+from .known_files import VENHANCER, VIDEO_UNET, identify
 from .models.attention import Attention, scaled_dot_product
 from .models.slicing import Slicing
-from .models.unet import ControlledVideoUNet, UNetConfig
+from .networks import (
+    BACKBONES,
+    COGVIDEOX,
+    Backbone,
+    Network,
+    NetworkConfig,
+    backbone_of,
+    build_network,
+)
 from .tensor_files import TensorFile, compare, load_into, open_tensors, write_tensors
 
 __all__ = [
@@ -55,19 +63,19 @@ class ModelFile:
     """What a network's file holds: `tensors` are those of the network, still memory-mapped."""
 
     path: Path
-    config: UNetConfig
+    config: NetworkConfig
     sampling: SamplingDefaults
     latents: LatentFormat
     prompts: LearnedPrompts | None
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StarModel:
     """A network ready for sampling, and what its file says about itself."""
 
-    network: ControlledVideoUNet
-    config: UNetConfig
+    network: Network
+    config: NetworkConfig
     sampling: SamplingDefaults
     prompts: LearnedPrompts | None
     latents: LatentFormat = SD_LATENTS
@@ -103,9 +111,7 @@ def load_model(
     dtype: None keeps the file's. Raises ValueError for a file that is no such network.
     """
     file = open_model(path)
-    network = ControlledVideoUNet(
-        file.config, operations=operations, attention=attention, device="meta"
-    )
+    network = build_network(file.config, operations=operations, attention=attention, device="meta")
     load_into(network, file.tensors, device=device, dtype=dtype, name=str(file.path))
     network.eval().requires_grad_(False)
     network.slicing = Slicing()
@@ -121,7 +127,7 @@ def load_model(
 
 def save_model(
     path: str | os.PathLike[str],
-    network: ControlledVideoUNet,
+    network: Network,
     *,
     sampling: SamplingDefaults,
     latents: LatentFormat = SD_LATENTS,
@@ -131,11 +137,6 @@ def save_model(
     overwrite: bool = False,
 ) -> None:
     """Write a self-describing file that `load_model` reads; further metadata is added to it."""
-    star = {
-        "config": asdict(network.config),
-        "sampling": asdict(sampling),
-        "latents": asdict(latents),
-    }
     tensors = network.state_dict()
     if prompts is not None:
         tensors |= {_PROMPTS + name: value for name, value in prompts._asdict().items()}
@@ -143,9 +144,19 @@ def save_model(
         path,
         tensors,
         dtype=dtype,
-        metadata={**(metadata or {}), "star": json.dumps(star)},
+        metadata={**(metadata or {}), "star": _description(network.config, sampling, latents)},
         overwrite=overwrite,
     )
+
+
+def _description(config: NetworkConfig, sampling: SamplingDefaults, latents: LatentFormat) -> str:
+    star = {
+        "backbone": backbone_of(config).name,
+        "config": asdict(config),
+        "sampling": asdict(sampling),
+        "latents": asdict(latents),
+    }
+    return json.dumps(star)
 
 
 def convert(
@@ -153,14 +164,17 @@ def convert(
     destination: str | os.PathLike[str],
     dtype: torch.dtype | None = None,
     *,
+    shift: float | None = None,
+    latent_scale: float | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write any checkpoint as safetensors, floating-point tensors as float16, bfloat16 or float32.
 
-    dtype: None keeps each tensor's. Keys and metadata stay, and so do other types of tensors. One
-    tensor at a time is in memory.
-    Raises ValueError for an unreadable source, an existing destination unless `overwrite`, and
-    values that `dtype` cannot hold.
+    dtype: None keeps each tensor's. Keys and metadata stay, and so do other types of tensors; but
+    STAR's network on CogVideoX gets diffusers' names, its LoRA merged, and describes itself. One
+    tensor at a time is in memory. shift, latent_scale: what such a network is to be used with.
+    Raises ValueError for an unreadable source, an existing destination unless `overwrite`, values
+    that `dtype` cannot hold, and a network of the second sort that lacks tensors or has others.
     """
     if dtype not in (None, torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"{dtype} is not a type for weights: choose float16, bfloat16 or float32")
@@ -171,7 +185,22 @@ def convert(
     ):
         raise ValueError(f"{destination} is the source itself: choose another name")
     file = open_tensors(source)
-    write_tensors(destination, file, dtype=dtype, metadata=file.metadata, overwrite=overwrite)
+    tensors, metadata = file, file.metadata
+    backbone = backbone_of(file)
+    weights = backbone.weights(file)
+    if weights is not file or shift or latent_scale:
+        if backbone is not COGVIDEOX:
+            raise ValueError(
+                f"{source} is no network on CogVideoX: leave out shift and latent scale"
+            )
+        config, sampling, latents = _described(file)
+        sampling = replace(sampling, shift=shift or sampling.shift)
+        latents = replace(latents, scale=latent_scale or latents.scale)
+        differences = compare(weights, build_network(config, device="meta").state_dict())
+        if str(differences):
+            raise ValueError(f"{source} is no complete network on CogVideoX: {differences}")
+        tensors, metadata = weights, {**metadata, "star": _description(config, sampling, latents)}
+    write_tensors(destination, tensors, dtype=dtype, metadata=metadata, overwrite=overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,14 +248,15 @@ class FileInfo:
 def describe(path: str | os.PathLike[str]) -> FileInfo:
     """Say what a checkpoint is, without loading it. Raises ValueError if it is none."""
     file = open_tensors(path)
-    kind = STAR_I2VGENXL if "star" in file.metadata else identify(file)
+    kind = _backbone(file).kind if "star" in file.metadata else identify(file)
     config = sampling = None
     problems = [kind.advice]
-    if kind in (STAR_I2VGENXL, VENHANCER, VIDEO_UNET):
+    own = kind in [backbone.kind for backbone in BACKBONES.values()]
+    if own or kind in (VENHANCER, VIDEO_UNET):
         described = _described(file)
-        wanted = ControlledVideoUNet(described[0], device="meta").state_dict()
+        wanted = build_network(described[0], device="meta").state_dict()
         problems.insert(0, str(compare(_network_tensors(file), wanted)))
-        if kind is STAR_I2VGENXL:
+        if own:
             config, sampling = map(asdict, described[:2])
     return FileInfo(
         path=str(file.path),
@@ -245,7 +275,10 @@ def describe(path: str | os.PathLike[str]) -> FileInfo:
     )
 
 
-def _network_tensors(file: TensorFile) -> dict[str, Tensor]:
+def _network_tensors(file: TensorFile) -> Mapping[str, Tensor]:
+    tensors = _backbone(file).weights(file)
+    if tensors is not file:
+        return tensors
     return {key: tensor for key, tensor in file.items() if not key.startswith(_PROMPTS)}
 
 
@@ -258,59 +291,35 @@ def _prompts(file: TensorFile) -> LearnedPrompts | None:
     return LearnedPrompts(*(file[key] for key in keys))
 
 
-def _described(file: TensorFile) -> tuple[UNetConfig, SamplingDefaults, LatentFormat]:
-    """What the metadata says, else from shapes and STAR's."""
+def _backbone(file: TensorFile) -> Backbone:
+    """Of a file that says it, else judged by its tensors."""
     if "star" not in file.metadata:
-        return infer_config(file), SamplingDefaults(), LatentFormat()
+        return backbone_of(file)
+    try:
+        return BACKBONES[json.loads(file.metadata["star"]).get("backbone", "i2vgenxl")]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise _unknown(file, error) from None
+
+
+def _described(file: TensorFile) -> tuple[NetworkConfig, SamplingDefaults, LatentFormat]:
+    """What the metadata says, else from shapes and STAR's."""
+    backbone = _backbone(file)
+    if "star" not in file.metadata:
+        config = backbone.infer(file)
+        return config, *backbone.published(config)
     try:
         star = json.loads(file.metadata["star"])
         return (
-            UNetConfig(**star["config"]),
+            backbone.config(**star["config"]),
             SamplingDefaults(**star["sampling"]),
             LatentFormat(**star.get("latents", {})),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file.path} describes itself in a way that this version does not know ({error}): "
-            "update this package or write the file again"
-        ) from None
+        raise _unknown(file, error) from None
 
 
-def infer_config(tensors: Mapping[str, Tensor]) -> UNetConfig:
-    """Configuration of a network whose file does not state it, from the shapes of its weights.
-
-    What shapes do not tell (head_dim, norm_groups, dropout) is as published. Where the keys that
-    tell it are missing, the published size is returned: comparing with it says what is wrong.
-    """
-    levels: list[list[int]] = [[]]  # of each resolution, the indices of its blocks
-    for index in count(1):
-        if f"input_blocks.{index}.op.weight" in tensors:
-            levels.append([])
-        elif f"input_blocks.{index}.0.out_layers.3.weight" in tensors:
-            levels[-1].append(index)
-        else:
-            break
-    try:
-        dim, in_dim = tensors["input_blocks.0.0.weight"].shape[:2]
-        widths = [
-            tensors[f"input_blocks.{blocks[0]}.0.out_layers.3.weight"].shape[0] for blocks in levels
-        ]
-        inner = tensors["input_blocks.0.1.proj_in.weight"].shape[0]
-        if any(size % UNetConfig.head_dim for size in (inner, *widths)):
-            return UNetConfig()
-        return UNetConfig(
-            in_dim=in_dim,
-            out_dim=tensors["out.2.weight"].shape[0],
-            dim=dim,
-            context_dim=tensors["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
-            dim_mult=tuple(width // dim for width in widths),
-            num_heads=inner // UNetConfig.head_dim,
-            num_res_blocks=len(levels[0]),
-            attn_scales=tuple(
-                0.5**level
-                for level, blocks in enumerate(levels)
-                if f"input_blocks.{blocks[0]}.1.norm.weight" in tensors
-            ),
-        )
-    except (KeyError, IndexError, ValueError, ZeroDivisionError):
-        return UNetConfig()
+def _unknown(file: TensorFile, error: Exception) -> ValueError:
+    return ValueError(
+        f"{file.path} describes itself in a way that this version does not know ({error}): "
+        "update this package or write the file again"
+    )

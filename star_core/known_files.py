@@ -26,6 +26,13 @@ STAR_I2VGENXL = FileKind(
     title="STAR network on I2VGen-XL (UNet and ControlNet)",
     patterns=(r"^VideoControlNet\.", r"\.local1\.conv1\.weight$"),
 )
+STAR_COGVIDEOX = FileKind(
+    name="star-cogvideox",
+    title="STAR network on CogVideoX",
+    patterns=(
+        r"(\bmixins\.patch_embed\.proj_sr|^transformer_blocks\.0\.spa_local\.conv1)\.weight$",
+    ),
+)
 VENHANCER = FileKind(
     name="venhancer",
     title="VEnhancer or another ControlNet video UNet without STAR's LIEM gates",
@@ -61,6 +68,16 @@ STABLE_DIFFUSION_2 = FileKind(
         r"^cond_stage_model\.model\.transformer\.resblocks\.0\.attn\.in_proj_weight$",
     ),
 )
+VAE_COGVIDEOX = FileKind(
+    name="vae-cogvideox",
+    title="CogVideoX 3D VAE",
+    patterns=(r"\bdecoder\.mid(_block|)\.(resnets\.0|block_1)\.conv1\.conv\.weight$",),
+)
+T5 = FileKind(
+    name="t5",
+    title="T5 text encoder",
+    patterns=(r"\bblock\.0\.layer\.0\.SelfAttention\.q\.weight$",),
+)
 CLIP_OPEN_CLIP = FileKind(
     name="clip-open_clip",
     title="CLIP text encoder, open_clip's naming",
@@ -86,20 +103,18 @@ KNOWN_FILES = (
     STAR_I2VGENXL,
     VENHANCER,
     VIDEO_UNET,
-    FileKind(
-        name="star-cogvideox",
-        title="STAR network on CogVideoX",
-        patterns=(r"\bmixins\.patch_embed\.proj_sr\.weight$",),
-    ),
+    STAR_COGVIDEOX,
     FileKind(
         name="cogvideox-sat",
         title="CogVideoX transformer in SAT's naming, without STAR's changes",
         patterns=(r"\bmixins\.patch_embed\.proj\.weight$",),
+        advice="STAR's own file has 32 input channels, under `proj_sr`",
     ),
     FileKind(
         name="cogvideox-diffusers",
         title="CogVideoX transformer in diffusers' naming",
         patterns=(r"^patch_embed\.text_proj\.weight$", r"^transformer_blocks\.0\.norm1\.linear\."),
+        advice="it lacks STAR's gates (`spa_local`, `temp_local`) and its input channels",
     ),
     SVD,
     STABLE_DIFFUSION_2,
@@ -111,11 +126,7 @@ KNOWN_FILES = (
     ),
     VAE_DIFFUSERS,
     VAE_SVD,
-    FileKind(
-        name="vae-cogvideox",
-        title="CogVideoX 3D VAE",
-        patterns=(r"\bdecoder\.mid(_block|)\.(resnets\.0|block_1)\.conv1\.conv\.weight$",),
-    ),
+    VAE_COGVIDEOX,
     FileKind(
         name="vae-image",
         title="image VAE without temporal decoder",
@@ -130,11 +141,7 @@ KNOWN_FILES = (
         patterns=(r"\b(visual\.transformer\.resblocks|vision_model\.encoder\.layers)\.0\.",),
         advice="STAR needs the text encoder",
     ),
-    FileKind(
-        name="t5",
-        title="T5 text encoder",
-        patterns=(r"\bblock\.0\.layer\.0\.SelfAttention\.q\.weight$",),
-    ),
+    T5,
     FileKind(
         name="diffusers-unet",
         title="UNet in diffusers' naming",

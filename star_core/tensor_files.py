@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .deepspeed_file import read_module
 from .known_files import identify
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ class TensorFile(Mapping[str, Tensor]):
     """The tensors of one file by key, as views of the memory-mapped file.
 
     A tensor occupies no memory of its own until it is converted or copied. `format` is
-    "safetensors", "torch" or "torch (old)"; only the last one is read into memory as a whole.
+    "safetensors", "torch", "torch (DeepSpeed)" or "torch (old)"; only the last is read into memory
+    as a whole.
     `metadata` is the text metadata of a safetensors file, {} for the others.
     """
 
@@ -68,7 +70,8 @@ class TensorFile(Mapping[str, Tensor]):
 def open_tensors(path: str | os.PathLike[str]) -> TensorFile:
     """Open a safetensors or PyTorch (.pt .pth .ckpt .bin) file; its content decides, not its name.
 
-    PyTorch files are read with `weights_only=True` and may wrap their tensors in `state_dict`.
+    PyTorch files are read with `weights_only=True` and may wrap their tensors in `state_dict`. Of
+    those that DeepSpeed wrote, only the weights are read, see `deepspeed_file`.
     Raises ValueError for a file that is missing, empty, truncated, damaged, holds anything but
     tensors and plain values, or is no checkpoint at all.
     """
@@ -145,6 +148,10 @@ def _open_torch(path: Path, *, mmap: bool) -> TensorFile:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            if mmap:  # the objects may be DeepSpeed's, beside the weights
+                with suppress(ValueError):
+                    tensors = read_module(path)
+                    return TensorFile(path, tensors, format="torch (DeepSpeed)", metadata={})
             raise ValueError(
                 f"{path} was not loaded: it holds Python objects besides tensors "
                 f"({refused[1]}), which could run any code; use a file of weights only, or save "
@@ -285,20 +292,20 @@ def write_tensors(
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists already: choose another name, or allow overwriting")
     # Wide types first: then each tensor is aligned to its element size, as mapping it needs.
-    types = {
-        key: dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        for key, tensor in tensors.items()
-    }
+    types, shapes = {}, {}
+    for key, tensor in tensors.items():  # once: a tensor may be made anew whenever it is asked for
+        types[key] = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        shapes[key] = tensor.shape
     keys = sorted(types, key=lambda key: -types[key].itemsize)
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for key in keys:
         if types[key] not in _TYPE_NAMES:
             raise ValueError(f"{key!r} is {types[key]}, which safetensors files do not hold")
-        begin, end = end, end + tensors[key].numel() * types[key].itemsize
+        begin, end = end, end + shapes[key].numel() * types[key].itemsize
         header[key] = {
             "dtype": _TYPE_NAMES[types[key]],
-            "shape": list(tensors[key].shape),
+            "shape": list(shapes[key]),
             "data_offsets": [begin, end],
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()

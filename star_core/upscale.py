@@ -22,8 +22,8 @@ from .degradation.estimate import Degradation, estimate, spread
 from .downloads import PUBLISHED
 from .geometry import output_size
 from .model_files import find_published, find_text_encoder, find_vae
-from .models.encoder import UNetConfig
 from .models.slicing import Slicing
+from .networks import NetworkConfig
 from .offload import Seat
 from .pipeline import Settings, Shot, find_latents, restore
 from .progress import Progress
@@ -182,7 +182,7 @@ def check_prompts(files: ModelFiles, prompts: Prompts) -> None:
         )
 
 
-def check_vae(vae: VideoVAE, config: UNetConfig, latents: LatentFormat) -> None:
+def check_vae(vae: VideoVAE, config: NetworkConfig, latents: LatentFormat) -> None:
     """ValueError unless the latents of a VAE are those that a model was trained on."""
     found, wanted = (vae.latent_channels, vae.scaling_factor), (config.in_dim, latents.scale)
     if found != wanted:

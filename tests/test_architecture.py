@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
     (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
-    (0, "draws", "losses", "offload", "progress", "resume", "shortcuts", "shots", "tiling"),
+    (0, "deepspeed_file", "draws", "losses", "offload", "progress", "resume", "shortcuts"),
+    (0, "shots", "tiling"),
     (1, "models", "out_of_memory", "tensor_files", "downloads", "model_files", "video_io"),
     (1, "degradation", "packages"),
     (2, "clip_folders", "curves"),
-    (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "text", "vae"),
+    (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "networks", "text", "vae"),
     (3, "compare", "evaluate", "pipeline", "upscale", "training", "verify"),
     (4, "__main__", "bench", "cli", "demo"),
 ]

@@ -66,6 +66,18 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "float16", "bfloat16"),
         help="type of the weights (default: as they are)",
     )
+    parser.add_argument(
+        "--shift",
+        type=float,
+        metavar="S",
+        help="of the schedule of a STAR network on CogVideoX (default: by its size)",
+    )
+    parser.add_argument(
+        "--latent-scale",
+        type=float,
+        metavar="S",
+        help="of the latents of a STAR network on CogVideoX (default: by its size)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
 
 
@@ -75,15 +87,28 @@ def run_convert(args: argparse.Namespace) -> None:
     from ..checkpoints import convert
 
     dtype = args.dtype and getattr(torch, args.dtype)
-    convert(args.source, args.out, dtype, overwrite=args.overwrite)
+    convert(
+        args.source,
+        args.out,
+        dtype,
+        shift=args.shift,
+        latent_scale=args.latent_scale,
+        overwrite=args.overwrite,
+    )
 
 
 def add_manifest(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("network", choices=("i2vgenxl",), help="whose")
+    networks = ("i2vgenxl", "cogvideox-5b", "cogvideox-2b")
+    parser.add_argument("network", choices=networks, help="whose, in the published naming")
 
 
 def run_manifest(args: argparse.Namespace) -> None:
-    from ..models.unet import ControlledVideoUNet, UNetConfig
+    from ..models.cogvideox_weights import COGVIDEOX_2B, CogVideoXConfig, in_sat_naming
+    from ..models.unet import UNetConfig
+    from ..networks import build_network
 
-    network = ControlledVideoUNet(UNetConfig(), device="meta")
-    print(json.dumps({key: list(value.shape) for key, value in network.state_dict().items()}))
+    sizes = {"cogvideox-5b": CogVideoXConfig(), "cogvideox-2b": COGVIDEOX_2B}
+    weights = build_network(sizes.get(args.network, UNetConfig()), device="meta").state_dict()
+    if args.network in sizes:
+        weights = in_sat_naming(weights)
+    print(json.dumps({key: list(value.shape) for key, value in weights.items()}))

@@ -6,6 +6,8 @@ patches hold the noisy latents and those of the low-quality video side by side, 
 the image tokens pass both LIEM gates between the modulated norm and the joint attention.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,11 +24,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..tiling import Tile, joined
 from .attention import Attention, scaled_dot_product
 from .cogvideox_weights import CogVideoXConfig
 from .liem import SpatialLIEM, TemporalLIEM
+from .slicing import Slicing
 
 PATCH = 2  # latents a side
+OVERLAP = 8  # latents that neighbouring tiles share at least
 
 
 class CogVideoXDiT(nn.Module):
@@ -34,6 +39,10 @@ class CogVideoXDiT(nn.Module):
 
     operations: torch.nn, or a host's layers. attention: see `models.attention`. device "meta" for a
     network whose weights come from a file.
+
+    How it works may be set, see `working`. slicing: the same result in less memory, where gradients
+    are switched off. Latents beyond the trained grid are worked on in tiles of that size, each with
+    positions of its own, blended; tile: smaller ones, sizes in latents.
     """
 
     def __init__(
@@ -48,6 +57,8 @@ class CogVideoXDiT(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.slicing: Slicing | None = None
+        self.tile: Tile | None = None
         with torch.device(device or "cpu"):
             model = CogVideoXTransformer3DModel(
                 num_attention_heads=config.num_heads,
@@ -74,18 +85,68 @@ class CogVideoXDiT(nn.Module):
             _use_layers_of(operations, self)
         self.to(dtype)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor) -> Tensor:
+    @contextmanager
+    def working(
+        self,
+        *,
+        slicing: Slicing | None,
+        tile: Tile | None = None,
+        attention_window: int | None = None,
+    ) -> Iterator[None]:
+        """Works in this way for the block, and as before afterwards.
+
+        ValueError for an attention window, which this network does not have.
+        """
+        if attention_window is not None:
+            raise ValueError("this model has no attention windows: leave out the attention window")
+        before = self.slicing, self.tile
+        try:
+            self.slicing, self.tile = slicing, tile
+            yield
+        finally:
+            self.slicing, self.tile = before
+
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor | None = None, *, deep: None = None
+    ) -> Tensor:
         """Noisy latents x and those of the low-quality video (b c f h w) -> v (b c f h w).
 
         t: timesteps (b,). y: text embedding (b l d), l = 226 for the published model.
-        ValueError for latents of an odd size.
+        ValueError for latents of an odd size, without a low-quality video, and for features to be
+        used again, which this network does not keep.
         """
-        f, h, w = x.shape[2:]
+        if hint is None:
+            raise ValueError("this model restores: give it the latents of a low-quality video")
+        if deep is not None:
+            raise ValueError("this model keeps no features: leave out their reuse")
+        h, w = x.shape[-2:]
         if h % PATCH or w % PATCH:
             raise ValueError(
                 f"the network takes latents of even height and width, got {w}x{h}: pad the video "
                 f"to multiples of {8 * PATCH} pixels"
             )
+        rows, columns = (
+            self._tile(PATCH * trained).on_grid(side, step=PATCH)
+            for trained, side in zip(self.config.grid, (h, w), strict=True)
+        )
+        if len(rows) == len(columns) == 1:
+            return self._velocity(x, t, y, hint)
+        return joined(
+            lambda rows, columns: self._velocity(
+                x[..., rows, columns], t, y, hint[..., rows, columns]
+            ),
+            rows,
+            columns,
+        )
+
+    def _tile(self, trained: int) -> Tile:
+        """Of a side that was trained to be so many latents long."""
+        size, overlap = (self.tile.size, self.tile.overlap) if self.tile else (trained, OVERLAP)
+        size = min(size, trained) // PATCH * PATCH
+        return Tile(size=size, overlap=min(overlap, size - PATCH))
+
+    def _velocity(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor) -> Tensor:
+        f, h, w = x.shape[2:]
         grid = (f, h // PATCH, w // PATCH)
         emb = self.time_embedding(self.time_proj(t).to(x.dtype))
         tokens = self.patch_embed(
@@ -101,7 +162,7 @@ class CogVideoXDiT(nn.Module):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 image, text = checkpoint(block, image, text, emb, grid, rotary, use_reentrant=False)
             else:
-                image, text = block(image, text, emb, grid, rotary)
+                image, text = block(image, text, emb, grid, rotary, self.slicing)
         image = self.proj_out(self.norm_out(self.norm_final(image), temb=emb))
         return rearrange(
             image,
@@ -136,6 +197,7 @@ class Block(CogVideoXBlock):
         emb: Tensor,
         grid: tuple[int, int, int],
         rotary: tuple[Tensor, Tensor] | None = None,
+        slicing: Slicing | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Image tokens (b f·h·w d), of a grid (f, h, w), and text tokens (b l d) -> the same."""
         a_image, a_text, gate, text_gate = self.norm1(image, text, emb)
@@ -144,19 +206,18 @@ class Block(CogVideoXBlock):
         image, text = image + gate * a_image, text + text_gate * a_text
         del a_image, a_text
         m_image, m_text, gate, text_gate = self.norm2(image, text, emb)
-        return image + gate * self.fed_forward(m_image), text + text_gate * self.ff(m_text)
+        if slicing is None or torch.is_grad_enabled():
+            m_image = self.ff(m_image)
+        else:  # inside it is four times as wide
+            parts = m_image.split(slicing.spatial_pixels, dim=1)
+            m_image = torch.cat([self.ff(part) for part in parts], dim=1)
+        return image + gate * m_image, text + text_gate * self.ff(m_text)
 
     def locally_gated(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """The spatial gate, frame by frame."""
         f, h, w = grid
         maps = rearrange(tokens, "b (f h w) d -> (b f) d h w", f=f, h=h, w=w)
         return rearrange(self.spa_local(maps), "(b f) d h w -> b (f h w) d", f=f)
-
-    def fed_forward(self, tokens: Tensor, at_a_time: int = 4096) -> Tensor:
-        """The MLP, in inference on a part of the tokens at a time: inside it is four times wide."""
-        if torch.is_grad_enabled():
-            return self.ff(tokens)
-        return torch.cat([self.ff(part) for part in tokens.split(at_a_time, dim=1)], dim=1)
 
 
 class JointAttention:

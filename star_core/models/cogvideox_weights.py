@@ -43,6 +43,15 @@ class CogVideoXConfig:
         if self.positions not in ("rotary", "sincos"):
             raise ValueError(f"positions are rotary or sincos, got {self.positions!r}")
 
+    @property
+    def out_dim(self) -> int:
+        return self.in_dim
+
+    @property
+    def downsamplings(self) -> int:
+        """Sides of latents are multiples of 2, the size of a patch, as of one down-sampling."""
+        return 1
+
 
 COGVIDEOX_2B = CogVideoXConfig(dim=1920, num_heads=30, num_layers=30, positions="sincos")
 

@@ -1,24 +1,27 @@
 """Model files: what they say about themselves, loading, conversion."""
 
+import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from star_core.backbones import SamplingDefaults
+from star_core.backbones import COGVIDEOX_LATENTS, COGVIDEOX_SAMPLING, SamplingDefaults
 from star_core.checkpoints import (
     LearnedPrompts,
     convert,
     describe,
-    infer_config,
     load_model,
     save_model,
 )
-from star_core.known_files import STAR_I2VGENXL, identify
+from star_core.known_files import STAR_COGVIDEOX, STAR_I2VGENXL, identify
+from star_core.models.cogvideox_weights import CogVideoXConfig, in_sat_naming
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
+from star_core.networks import build_network, infer_unet
 
 SMALL = UNetConfig(
     dim=32, context_dim=16, dim_mult=(1, 2), num_heads=1, head_dim=32, num_res_blocks=1,
@@ -90,7 +93,7 @@ def full_size():
 
 
 def test_the_published_network_is_recognised_by_its_shapes(full_size):
-    assert infer_config(full_size) == UNetConfig()
+    assert infer_unet(full_size) == UNetConfig()
     assert identify(full_size) is STAR_I2VGENXL
 
 
@@ -102,7 +105,7 @@ def test_the_published_network_is_recognised_by_its_shapes(full_size):
     ],
 )
 def test_shapes_that_no_network_has_count_as_the_published_size(full_size, key, shape):
-    assert infer_config(full_size | {key: torch.empty(shape)}) == UNetConfig()
+    assert infer_unet(full_size | {key: torch.empty(shape)}) == UNetConfig()
 
 
 def test_a_file_of_another_kind_says_what_it_seems_to_be(tmp_path):
@@ -202,3 +205,99 @@ def test_convert_overwrites_only_on_demand_and_never_its_source(tmp_path, model_
 def test_convert_refuses_integer_types(tmp_path, model_file):
     with pytest.raises(ValueError, match="choose float16, bfloat16 or float32"):
         convert(model_file, tmp_path / "y.safetensors", torch.int8)
+
+
+# --- The second backbone ---
+
+COGVIDEOX = CogVideoXConfig(
+    in_dim=4, context_dim=12, dim=64, num_heads=2, num_layers=2, time_dim=16
+)
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    torch.manual_seed(0)
+    return build_network(COGVIDEOX)
+
+
+def deepspeed_file(path, network, prefix="model.diffusion_model."):
+    """As DeepSpeed writes it: with un-merged LoRA, unused tables, and objects of its own."""
+    theirs = {
+        key.replace("model.diffusion_model.", prefix): tensor
+        for key, tensor in in_sat_naming(network.state_dict()).items()
+    }
+    stem = f"{prefix}transformer.layers.0.attention.dense"
+    for end in ("weight", "bias"):
+        theirs[f"{stem}.original.{end}"] = theirs.pop(f"{stem}.{end}")
+    theirs[f"{stem}.matrix_A.0"] = torch.ones(2, 64)
+    theirs[f"{stem}.matrix_B.0"] = torch.ones(64, 2)
+    theirs[f"{prefix}mixins.pos_embed.freqs_cos"] = torch.zeros(4, 32)
+    state = {"module": theirs, "rng": np.random.get_state(), "args": argparse.Namespace(lr=1)}
+    torch.save(state, path)
+    return path
+
+
+def test_the_published_file_of_deepspeed_converts_and_loads(tmp_path, transformer):
+    source = deepspeed_file(tmp_path / "mp_rank_00_model_states.pt", transformer)
+    convert(source, tmp_path / "star.safetensors", torch.bfloat16)
+    converted, original = (
+        load_model(path, dtype=torch.float32) for path in (tmp_path / "star.safetensors", source)
+    )
+    assert converted.config == original.config == COGVIDEOX
+    assert converted.sampling == original.sampling == COGVIDEOX_SAMPLING
+    assert converted.latents == original.latents == COGVIDEOX_LATENTS
+    merged = "transformer_blocks.0.attn1.to_out.0.weight"
+    for key, tensor in transformer.state_dict().items():
+        expected = tensor + 1 if key == merged else tensor  # ones times ones by a rank of 2
+        assert torch.equal(original.network.state_dict()[key], expected)
+        rounded = expected.bfloat16().float()
+        assert torch.equal(converted.network.state_dict()[key], rounded)
+
+
+def test_a_file_of_deepspeed_is_described(tmp_path, transformer):
+    info = describe(deepspeed_file(tmp_path / "x.pt", transformer, prefix=""))
+    assert (info.kind, info.format, info.problems) == ("star-cogvideox", "torch (DeepSpeed)", "")
+    assert info.config and info.config["num_layers"] == 2
+
+
+def test_converting_is_strict(tmp_path, transformer):
+    weights = in_sat_naming(transformer.state_dict())
+    lost = weights.pop("model.diffusion_model.transformer.layers.1.spa_local.conv1.weight")
+    torch.save({"module": weights}, tmp_path / "lacks.pt")
+    with pytest.raises(ValueError, match="spa_local.*is missing"):
+        convert(tmp_path / "lacks.pt", tmp_path / "out.safetensors")
+    weights["model.diffusion_model.transformer.layers.1.spa_local.conv1.weight"] = lost
+    weights["model.diffusion_model.transformer.more"] = lost
+    torch.save({"module": weights}, tmp_path / "more.pt")
+    with pytest.raises(ValueError, match="transformer.more.*is unexpected"):
+        convert(tmp_path / "more.pt", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_what_a_network_on_cogvideox_was_trained_with_can_be_stated(tmp_path, transformer, caplog):
+    source = tmp_path / "x.pt"
+    weights = in_sat_naming(transformer.state_dict())
+    weights["model.diffusion_model.mixins.pos_embed.pos_embedding"] = torch.zeros(1, 2, 64)
+    torch.save({"module": weights}, source)
+    assert load_model(source).sampling.shift == 3
+    assert "--latent-scale" in caplog.text
+    convert(source, tmp_path / "y.safetensors", shift=1.0, latent_scale=0.7)
+    model = load_model(tmp_path / "y.safetensors")
+    assert (model.sampling.shift, model.latents.scale) == (1.0, 0.7)
+    assert model.config == replace(COGVIDEOX, positions="sincos")
+
+
+def test_a_network_on_cogvideox_that_is_saved_describes_itself(tmp_path, transformer):
+    save_model(
+        tmp_path / "x.safetensors", transformer, sampling=SAMPLING, latents=COGVIDEOX_LATENTS
+    )
+    model = load_model(tmp_path / "x.safetensors")
+    assert (model.config, model.sampling, model.latents) == (
+        COGVIDEOX, SAMPLING, COGVIDEOX_LATENTS,
+    )  # fmt: skip
+    assert identify(load_file(tmp_path / "x.safetensors")) is STAR_COGVIDEOX
+
+
+def test_shift_and_latent_scale_are_refused_for_other_files(tmp_path, model_file):
+    with pytest.raises(ValueError, match="leave out shift"):
+        convert(model_file, tmp_path / "x.safetensors", shift=1.0)

@@ -1,12 +1,16 @@
 """The transformer of the second backbone: what STAR adds, positions, a host's layers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from star_core.models.attention import scaled_dot_product
-from star_core.models.cogvideox_dit import Block, CogVideoXDiT, rotary_table, sincos_table
+from star_core.models.cogvideox_dit import CogVideoXDiT, rotary_table, sincos_table
 from star_core.models.cogvideox_weights import CogVideoXConfig
+from star_core.models.slicing import Slicing
+from star_core.tiling import Tile
 
 SMALL = CogVideoXConfig(
     in_dim=4, context_dim=12, context_length=5, dim=32, num_heads=2, num_layers=2, time_dim=16
@@ -73,17 +77,40 @@ def test_latents_of_an_odd_size_are_refused():
 
 def test_slices_of_inference_give_what_training_computes():
     network, told = random_network(), inputs()
-    sliced = network(*told)
-    block = network.transformer_blocks[0]
-    assert isinstance(block, Block)
-    tokens = torch.randn(1, 9, SMALL.dim)
-    torch.testing.assert_close(block.fed_forward(tokens, at_a_time=2), block.ff(tokens))
+    with network.working(slicing=Slicing(spatial_pixels=5)):
+        sliced = network(*told)
     with torch.enable_grad():
         whole = network(*told)
         network.gradient_checkpointing = True
         recomputed = network(*told)
     torch.testing.assert_close(whole.detach(), sliced)
     torch.testing.assert_close(recomputed.detach(), sliced)
+
+
+def test_latents_beyond_the_trained_grid_are_worked_on_in_tiles_of_it():
+    network = random_network(replace(SMALL, grid=(6, 7)))
+    grids = []
+    network.transformer_blocks[0].register_forward_pre_hook(lambda m, args: grids.append(args[3]))
+    x, t, y, hint = inputs(f=1, h=20, w=14)
+    whole = network(x, t, y, hint)
+    assert set(grids) == {(1, 6, 7)}
+    rows = -(-(20 - 8) // (12 - 8))  # tiles of 12 that share at least 8
+    assert len(grids) == rows
+    torch.testing.assert_close(whole[..., :4, :], network(*(
+        (x[..., :12, :], t, y, hint[..., :12, :])
+    ))[..., :4, :])  # fmt: skip
+    grids.clear()
+    with network.working(slicing=None, tile=Tile(size=8, overlap=2)):
+        assert network(x, t, y, hint).shape == x.shape
+    assert set(grids) == {(1, 4, 4)}
+
+
+def test_what_the_network_cannot_do_is_refused():
+    network, (x, t, y, _) = random_network(), inputs()
+    with pytest.raises(ValueError, match="attention window"):
+        network.working(slicing=None, attention_window=8).__enter__()
+    with pytest.raises(ValueError, match="low-quality"):
+        network(x, t, y)
 
 
 def test_a_hosts_layers_and_attention_take_the_place_of_torchs():
