@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -29,6 +30,23 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
         AutoencoderKLTemporalDecoder,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEGeometry:
+    """What shapes tell of a VAE, as diffusers names it; the defaults are those of SVD."""
+
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+
+    @property
+    def factor(self) -> int:
+        """By how much latents are smaller than the frame."""
+        return 2 ** (len(self.block_out_channels) - 1)
 
 
 class VideoVAE:
@@ -186,6 +204,22 @@ def load_vae(
     configuration is that of the folder's config.json, of the file's metadata (JSON under
     `star_vae`), or inferred from the shapes. ValueError for a file that is no such VAE.
     """
+    path, tensors, config = _open(path)
+    with torch.device("meta"):
+        vae = vae_from_config(config)
+    load_into(vae.model, tensors, device=device, dtype=dtype, name=str(path))
+    vae.model.eval().requires_grad_(False)
+    return vae
+
+
+def geometry_of(path: str | os.PathLike[str]) -> VAEGeometry:
+    """Of a VAE's file or folder, which is not loaded. ValueError as in `load_vae`."""
+    _, tensors, _ = _open(path)
+    return _geometry(tensors)
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """The file, its weights (memory-mapped, in diffusers' naming) and the configuration."""
     path = Path(path)
     config = None
     if path.is_dir():
@@ -199,12 +233,8 @@ def load_vae(
             "stable-video-diffusion-img2vid) or a whole SVD checkpoint"
         )
     if config is None:
-        config = json.loads(file.metadata.get("star_vae", "null")) or _inferred_config(tensors)
-    with torch.device("meta"):
-        vae = vae_from_config(config)
-    load_into(vae.model, tensors, device=device, dtype=dtype, name=str(path))
-    vae.model.eval().requires_grad_(False)
-    return vae
+        config = json.loads(file.metadata.get("star_vae", "null")) or asdict(_geometry(tensors))
+    return path, tensors, config
 
 
 def _open_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -281,14 +311,14 @@ def _in_diffusers_naming(file: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _inferred_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _geometry(tensors: Mapping[str, Tensor]) -> VAEGeometry:
     def number_of(pattern: str) -> int:
         return next(i for i in count() if pattern.format(i) not in tensors)
 
     resnet = "encoder.down_blocks.{}.resnets.{}.conv1.weight"
     levels = number_of(resnet.format("{}", 0))
-    return {
-        "block_out_channels": [len(tensors[resnet.format(i, 0)]) for i in range(levels)],
-        "layers_per_block": number_of(resnet.format(0, "{}")),
-        "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
-    }
+    return VAEGeometry(
+        block_out_channels=tuple(len(tensors[resnet.format(i, 0)]) for i in range(levels)),
+        layers_per_block=number_of(resnet.format(0, "{}")),
+        latent_channels=tensors["decoder.conv_in.weight"].shape[1],
+    )

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from its own level or below. The first entry that fits a module counts.
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
+    (0, "live_tensors"),
     (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
     (0, "deepspeed_file", "draws", "losses", "offload", "progress", "resume", "shortcuts"),
     (0, "shots", "tiling"),
@@ -23,6 +24,8 @@ LEVELS = [
     (2, "clip_folders", "curves"),
     (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "networks", "text", "vae"),
     (3, "compare", "evaluate", "pipeline", "upscale", "training", "verify"),
+    (2, "footprint"),
+    (3, "plan", "plan_report", "prediction"),
     (4, "__main__", "bench", "cli", "demo"),
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}

@@ -21,6 +21,7 @@ from .files import (
 )
 from .measuring import add_bench, add_demo, add_verify, run_bench, run_demo, run_verify
 from .metrics import add_evaluate, add_metric_weights, run_evaluate, run_metric_weights
+from .plan import add_plan, run_plan
 from .training import add_train, run_train
 from .upscale import add_upscale, run_upscale
 
@@ -28,6 +29,7 @@ SUCCESS, CAN_BE_MENDED, INTERRUPTED = 0, 2, 130
 
 _COMMANDS = (
     ("upscale", run_upscale, add_upscale, "restore and enlarge a video"),
+    ("plan", run_plan, add_plan, "tell what a run will take, and how it fits into memory"),
     ("demo", run_demo, add_demo, "restore the clip that comes along and measure the result"),
     ("compare", run_compare, add_compare, "write a page that shows clips side by side"),
     ("votes", run_votes, add_votes, "count the votes of viewers of such pages together"),

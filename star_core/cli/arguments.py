@@ -24,6 +24,15 @@ FRAMES = _numbers(r"(\d*):(\d*)", "A:B, such as 10:20, 10: or :20")
 TILE = _numbers(r"(\d+)(?::(\d+))?", "SIZE or SIZE:OVERLAP, such as 512 or 512:64")
 
 
+def MEMORY(text: str) -> int:
+    """12G and 12GiB are 12 * 2^30 bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 12G, such as 7.5G or 800M")
+    number, unit = match.groups()
+    return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))
+
+
 def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--device", default="auto", help="where to compute: auto (default), cpu, cuda, cuda:1 ..."

@@ -1,0 +1,124 @@
+"""`plan`: what a run will take, and how it fits."""
+
+import argparse
+import json
+from typing import Any
+
+from .arguments import MEMORY, SIZE, add_json
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, required=True, metavar="N", help="of the source")
+    parser.add_argument(
+        "--size", type=SIZE, required=True, metavar="WxH", help="of the source, in pixels"
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--scale", type=float, metavar="S", help="how much larger the result is (default 4)"
+    )
+    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="or its exact size")
+    parser.add_argument(
+        "--memory",
+        type=MEMORY,
+        metavar="M",
+        help="of the device: 12G is 12 GiB. Without it, what the run takes uncurtailed",
+    )
+    parser.add_argument(
+        "--no-offload",
+        action="store_true",
+        help="everything stays on the device, weights and skips",
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="with the shortcuts of upscale's --fast"
+    )
+    parser.add_argument(
+        "--reference", action="store_true", help="windows and padding of the original"
+    )
+    parser.add_argument(
+        "--model",
+        default="i2vgenxl",
+        metavar="FILE",
+        help="i2vgenxl (STAR's full size, default; needs no files), tiny, or a file",
+    )
+    parser.add_argument("--vae", metavar="FILE", help="a VAE of another size than SVD's")
+    parser.add_argument(
+        "--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="precision"
+    )
+    add_json(parser)
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    import torch
+
+    from ..behaviour import DEFAULT, REFERENCE
+    from ..geometry import output_size
+    from ..plan import Task
+    from ..plan_report import report
+    from ..prediction import fitting, predict
+    from ..shortcuts import FAST, Shortcuts
+
+    scale = args.scale if args.scale is not None else None if args.out_size else 4.0
+    task = Task(
+        frames=args.frames,
+        size=output_size(args.size[0], args.size[1], scale, args.out_size),
+        dtype=getattr(torch, args.dtype),
+        behaviour=REFERENCE if args.reference else DEFAULT,
+        shortcuts=FAST if args.fast else Shortcuts(),
+        **_model(args.model, args.vae),
+    )
+    plan = fitting(task, args.memory, offload=not args.no_offload)
+    prediction = predict(plan)
+    if not args.json:
+        print(report(plan, prediction, args.memory))
+        return
+    tera = {stage: flops / 1e12 for stage, flops in prediction.flops.items()}
+    answer = {
+        "fits": args.memory is None or prediction.peak <= args.memory,
+        "memory_bytes": args.memory,
+        "peak_bytes": prediction.peak,
+        "tflop": sum(tera.values()),
+        **{f"tflop_{stage}": value for stage, value in tera.items()},
+        "passes": prediction.passes,
+        "chunk_frames": plan.chunk.length,
+        "chunk_overlap": plan.chunk.overlap,
+        "windows": plan.windows,
+        "tile": plan.tile and plan.tile.size,
+        "latent_tile": plan.latent_tile and plan.latent_tile.size,
+        "slices": {
+            "spatial_pixels": plan.slicing.spatial_pixels,
+            "temporal_pixels": plan.slicing.temporal_pixels,
+        },
+        "offload": plan.offload,
+        "stages": {
+            stage: {"device_bytes": held.device, "host_bytes": held.host}
+            for stage, held in prediction.memory.items()
+        },
+    }
+    print(json.dumps(answer))
+
+
+def _model(name: str, vae: str | None) -> dict[str, Any]:
+    """Fields of `Task` about the model."""
+    from ..backbones import SamplingDefaults
+    from ..checkpoints import describe
+    from ..models.unet import UNetConfig
+    from ..upscale import BUILT_IN, PUBLISHED_MODELS
+    from ..vae import geometry_of
+
+    path, own_vae = BUILT_IN.get(name, (name, None))
+    fields: dict[str, Any] = {}
+    if name not in ("i2vgenxl", *PUBLISHED_MODELS):
+        info = describe(path)
+        if info.config is None or info.sampling is None:
+            raise ValueError(
+                f"{path} seems to be a {info.title}: --model takes i2vgenxl, "
+                f"{', '.join(BUILT_IN)} or the file of a STAR network"
+            )
+        fields = {
+            "config": UNetConfig(**info.config),
+            "sampling": SamplingDefaults(**info.sampling),
+            "text_encoder": not info.prompts,
+        }
+    if (vae_path := vae or own_vae) is not None:
+        fields["vae"] = geometry_of(vae_path)
+    return fields

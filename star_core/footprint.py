@@ -1,0 +1,193 @@
+"""Bytes and FLOPs of the method's parts, asked of the code itself on the meta device.
+
+Nothing is computed and no weights are read. Layers that work in slices do the first slice alone,
+because the others take as much; so a forward pass at full size takes a second.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .diffusion.schedule import star_schedule
+from .live_tensors import META, LiveMetaTensors
+from .models.slicing import Slicing
+from .models.unet import ControlledVideoUNet, UNetConfig
+from .vae import VAEGeometry, VideoVAE, vae_from_config
+
+TEXT_TOKENS = 77
+
+
+class Peak(NamedTuple):
+    """Most bytes held at once, weights not counted: at work, and waiting in main memory."""
+
+    device: int
+    host: int
+
+
+class Cost(NamedTuple):
+    """Most bytes held at once, weights not counted, and FLOPs, two per multiply-add."""
+
+    peak: int
+    flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One forward pass of STAR's network on latents (1 in_dim frames height width)."""
+
+    config: UNetConfig
+    dtype: torch.dtype
+    frames: int
+    height: int
+    width: int
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x, t, y and hint."""
+        size = (1, self.config.in_dim, self.frames, self.height, self.width)
+        x = torch.empty(size, dtype=self.dtype, device=META)
+        y = torch.empty(1, TEXT_TOKENS, self.config.context_dim, dtype=self.dtype, device=META)
+        return x, torch.empty(1, dtype=torch.int64, device=META), y, x
+
+
+@cache
+@torch.inference_mode()
+def peak_of(forward: Pass, slicing: Slicing | None) -> Peak:
+    """Of a pass in slices."""
+    network, inputs = _network(forward.config, forward.dtype), forward.inputs()
+    slicing = slicing and _FirstSlices(**asdict(slicing))
+    with network.working(slicing=slicing), LiveMetaTensors() as live:
+        network(*inputs)
+    return Peak(live.peak, live.away_peak)
+
+
+@cache
+def flops_of(forward: Pass, attention_window: int | None = None) -> int:
+    """Two per multiply-add."""
+    return _flops(forward, attention_window, None)
+
+
+class Reusing(NamedTuple):
+    """FLOPs of a pass that reuses deep features, and how many bytes those take."""
+
+    flops: int
+    kept: int
+
+
+@cache
+def reusing(forward: Pass, attention_window: int | None = None) -> Reusing:
+    deep = _Kept()
+    _flops(forward, attention_window, deep)
+    flops, features = _flops(forward, attention_window, deep), deep.features
+    return Reusing(flops, 0 if features is None else features.nbytes)
+
+
+@cache
+def network_bytes(config: UNetConfig, dtype: torch.dtype) -> int:
+    """Of the weights."""
+    return _bytes(_network(config, dtype))
+
+
+@cache
+def vae_bytes(geometry: VAEGeometry, dtype: torch.dtype) -> int:
+    """Of the weights."""
+    return _bytes(_vae(geometry, dtype).model)
+
+
+@cache
+@torch.inference_mode()
+def encoding(geometry: VAEGeometry, dtype: torch.dtype, height: int, width: int) -> Cost:
+    """Of one frame, or a tile of it, in pixels."""
+    vae, frame = _vae(geometry, dtype), torch.empty(1, 3, height, width, device=META)
+    with LiveMetaTensors() as live, flop_counter() as counter:
+        vae.encode_frame(frame)
+    return Cost(live.peak, counter.get_total_flops())
+
+
+@cache
+@torch.inference_mode()
+def decoding(
+    geometry: VAEGeometry, dtype: torch.dtype, frames: int, height: int, width: int
+) -> Cost:
+    """Of a window of frames, or a tile of them, in pixels; with the frames that come out."""
+    vae = _vae(geometry, dtype)
+    sides = height // vae.factor, width // vae.factor
+    latents = torch.empty(1, vae.latent_channels, frames, *sides, device=META)
+    with LiveMetaTensors() as live, flop_counter() as counter:
+        vae.decode(latents, window=frames, overlap=0)
+    return Cost(live.peak, counter.get_total_flops())
+
+
+class _First(list):
+    """As long as the whole list, but only the first comes out."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self[:1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FirstSlices(Slicing):
+    def frames(self, x: Tensor) -> Sequence[slice]:
+        return _First(super().frames(x))
+
+    def rows(self, clip: Tensor) -> Sequence[Tensor]:
+        return _First(super().rows(clip))
+
+
+class _Kept:
+    """Stands for `shortcuts.DeepFeatures`: gives back what it was given, whatever the timestep."""
+
+    features: Tensor | None = None
+
+    def recall(self, place: object, t: Tensor) -> Tensor | None:
+        return self.features
+
+    def keep(self, place: object, t: Tensor, features: Tensor) -> None:
+        self.features = features
+
+
+@torch.inference_mode()
+def _flops(forward: Pass, attention_window: int | None, deep: _Kept | None) -> int:
+    network, inputs = _network(forward.config, forward.dtype), forward.inputs()
+    with (
+        network.working(slicing=None, attention_window=attention_window),
+        LiveMetaTensors(),
+        flop_counter() as counter,
+    ):
+        network(*inputs, deep=deep)
+    return counter.get_total_flops()
+
+
+def flop_counter() -> FlopCounterMode:
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def attention(q: Sequence[int], k: Sequence[int], *_: Any, **__: Any) -> int:
+        batch, heads, tokens, features = q
+        return 4 * batch * heads * tokens * k[2] * features
+
+    return FlopCounterMode(display=False, custom_mapping={fused: attention})
+
+
+@cache
+def _network(config: UNetConfig, dtype: torch.dtype) -> ControlledVideoUNet:
+    star_schedule()  # made once, and not to be counted
+    network = ControlledVideoUNet(config, device=META, dtype=dtype).eval()
+    return network.requires_grad_(False)
+
+
+@cache
+def _vae(geometry: VAEGeometry, dtype: torch.dtype) -> VideoVAE:
+    with META:
+        vae = vae_from_config(asdict(geometry))
+    # Not the model's own `to`, which warns; and not all of it is on the meta device yet.
+    nn.Module.to(vae.model, META, dtype)
+    vae.model.eval().requires_grad_(False)
+    return vae
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(x.nbytes for x in (*module.parameters(), *module.buffers()))
