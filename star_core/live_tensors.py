@@ -22,11 +22,13 @@ META, CPU = torch.device("meta"), torch.device("cpu")
 class LiveTensors(TorchDispatchMode):
     """While active, `peak` is the most bytes of tensors made inside that were alive at once.
 
-    Of real tensors, of torch's fake ones and of those of the meta device.
+    Of real tensors, of torch's fake ones and of those of the meta device. device: those on a device
+    of this type only. Fake tensors may lie on "meta" and on "cpu" beside it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
         super().__init__()
+        self.device = device
         self.live, self.peak = 0, 0
         self.seen: set[int] = set()
 
@@ -47,7 +49,7 @@ class LiveTensors(TorchDispatchMode):
 
     def count(self, tensor: Tensor) -> None:
         key, size = _storage(tensor), tensor.untyped_storage().nbytes()
-        if key in self.seen:
+        if key in self.seen or self.device not in (None, tensor.device.type):
             return
         self.seen.add(key)
         self.live += size
@@ -69,7 +71,7 @@ class LiveMetaTensors(LiveTensors):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("meta")
         self.away: dict[int, int] = {}
         self.away_peak = 0
         self.attention = _FusedAttention()
@@ -96,10 +98,6 @@ class LiveMetaTensors(LiveTensors):
                     del self.away[_storage(tensor)]
                     self.count(tensor)
         return super().counted(func, args, kwargs)
-
-    def count(self, tensor: Tensor) -> None:
-        if tensor.is_meta:
-            super().count(tensor)
 
     def run(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if _aliases(func):

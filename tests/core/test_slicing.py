@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from star_core.live_tensors import LiveTensors
 from star_core.models.slicing import ClipNorm, Slicing, over_frames
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
-from tests.live_tensors import LiveTensors
 
 CONFIG = UNetConfig(
     dim=16,

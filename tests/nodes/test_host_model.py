@@ -15,6 +15,7 @@ from star_core.diffusion.denoiser import Denoiser
 from star_core.diffusion.samplers import SAMPLERS
 from star_core.diffusion.schedule import sampling_sigmas, star_schedule
 from star_core.geometry import upsample
+from star_core.live_tensors import LiveTensors
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.noise import FrameNoise, brownian_noise
@@ -22,7 +23,6 @@ from star_core.training.lora import add_lora, merge_lora, write_lora
 from star_core.upscale import BUILT_IN
 from star_core.vae import load_vae
 from star_core.video_io import open_video
-from tests.live_tensors import LiveTensors
 
 pytestmark = pytest.mark.host
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from star_core.live_tensors import LiveTensors
 from star_core.vae import VideoVAE, load_vae, vae_from_config
-from tests.live_tensors import LiveTensors
 
 pytestmark = pytest.mark.host
 
