@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import wave
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from star_core.cli import main
 from star_core.geometry import upsample
+from star_core.resume import work_folder
 from star_core.upscale import BUILT_IN
 from star_core.video_io import open_sink, open_video
 
@@ -421,3 +423,79 @@ def test_help_imports_nothing_heavy():
     code = "import sys; import star_core.cli as c; c._parser(); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "False\n", result.stderr
+
+
+# going on
+
+
+def killed_when(entries: int, command: list[str], folder: Path) -> None:
+    """Starts the command line and kills it once its work holds so many entries, or it is done."""
+    process = subprocess.Popen([sys.executable, "-m", "star_core", *command], cwd=ROOT)
+    while process.poll() is None and len(list(folder.glob("*.safetensors"))) < entries:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+
+
+def test_a_killed_run_goes_on_to_the_same_file_byte_for_byte(tmp_path, capsys):
+    source = write_clip(tmp_path / "in.mkv", 20, 12, 16)
+    options = ["--scale", "2", "--chunk-frames", "6", "--merge-up-to", "0", "--shots", "7"]
+    options += ["--solver-mode", "normal", "--steps", "3"]
+    upscaled(capsys, source, tmp_path / "whole.mp4", *options)
+    out = tmp_path / "out.mp4"
+    for entries in (1, 4):
+        killed_when(entries, ["upscale", str(source), str(out), *options], work_folder(out))
+        assert not out.exists()
+        newest = max(work_folder(out).glob("*.safetensors"), key=lambda p: p.stat().st_mtime)
+        newest.write_bytes(newest.read_bytes()[:100])  # as a power cut leaves it
+    code, _, err = run(capsys, "upscale", source, out, *options, "--keep-work")
+    assert code == 0 and "is damaged" not in err  # that goes to the log
+    assert out.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert list(work_folder(out).glob("*.safetensors"))
+    upscaled(capsys, source, out, *options, "--overwrite")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mkv", "out.mp4", "whole.mp4"]
+
+
+def test_work_of_other_settings_is_not_gone_on_with(tmp_path, capsys):
+    source = write_clip(tmp_path / "in.mkv", 3, 12, 16)
+    outs = [tmp_path / "a.mkv", tmp_path / "b.mkv"]
+    upscaled(capsys, source, outs[0], "--scale", 2, "--seed", 1, "--keep-work")
+    upscaled(capsys, source, outs[0], "--scale", 2, "--seed", 2, "--overwrite")
+    upscaled(capsys, source, outs[1], "--scale", 2, "--seed", 2)
+    assert torch.equal(*map(frames_of, outs))
+
+
+# shots
+
+
+def test_shots_are_named_found_or_read_from_a_file_and_differ_as_it_says(tmp_path, capsys):
+    source = write_clip(tmp_path / "in.mkv", 4, 12, 16)
+    shots = tmp_path / "shots.json"
+    shots.write_text('[{"start": 0, "strength": 0}, {"start": 2, "noise_level": 700}]')
+    report = upscaled(capsys, source, tmp_path / "out.mkv", "--scale", 2, "--shots", shots)
+    assert [shot["start"] for shot in report["shots"]] == [0, 2]
+    assert [shot["sampling"]["noise_level"] for shot in report["shots"]] == [900, 700]
+    bicubic = upsample(frames_of(source), (32, 24), "bicubic").clamp(0, 1)
+    change = (frames_of(tmp_path / "out.mkv") - bicubic).abs().amax(dim=(1, 2, 3))
+    assert (change <= 1 / 255).tolist() == [True, True, False, False]
+    report = upscaled(capsys, source, tmp_path / "b.mkv", "--scale", 1, "--shots", "1,3")
+    assert [shot["start"] for shot in report["shots"]] == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("shots", "message"),
+    [
+        ("9", "no cut at frame 9"),
+        ("nowhere.json", "there is no nowhere.json"),
+        ([{"start": 1}], "must begin at 0"),
+        ([{"start": 0, "speed": 2}], "says speed"),
+        ([{"start": 0, "strength": 2}], "strength must be from 0 to 1"),
+        ([{"start": 0, "prompt": "a cat"}], "learned prompts"),
+    ],
+)
+def test_shots_that_cannot_be_are_refused(tmp_path, capsys, clip, shots, message):
+    if not isinstance(shots, str):
+        path = tmp_path / "shots.json"
+        path.write_text(json.dumps(shots))
+        shots = path
+    assert message in refused(capsys, "upscale", clip, tmp_path / "o.mkv", "--shots", shots)

@@ -1,0 +1,193 @@
+"""Work that is gone on with: entries on the disk, and whole runs that are stopped anywhere."""
+
+import errno
+import os
+import random
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from star_core.resume import Work, hash_of, identity_of, work_folder
+from tests.core.test_long_clips import STEPS, handed
+from tests.core.test_pipeline import changing, clip_of, run
+
+__all__ = ["changing"]  # a fixture
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "empty": torch.zeros(0, 2)}
+
+
+@pytest.fixture
+def work(tmp_path):
+    with Work(tmp_path / "work", keep=True) as work:
+        work.begin("run")
+        yield work
+
+
+def entries(work):
+    return sorted(work.folder.glob("*.safetensors"))
+
+
+def test_what_was_kept_is_recalled_bit_by_bit(work):
+    assert work.recall("0000") is None
+    work.keep("0000", TENSORS)
+    work.keep("0000-001", {"b": torch.ones(1)})
+    recalled = work.recall("0000")
+    assert recalled.keys() == TENSORS.keys()
+    assert all(torch.equal(recalled[key], TENSORS[key]) for key in TENSORS)
+    work.forget("0000-*")
+    assert work.recall("0000-001") is None and work.recall("0000")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:40], lambda data: data[:-1] + b"!"])
+def test_damaged_entries_are_found_and_thrown_away(work, damage, caplog):
+    work.keep("0000", TENSORS)
+    (path,) = entries(work)
+    path.write_bytes(damage(path.read_bytes()))
+    assert work.recall("0000") is None
+    assert not path.exists() and "damaged" in caplog.text
+
+
+def test_a_full_disk_leaves_no_part_and_says_how_to_go_on(work, monkeypatch):
+    work.keep("0000", TENSORS)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match="No space left.*goes on from here"):
+        work.keep("0001", TENSORS)
+    assert [path.name.split(".")[1] for path in entries(work)] == ["0000"]
+    assert not list(work.folder.glob("*.part"))
+
+
+def test_another_run_begins_anew_in_the_same_folder(work, caplog):
+    work.keep("0000", TENSORS)
+    leftover = work.folder / ".star-0123.mkv"
+    leftover.write_bytes(b"half a video")
+    work.begin("run")
+    assert work.recall("0000") and not leftover.exists()
+    work.begin("other")
+    assert not entries(work) and "begins anew" in caplog.text
+
+
+def test_the_folder_goes_when_the_work_is_done_or_there_is_none(tmp_path):
+    folder = tmp_path / "work"
+    with Work(folder) as work:
+        work.begin("run")
+        work.keep("0000", TENSORS)
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), Work(folder) as work:
+        work.begin("run")
+        raise KeyboardInterrupt
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), Work(folder) as work:
+        work.begin("run")
+        work.keep("0000", TENSORS)
+        raise KeyboardInterrupt
+    assert list(folder.glob("*.safetensors"))
+
+
+def test_a_folder_with_other_things_in_it_is_refused_and_kept(tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match="other files"), Work(tmp_path):
+        pass
+    assert (tmp_path / "precious.txt").exists()
+
+
+def test_the_work_lies_beside_the_result_in_a_folder_that_is_there(tmp_path):
+    assert work_folder(tmp_path / "a.mkv").parent == tmp_path
+    assert work_folder(tmp_path / "frames" / "%05d.png").parent == tmp_path
+    (tmp_path / "frames").mkdir()
+    assert work_folder(tmp_path / "frames").parent == tmp_path / "frames"
+    assert work_folder(tmp_path / "a.mkv") != work_folder(tmp_path / "b.mkv")
+
+
+def test_identities_and_hashes_follow_what_they_are_of(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"two")
+    files, folder = {hash_of(tmp_path / name) for name in "ab"}, hash_of(tmp_path)
+    assert len(files) == 2
+    (tmp_path / "b").write_bytes(b"owt")
+    assert hash_of(tmp_path) != folder
+    assert identity_of({"a": 1, "b": 2}) == identity_of({"b": 2, "a": 1})
+    assert identity_of({"a": 1}) != identity_of({"a": 2})
+
+
+# whole runs
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping_after(calls):
+    count = 0
+
+    def on_progress(stage, done, total):
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise Stopped
+
+    return on_progress
+
+
+@hypothesis_settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(stops=st.lists(st.integers(1, 60), max_size=4), strength=st.sampled_from([1.0, 0.7]))
+def test_a_run_stopped_anywhere_goes_on_to_the_very_same_result(
+    tmp_path_factory, changing, stops, strength
+):
+    clip, settings = clip_of(11, 8, 10), handed(strength=strength)
+    expected = run(clip, changing, settings=settings)
+    folder = tmp_path_factory.mktemp("runs") / "work"
+    for stop in stops:
+        with Work(folder, keep=True) as work:
+            work.begin("run")
+            with suppress(Stopped):
+                run(clip, changing, settings=settings, work=work, on_progress=stopping_after(stop))
+    with Work(folder) as work:
+        work.begin("run")
+        assert torch.equal(run(clip, changing, settings=settings, work=work), expected)
+
+
+@pytest.mark.parametrize("merged", [0, 100])
+def test_what_is_finished_is_not_done_again(work, changing, monkeypatch, merged):
+    settings = handed(sampling=STEPS)
+    settings = replace(settings, chunk=replace(settings.chunk, merged=merged))
+    clip, calls = clip_of(11, 8, 10), []
+    forward = changing.network.forward
+    monkeypatch.setattr(
+        changing.network, "forward", lambda *args, **kw: calls.append(1) or forward(*args, **kw)
+    )
+
+    def stop(stage, done, total):
+        if stage == "denoise" and done == 9:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(clip, changing, settings=settings, work=work, on_progress=stop)
+    begun = len(calls)
+    result = run(clip, changing, settings=settings, work=work)
+    calls.clear()
+    assert torch.equal(result, run(clip, changing, settings=settings))
+    assert len(calls) == 5 * 3  # windows and evaluations of an undisturbed run
+    calls.clear()
+    run(clip, changing, settings=settings, work=work)
+    assert not calls
+    assert begun == 9
+
+
+def test_damaged_pieces_are_done_again(work, changing):
+    clip, settings = clip_of(11, 8, 10), handed()
+    expected = run(clip, changing, settings=settings, work=work)
+    for path in random.Random(0).sample(entries(work), 2):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert torch.equal(run(clip, changing, settings=settings, work=work), expected)
+    assert len(entries(work)) == 5
