@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .progress import Progress
 
 if TYPE_CHECKING:
+    import torch
+
     from ..pipeline import Settings
     from ..upscale import Job, ModelFiles, Scene
     from ..video_io import VideoSource
@@ -39,11 +41,19 @@ def add_shots(group: argparse._ActionsContainer) -> None:
 class Wishes:
     """What the options ask for. report: of each shot, what was chosen and measured."""
 
-    def __init__(self, args: argparse.Namespace, files: "ModelFiles", common: "Settings") -> None:
-        """common: what all shots share."""
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        files: "ModelFiles",
+        common: "Settings",
+        dtype: "torch.dtype",
+        memory: int | None,
+    ) -> None:
+        """common: what all shots share. memory: bytes to plan for; None leaves `common` alone."""
         from ..backbones import SamplingDefaults
 
         self._args, self._files, self._common = args, files, common
+        self._dtype, self._memory = dtype, memory
         self._defaults = SamplingDefaults(**(files.info.sampling or {}))
         options = {name: getattr(args, name) for name in (*PROMPTS, *LOOK, *SAMPLING)}
         self._options = {name: value for name, value in options.items() if value is not None}
@@ -69,9 +79,37 @@ class Wishes:
         if self._args.auto:
             for i, (advice, found) in enumerate(self._advice(job, shots, said)):
                 said[i], measured[i] = advice | self._options | said[i], found
+        if self._memory is not None:
+            self._common = self._planned(source, job, max(map(len, shots)))
         scenes = [self.scene(*shot) for shot in zip(shots, said, strict=True)]
         self.report = [told(s) | found for s, found in zip(scenes, measured, strict=True)]
         return scenes
+
+    def _planned(self, source: "VideoSource", job: "Job", frames: int) -> "Settings":
+        """The common settings with what fits the memory, for the longest shot."""
+        from ..geometry import output_size
+        from ..models.unet import UNetConfig
+        from ..plan import Task
+        from ..plan_report import report
+        from ..prediction import fitting, predict
+        from ..vae import geometry_of
+
+        info, whole, files = source.info, self.scene(None).settings, self._files
+        assert files.info.config is not None
+        task = Task(
+            frames=frames,
+            size=output_size(info.width, info.height, job.scale, job.out_size),
+            config=UNetConfig(**files.info.config),
+            vae=geometry_of(files.vae),
+            text_encoder=files.text_encoder is not None,
+            dtype=self._dtype,
+            sampling=whole.sampling,
+            behaviour=whole.behaviour,
+            shortcuts=whole.shortcuts,
+        )
+        plan = fitting(task, self._memory)
+        sys.stderr.write(f"{report(plan, predict(plan), self._memory)}\n")
+        return replace(self._common, **plan.settings())
 
     def _shots(self, source: "VideoSource") -> tuple[list[range], list[dict[str, Any]]]:
         """The frames of each shot, and what its entry in a file says."""

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import CROP, FRAMES, SIZE, TILE, add_compute, add_json, compute
+from .arguments import CROP, FRAMES, MEMORY, SIZE, TILE, add_compute, add_json, compute
 from .progress import Progress
 from .scenes import Wishes, add_shots, told
 
 if TYPE_CHECKING:
+    import torch
+
     from ..shortcuts import Shortcuts
     from ..tiling import Tile
 
@@ -94,6 +96,13 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("speed and memory")
     group.add_argument(
+        "--memory",
+        type=MEMORY,
+        metavar="M",
+        help="choose chunks, tiles, slices and offloading for so much memory, 12G is 12 GiB. On a "
+        "GPU, where none of them is given, nine tenths of what it has",
+    )
+    group.add_argument(
         "--steps", type=int, metavar="N", help="evaluations of the network in solver mode normal"
     )
     group.add_argument(
@@ -105,7 +114,6 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--chunk-frames",
         type=int,
-        default=32,
         metavar="N",
         help="most frames that the network sees together (default 32)",
     )
@@ -235,12 +243,14 @@ def run_upscale(args: argparse.Namespace) -> None:
     )
     if args.stills and args.auto:
         raise ValueError("stills may have suffered differently: leave out --auto or --stills")
-    overlap = args.chunk_overlap
+    memory = _memory(args, device)
+    length, overlap = args.chunk_frames, args.chunk_overlap
+    length = ChunkConfig().length if length is None else length
     common = Settings(
         seed=args.seed,
         chunk=ChunkConfig(
-            length=args.chunk_frames,
-            overlap=max(args.chunk_frames // 2, 0) if overlap is None else overlap,
+            length=length,
+            overlap=max(length // 2, 0) if overlap is None else overlap,
             merged=args.merge_up_to,
         ),
         tile=_tile(args.tile),
@@ -250,7 +260,7 @@ def run_upscale(args: argparse.Namespace) -> None:
         behaviour=REFERENCE if args.reference else DEFAULT,
         device=device,
     )
-    wanted = Wishes(args, files, common)
+    wanted = Wishes(args, files, common, dtype, memory)
     whole = wanted.scene(None)
     check_prompts(files, whole.prompts)
     sampling = whole.settings.sampling
@@ -283,6 +293,20 @@ def run_upscale(args: argparse.Namespace) -> None:
             "seconds": round(time.monotonic() - start, 3),
         }
         print(json.dumps(report))
+
+
+def _memory(args: argparse.Namespace, device: "torch.device") -> int | None:
+    """Bytes to plan for; None where the user chooses, or where memory is not the device's own."""
+    import torch
+
+    names = ("chunk_frames", "chunk_overlap", "tile", "latent_tile")
+    given = [n for n in names if getattr(args, n) is not None] + ["offload"] * args.offload
+    if args.memory is not None and given:
+        raise ValueError(f"--memory chooses --{given[0].replace('_', '-')}: leave one of them out")
+    if args.memory is None and not given and device.type == "cuda":
+        # Not what is free: the same command must find the same plan again.
+        return int(0.9 * torch.cuda.get_device_properties(device).total_memory)
+    return args.memory
 
 
 def _shortcuts(args: argparse.Namespace) -> "Shortcuts":

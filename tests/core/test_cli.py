@@ -465,6 +465,29 @@ def test_work_of_other_settings_is_not_gone_on_with(tmp_path, capsys):
     assert torch.equal(*map(frames_of, outs))
 
 
+# memory
+
+
+def test_a_memory_given_makes_a_plan_that_is_told_and_followed(tmp_path, capsys, monkeypatch):
+    import star_core.upscale
+
+    seen, restore = [], star_core.upscale.restore
+
+    def watching(frames, model, vae, shots, canvas, **options):
+        seen.extend(shot.settings for shot in shots)
+        return restore(frames, model, vae, shots, canvas, **options)
+
+    monkeypatch.setattr("star_core.upscale.restore", watching)
+    source = write_clip(tmp_path / "in.mkv", 2, 24, 32)
+    command = ("upscale", source, tmp_path / "out.mkv", "--scale", 12)
+    code, _, err = run(capsys, *command, "--memory", "60M")
+    assert code == 0 and "GiB" in err
+    (settings,) = seen
+    assert settings.slicing.offload and settings.tile is not None
+    assert open_video(tmp_path / "out.mkv").info.width == 384
+    assert "leave one of them out" in refused(capsys, *command, "--memory", "1G", "--tile", "256")
+
+
 # shots
 
 
