@@ -22,7 +22,7 @@ from .files import (
 from .measuring import add_bench, add_demo, add_verify, run_bench, run_demo, run_verify
 from .metrics import add_evaluate, add_metric_weights, run_evaluate, run_metric_weights
 from .plan import add_plan, run_plan
-from .training import add_train, run_train
+from .training import add_dataset, add_train, run_dataset, run_train
 from .upscale import add_upscale, run_upscale
 
 SUCCESS, CAN_BE_MENDED, INTERRUPTED = 0, 2, 130
@@ -42,6 +42,7 @@ _COMMANDS = (
     ("manifest", run_manifest, add_manifest, "print a network's keys and shapes as JSON"),
     ("bench", run_bench, add_bench, "measure how fast the network runs on this machine"),
     ("degrade", run_degrade, add_degrade, "make a clean video small and bad, recorded"),
+    ("dataset", run_dataset, add_dataset, "cut a folder of videos into clips to train on"),
     ("train", run_train, add_train, "train a model"),
 )
 

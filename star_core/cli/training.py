@@ -1,4 +1,4 @@
-"""`train`."""
+"""`dataset`, `train`."""
 
 import argparse
 import logging
@@ -6,52 +6,217 @@ import sys
 import time
 from pathlib import Path
 
-from .progress import clock
+from .arguments import SIZE
+from .degrading import PRESETS
+from .progress import Progress, clock
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="videos, with captions in NAME.txt beside each or in a CSV file (video, caption as "
+        "OpenVid-1M has them, or path, text)",
+    )
+    parser.add_argument("out", metavar="OUT", help="where shards of clips go (webdataset)")
+    parser.add_argument(
+        "--frames",
+        nargs=2,
+        type=int,
+        default=(32, 64),
+        metavar=("A", "B"),
+        help="least and most frames of a clip (default 32 64)",
+    )
+    parser.add_argument(
+        "--side", type=int, default=256, metavar="N", help="least width and height (default 256)"
+    )
+    parser.add_argument(
+        "--detail", type=float, default=1.0, metavar="X", help="least detail (default 1)"
+    )
+    parser.add_argument(
+        "--single-shots", action="store_true", help="do not look for cuts (OpenVid-1M is cut)"
+    )
+    parser.add_argument("--per-shard", type=int, default=256, metavar="N", help="default 256")
+
+
+def run_dataset(args: argparse.Namespace) -> None:
+    from ..shots import find_cuts
+    from ..training.dataset import ClipFilter, make_dataset
+
+    progress = Progress(["videos"])
+    counts = make_dataset(
+        Path(args.folder),
+        Path(args.out),
+        ClipFilter(length=tuple(args.frames), side=args.side, detail=args.detail),
+        find_cuts=None if args.single_shots else find_cuts,
+        per_shard=args.per_shard,
+        on_video=lambda done, total: progress("videos", done, total),
+    )
+    print(", ".join(f"{name} {count}" for name, count in counts.items()))
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--preset", choices=("tiny",), required=True, help="what to train: the built-in model"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--preset", choices=("tiny",), help="make the built-in model")
+    what.add_argument(
+        "--model",
+        metavar="FILE",
+        help="train a model with official key names; a ControlNet or LIEM that it lacks is added",
     )
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="clean videos and pictures")
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="shards of the command dataset; for --preset tiny clean videos and pictures",
+    )
     parser.add_argument(
         "--out",
-        required=True,
         metavar="DIR",
-        help="weights and checkpoints; training goes on where it stopped",
+        help="weights, checkpoints, curves; training goes on where it stopped",
     )
-    parser.add_argument(
-        "--steps", type=int, required=True, metavar="N", help="optimiser steps in all"
-    )
+    parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps in all")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument(
         "--start",
         metavar="DIR",
-        help="go on from the model and VAE in DIR, such as star_core/weights",
+        help="with --preset tiny: go on from the model and VAE in DIR, such as star_core/weights",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+
+    group = parser.add_argument_group("with --model")
+    group.add_argument("--vae", metavar="FILE", help="the VAE that belongs to the model")
+    group.add_argument("--text-encoder", metavar="FILE", help="OpenCLIP ViT-H-14")
+    group.add_argument(
+        "--trains",
+        choices=("star", "all", "lora"),
+        default="star",
+        help="star (default): ControlNet and LIEM, the rest is frozen; all; or a LoRA",
+    )
+    group.add_argument("--rank", type=int, default=16, metavar="N", help="of a LoRA (default 16)")
+    group.add_argument("--recipe", choices=PRESETS, default="heavy", help="default heavy")
+    group.add_argument(
+        "--frames", type=int, default=32, metavar="N", help="of a sample (default 32)"
+    )
+    group.add_argument(
+        "--size", type=SIZE, default=(1280, 720), metavar="WxH", help="default 1280x720"
+    )
+    group.add_argument("--interval", type=int, default=2, metavar="N", help="default 2")
+    group.add_argument("--batch", type=int, default=1, metavar="N", help="of a process (default 1)")
+    group.add_argument("--learning-rate", type=float, default=5e-5, metavar="X", help="(5e-5)")
+    group.add_argument("--validate", metavar="FOLDER", help="shards kept apart")
+    group.add_argument("--every", type=int, default=500, metavar="N", help="checkpoints (500)")
+    group.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    group.add_argument(
+        "--checkpointing", action="store_true", help="less memory, a third more to compute"
+    )
+    group.add_argument(
+        "--df-space",
+        choices=("pixels", "latents"),
+        default="pixels",
+        help="where DF loss compares: in pixels of a decoded part (default), or in latents",
+    )
+    group.add_argument("--df-alpha", type=float, default=2.0, metavar="X", help="default 2")
+    group.add_argument("--df-beta", type=float, default=1.0, metavar="X", help="0 is none (1)")
+    group.add_argument(
+        "--plan", action="store_true", help="print the memory and work that it takes, and stop"
+    )
 
 
 def run_train(args: argparse.Namespace) -> None:
-    from ..training.tiny import train_tiny
-
+    if args.plan:
+        _print_plan(args)
+        return
+    if missing := [f"--{name}" for name in ("data", "out", "steps") if not getattr(args, name)]:
+        raise ValueError(f"train needs {', '.join(missing)}")
     logging.getLogger(__name__.partition(".cli")[0]).setLevel(logging.INFO)
-    start = time.monotonic()
-    first = 0
+    if args.preset == "tiny":
+        from ..training.tiny import train_tiny
 
-    def on_step(step: int, steps: int, parts: dict[str, float]) -> None:
-        nonlocal first
-        first = first or step - 1
+        train_tiny(
+            Path(args.data),
+            Path(args.out),
+            steps=args.steps,
+            seed=args.seed,
+            start=Path(args.start) if args.start else None,
+            on_step=_Report(),
+        )
+        return
+    from ..degradation import PRESETS as RECIPES
+    from ..losses import DFLossConfig
+    from ..training.finetune import Material, finetune
+    from ..training.objective import TrainConfig
+    from ..upscale import BUILT_IN
+
+    path, built_in_vae = BUILT_IN.get(args.model, (Path(args.model), None))
+    vae = args.vae or built_in_vae
+    if vae is None:
+        raise ValueError("name the VAE of the model with --vae FILE")
+    config = TrainConfig(
+        steps=args.steps,
+        batch=args.batch,
+        trains=args.trains,
+        learning_rate=args.learning_rate,
+        noise_level=1000,
+        early=0.0,
+        ema=0.999,
+        seed=args.seed,
+        bf16=args.bf16,
+        checkpointing=args.checkpointing,
+        df=DFLossConfig(alpha=args.df_alpha, beta=args.df_beta),
+        df_space=args.df_space,
+    )
+    material = Material(
+        data=Path(args.data),
+        recipe=RECIPES[args.recipe],
+        frames=args.frames,
+        size=(args.size[1], args.size[0]),
+        interval=args.interval,
+        kept_apart=Path(args.validate) if args.validate else None,
+    )
+    finetune(
+        Path(path),
+        Path(vae),
+        material,
+        Path(args.out),
+        config,
+        text_encoder=Path(args.text_encoder) if args.text_encoder else None,
+        rank=args.rank,
+        every=args.every,
+        on_step=_Report(),
+    )
+
+
+def _print_plan(args: argparse.Namespace) -> None:
+    from ..checkpoints import open_model
+    from ..models.encoder import UNetConfig
+    from ..training.plan import plan_training
+    from ..upscale import BUILT_IN
+
+    config, factor = UNetConfig(), 8
+    if args.model in BUILT_IN:
+        config, factor = open_model(BUILT_IN[args.model][0]).config, 4
+    elif args.model and Path(args.model).exists():
+        config = open_model(args.model).config
+    plan = plan_training(
+        config,
+        frames=args.frames,
+        height=args.size[1] // factor,
+        width=args.size[0] // factor,
+        trains=args.trains,
+        rank=args.rank,
+        checkpointing=args.checkpointing,
+    )
+    print(f"{plan}\n{plan.table()}")
+
+
+class _Report:
+    """A line on stderr every 50 steps."""
+
+    def __init__(self) -> None:
+        self.start, self.first = time.monotonic(), 0
+
+    def __call__(self, step: int, steps: int, parts: dict[str, float]) -> None:
+        self.first = self.first or step - 1
         if step % 50 and step < steps:
             return
-        left = (time.monotonic() - start) / (step - first) * (steps - step)
+        left = (time.monotonic() - self.start) / (step - self.first) * (steps - step)
         losses = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
         sys.stderr.write(f"step {step}/{steps}, {losses}, {clock(left)} left\n")
-
-    train_tiny(
-        Path(args.data),
-        Path(args.out),
-        steps=args.steps,
-        seed=args.seed,
-        start=Path(args.start) if args.start else None,
-        on_step=on_step,
-    )

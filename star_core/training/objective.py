@@ -103,6 +103,14 @@ class Prompts(nn.Module):
         self.positive = nn.Parameter(torch.randn(1, tokens, dim, generator=generator))
         self.negative = nn.Parameter(torch.randn(1, tokens, dim, generator=generator))
 
+    @classmethod
+    def of(cls, learned: LearnedPrompts) -> "Prompts":
+        """Those of a file."""
+        _, tokens, dim = learned.positive.shape
+        prompts = cls(tokens, dim, torch.Generator())
+        prompts.load_state_dict({k: v.float() for k, v in learned._asdict().items()})
+        return prompts
+
     def learned(self) -> LearnedPrompts:
         return LearnedPrompts(self.positive, self.negative)
 

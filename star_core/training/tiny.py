@@ -98,8 +98,7 @@ def train_tiny(
     else:
         assert init.prompts is not None
         network = init.network
-        prompts = Prompts(TOKENS, network.config.context_dim, torch.Generator())
-        prompts.load_state_dict(init.prompts._asdict())
+        prompts = Prompts.of(init.prompts)
     train(
         latent_pairs,
         network,

@@ -1,0 +1,141 @@
+"""Trains a model file on shards of clips: as STAR was trained, whole, or as a LoRA."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import ModelFile, save_model
+from ..degradation import Recipe
+from ..models.unet import ControlledVideoUNet
+from ..text import load_text_encoder
+from ..vae import VideoVAE, load_vae
+from .initialise import start_network
+from .lora import add_lora, write_lora
+from .objective import Decoder, Prompts, TrainConfig, sample_generator
+from .trainer import OnStep, start_accelerate, train
+from .validation import Validation
+from .videos import VideoSamples
+
+MODEL_FILE, LORA_FILE = "model.safetensors", "lora.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What is trained on. data, kept_apart: folders of shards; the second is for validation.
+
+    frames, size (height, width), interval: of a sample, in pixels of the clean video.
+    """
+
+    data: Path
+    recipe: Recipe
+    frames: int = 32
+    size: tuple[int, int] = (720, 1280)
+    interval: int = 2
+    kept_apart: Path | None = None
+
+
+def finetune(
+    model: Path,
+    vae_file: Path,
+    material: Material,
+    out: Path,
+    config: TrainConfig,
+    *,
+    text_encoder: Path | None = None,
+    rank: int = 16,
+    every: int = 500,
+    on_step: OnStep | None = None,
+) -> None:
+    """Leaves `out`/model.safetensors, or lora.safetensors, and what it needs to go on.
+
+    model: a file with official names, ControlNet and LIEM or not. text_encoder: None for models
+    with learned prompts. ValueError for files and sizes that do not fit each other.
+    """
+    device = start_accelerate().device
+    network, file = start_network(model)
+    vae = load_vae(vae_file, device=device)
+    network.check_size(*(side // vae.factor for side in material.size))
+    prompts, words = None, None
+    encode: Callable[[str], Tensor] | None = None
+    if file.prompts is not None:
+        prompts = Prompts.of(file.prompts)
+    elif text_encoder is None:
+        raise ValueError(f"{model} has no learned prompts: name a text encoder")
+    else:
+        width = file.config.context_dim
+        encoder = load_text_encoder(text_encoder, width=width, device=device)
+
+        def embedding(caption: str) -> Tensor:
+            return encoder.encode(caption)[0]
+
+        encode, words = embedding, embedding("")[None]
+    if config.trains == "lora":
+        add_lora(network, rank, seed=config.seed)
+
+    def samples(folder: Path) -> VideoSamples:
+        return VideoSamples(
+            folder,
+            vae,
+            material.recipe,
+            frames=material.frames,
+            size=material.size,
+            interval=material.interval,
+            upsampling=file.sampling.upsample,
+            text=encode,
+        )
+
+    validate = None
+    if material.kept_apart is not None:
+        apart = samples(material.kept_apart)
+        pairs = [apart.pair(sample_generator(0, i))[:2] for i in range(min(4, len(apart.clips)))]
+        level = file.sampling.noise_level
+        validate = Validation(pairs, vae, out, noise_level=level, text=words)
+    train(
+        samples(material.data),
+        network,
+        config,
+        out,
+        write=_Writer(file),
+        prompts=prompts,
+        decoder=decoder_of(vae),
+        validate=validate,
+        on_step=on_step,
+        every=every,
+    )
+
+
+def decoder_of(vae: VideoVAE) -> Decoder:
+    """A VAE's decoder for losses: all frames of a part at once."""
+    vae.model.eval().requires_grad_(False)
+
+    def decode(latents: Tensor) -> Tensor:
+        return vae.decode(latents, window=latents.shape[2], overlap=0)
+
+    return Decoder(decode, vae.factor)
+
+
+class _Writer:
+    """Writes what was trained, with what the file that it came from says about itself."""
+
+    def __init__(self, file: ModelFile) -> None:
+        self.file = file
+
+    def __call__(
+        self, out: Path, network: ControlledVideoUNet, prompts: Prompts | None, step: int
+    ) -> None:
+        if any(".lora_" in name for name, _ in network.named_parameters()):
+            write_lora(out / LORA_FILE, network, overwrite=True)
+            return
+        save_model(
+            out / MODEL_FILE,
+            network,
+            sampling=self.file.sampling,
+            latents=self.file.latents,
+            prompts=prompts and prompts.learned(),
+            dtype=torch.float16,
+            metadata={"steps": str(step)},
+            overwrite=True,
+        )

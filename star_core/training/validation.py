@@ -1,0 +1,85 @@
+"""How a network does on clips kept apart, while it is trained."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..diffusion.schedule import star_schedule
+from ..metrics import compare
+from ..models.unet import ControlledVideoUNet
+from ..vae import VideoVAE
+from ..video_io import open_sink
+from .objective import Prompts, sample_generator
+
+METRICS = ("psnr", "ssim", "flicker")
+
+
+class Validation:
+    """Restores clips by a single evaluation at the noise level that sampling starts from.
+
+    clips: clean and degraded frames of the same size (f 3 h w) in [0, 1]. text: embedding (1 l d)
+    where prompts are not learned. Degraded, restored and clean frames side by side go to
+    `out`/validation/STEP_CLIP.mp4.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[tuple[Tensor, Tensor]],
+        vae: VideoVAE,
+        out: Path,
+        *,
+        noise_level: int = 900,
+        text: Tensor | None = None,
+    ) -> None:
+        self.clips, self.vae, self.text = clips, vae, text
+        self.folder, self.t = out / "validation", noise_level - 1
+
+    @torch.no_grad()
+    def __call__(
+        self, network: ControlledVideoUNet, prompts: Prompts | None, step: int
+    ) -> dict[str, float]:
+        """Mean figures of the restored clips and of the degraded ones."""
+        training = {module: module.training for module in network.modules()}
+        network.eval()
+        try:
+            sums: dict[str, float] = {}
+            for number, (clean, large) in enumerate(self.clips):
+                restored = self.restored(network, prompts, large)
+                rows = {"restored": restored, "degraded": large}
+                for row, video in rows.items():
+                    means = compare(list(video), list(clean), metrics=METRICS).means
+                    for name, value in means.items():
+                        key = f"{row} {name}"
+                        sums[key] = sums.get(key, 0.0) + value / len(self.clips)
+                self._show(f"{step:07d}_{number}", [large, restored, clean])
+            return sums
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
+    def restored(
+        self, network: ControlledVideoUNet, prompts: Prompts | None, large: Tensor
+    ) -> Tensor:
+        """(f 3 h w) in [0, 1] of the enlarged degraded clip."""
+        y = self.text if prompts is None else prompts.positive
+        assert y is not None
+        schedule, t = star_schedule(), torch.tensor([self.t], device=y.device)
+        lq = self.vae.encode(rearrange(large * 2 - 1, "f c h w -> 1 c f h w")).to(y.device)
+        noise = torch.randn(lq.shape, generator=sample_generator(0, 0)).to(lq)
+        x_t = schedule.add_noise(lq, noise, t)
+        x_0 = schedule.x_0(x_t, network(x_t, t, y, lq).float(), t)
+        video = self.vae.decode(x_0)[0]
+        return (rearrange(video, "c f h w -> f c h w") / 2 + 0.5).clamp(0, 1).cpu()
+
+    def _show(self, name: str, videos: Sequence[Tensor]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        both = torch.cat([video.cpu() for video in videos], dim=3)
+        height, width = both.shape[-2:]
+        path, fps = self.folder / f"{name}.mp4", Fraction(10)
+        with open_sink(path, width=width, height=height, fps=fps, overwrite=True) as sink:
+            for frame in both:
+                sink.write(frame)

@@ -1,0 +1,138 @@
+"""Samples out of shards of clips, degraded and encoded as they are needed."""
+
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..degradation import Recipe, clean_target, degrade_video
+from ..geometry import upsample
+from ..vae import VideoVAE
+from ..video_io import open_video
+from .objective import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredClip:
+    """A clip inside a .tar file."""
+
+    shard: Path
+    offset: int
+    size: int
+    suffix: str
+    caption: str
+
+
+def stored_clips(folder: Path) -> list[StoredClip]:
+    """The clips of all shards (webdataset: members that share a key) below a folder."""
+    clips = []
+    for shard in sorted(folder.rglob("*.tar")):
+        videos: dict[str, tarfile.TarInfo] = {}
+        captions: dict[str, str] = {}
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                if suffix in ("mp4", "mkv", "mov", "webm"):
+                    videos[key] = member
+                elif suffix == "txt":
+                    text = tar.extractfile(member)
+                    captions[key] = text.read().decode() if text else ""
+        clips += [
+            StoredClip(
+                shard=shard,
+                offset=member.offset_data,
+                size=member.size,
+                suffix=member.name.rpartition(".")[2],
+                caption=captions.get(key, ""),
+            )
+            for key, member in videos.items()
+        ]
+    if not clips:
+        raise ValueError(f"{folder} holds no shards with clips: make them with the command dataset")
+    return clips
+
+
+def read_window(clip: StoredClip, frames: int, interval: int, generator: torch.Generator) -> Tensor:
+    """Frames (f 3 h w) in [0, 1] from a random moment; `interval` is less where a clip is short."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"clip.{clip.suffix}"
+        with clip.shard.open("rb") as file:
+            file.seek(clip.offset)
+            path.write_bytes(file.read(clip.size))
+        have = len(open_video(path))
+        if have < frames:
+            raise ValueError(f"a clip in {clip.shard} has {have} frames, training takes {frames}")
+        interval = max(1, min(interval, (have - 1) // max(frames - 1, 1)))
+        span = (frames - 1) * interval + 1
+        start = int(torch.randint(have - span + 1, (), generator=generator))
+        video = open_video(path, frames=(start, start + span))
+        return torch.stack([frame[:3] for i, frame in enumerate(video) if i % interval == 0])
+
+
+def random_part(video: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """A crop of (height, width), the same in all frames (f c h w)."""
+    room = [have - want for have, want in zip(video.shape[-2:], size, strict=True)]
+    if min(room) < 0:
+        height, width = video.shape[-2:]
+        raise ValueError(f"a clip has {width}x{height}, training takes {size[1]}x{size[0]}")
+    top, left = (int(torch.randint(space + 1, (), generator=generator)) for space in room)
+    return video[..., top : top + size[0], left : left + size[1]]
+
+
+class VideoSamples:
+    """Clips degraded anew every time (STAR: 32 frames of every second one, 720x1280).
+
+    text: caption -> embedding (l d); None where prompts are learned. A caption is left out with
+    probability `untold`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        vae: VideoVAE,
+        recipe: Recipe,
+        *,
+        frames: int = 32,
+        size: tuple[int, int] = (720, 1280),
+        interval: int = 2,
+        upsampling: str = "bicubic",
+        text: Callable[[str], Tensor] | None = None,
+        untold: float = 0.5,
+    ) -> None:
+        self.clips = stored_clips(folder)
+        self.vae, self.recipe, self.text, self.untold = vae, recipe, text, untold
+        self.frames, self.size, self.interval = frames, size, interval
+        self.upsampling = upsampling
+
+    def pair(self, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
+        """A clean clip, its degraded version of the same size (f 3 h w) in [0, 1], the caption."""
+        clip = self.clips[int(torch.randint(len(self.clips), (), generator=generator))]
+        video = read_window(clip, self.frames, self.interval, generator)
+        video = random_part(video, self.size, generator)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        small, _ = degrade_video(video, self.recipe, seed)
+        return (
+            clean_target(video, self.recipe),
+            enlarged(small, self.size, self.upsampling),
+            clip.caption,
+        )
+
+    @torch.no_grad()
+    def sample(self, generator: torch.Generator) -> Sample:
+        clean, large, caption = self.pair(generator)
+        both = rearrange(torch.stack([clean, large]) * 2 - 1, "b f c h w -> b c f h w")
+        hq, lq = self.vae.encode(both).cpu()
+        if self.text is None:
+            return Sample(hq, lq)
+        told = torch.rand((), generator=generator).item() >= self.untold
+        return Sample(hq, lq, self.text(caption if told else "").float().cpu())
+
+
+def enlarged(small: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """As the pipeline enlarges: frames (f c h w) to `size` (height, width), in [0, 1]."""
+    return upsample(small, (size[1], size[0]), mode).clamp(0, 1)  # pyright: ignore
