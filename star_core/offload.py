@@ -10,15 +10,14 @@ from torch import nn
 
 
 class Seat:
-    """A device with room for one module at a time; the others wait where they came from.
+    """A device that modules work on; they come from where they wait, and go home in the end.
 
-    `with Seat(device) as seat: seat.take(module)`; at the end of the block the last one goes home.
+    `with Seat(device) as seat: seat.take(module)`. one_at_a_time: the device has room for one.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
-        self.device = device
-        self._module: nn.Module | None = None
-        self._home: torch.device | None = None
+    def __init__(self, device: torch.device | str, *, one_at_a_time: bool = True) -> None:
+        self.device, self.one_at_a_time = device, one_at_a_time
+        self._homes: dict[nn.Module, torch.device] = {}
 
     def __enter__(self) -> "Seat":
         return self
@@ -29,20 +28,19 @@ class Seat:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.leave()
+        self._send_home(None)
 
     def take(self, module: nn.Module) -> None:
-        """Bring a module to the device, the one that is there away first."""
-        if module is not self._module:
-            self.leave()
-            self._module, self._home = module, next(module.parameters()).device
+        """Bring a module to the device; where there is room for one, the others away first."""
+        if self.one_at_a_time:
+            self._send_home(module)
+        if module not in self._homes:
+            self._homes[module] = next(module.parameters()).device
             module.to(self.device)
 
-    def leave(self) -> None:
-        """Take the module that is on the device back to where it was."""
-        if self._module is not None:
-            self._module.to(self._home)
-            self._module = None
+    def _send_home(self, stays: nn.Module | None) -> None:
+        for module in [other for other in self._homes if other is not stays]:
+            module.to(self._homes.pop(module))
 
 
 def keep_freed_memory() -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from .models.slicing import Slicing
+from .offload import Seat
 from .tiling import Tile
 
 _LOG = logging.getLogger(__name__)
@@ -59,27 +60,30 @@ class Room:
         slicing: Slicing,
         view: tuple[int, int],
         in_latents: Callable[[Tile], Tile],
+        seat: Seat,
     ) -> None:
         """latent_tile: the network's, in pixels. view: height and width of frames, in pixels.
 
         in_latents: the same tile in latents; ValueError where it is too small for the network.
+        seat: where network and VAE work.
         """
-        self.vae_tile, self.slicing = vae_tile, slicing
+        self.vae_tile, self.slicing, self._seat = vae_tile, slicing, seat
         self._latent_tile, self._view, self._in_latents = latent_tile, view, in_latents
         self.network_tile = latent_tile and in_latents(latent_tile)
 
     def less_for_vae(self) -> str | None:
-        """Halves the VAE's tiles. Says so; None if they are as small as can be."""
+        """Sends home what is not at work, then halves tiles. Says so; None if nothing is left."""
+        if change := self._offloaded():
+            return change
         if smaller := self._halved(self.vae_tile):
             self.vae_tile = smaller
             return f"the VAE in tiles of {smaller.size} pixels"
         return None
 
     def less_for_network(self) -> str | None:
-        """Takes skips off the device, then halves tiles. Says so; None if nothing is left."""
-        if not self.slicing.offload:
-            self.slicing = replace(self.slicing, offload=True)
-            return "what waits for its turn kept in main memory"
+        """As `less_for_vae`; skips wait elsewhere too."""
+        if change := self._offloaded():
+            return change
         smaller = self._halved(self._latent_tile)
         if smaller is None:
             return None
@@ -89,6 +93,13 @@ class Room:
             return None
         self._latent_tile = smaller
         return f"the network in tiles of {smaller.size} pixels"
+
+    def _offloaded(self) -> str | None:
+        if self.slicing.offload:
+            return None
+        self.slicing = replace(self.slicing, offload=True)
+        self._seat.one_at_a_time = True
+        return "what waits for its turn kept in main memory"
 
     def _halved(self, tile: Tile | None) -> Tile | None:
         most = max(self._view)

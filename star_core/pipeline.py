@@ -137,7 +137,7 @@ def restore(
     start = shots[0].part.needed.start
     to_encode = Frames(frames, start, held=shared)
     for_colors = Frames(frames, start)
-    with seat or Seat(shots[0].settings.device) as seat:
+    with seat or _seat(shots[0].settings) as seat:
         for number, shot in enumerate(shots):
             run = _run(number, shot, model, vae, canvas, work, seat, count)
             yield from run.frames(to_encode, for_colors)
@@ -163,10 +163,14 @@ def find_latents(
     _refuse_crashes(shot)
     count = Counter(_totals([shot]), on_progress)
     to_encode = Frames(frames, shot.part.needed.start)
-    with Seat(shot.settings.device) as seat:
+    with _seat(shot.settings) as seat:
         run = _run(number, shot, model, vae, canvas, work, seat, count)
         for _ in run.latents(to_encode) if shot.settings.strength else ():
             pass
+
+
+def _seat(settings: Settings) -> Seat:
+    return Seat(settings.device, one_at_a_time=settings.slicing.offload)
 
 
 def _run(
@@ -195,6 +199,7 @@ def _run(
             slicing=shot.settings.slicing,
             view=canvas.view_size,
             in_latents=in_latents,
+            seat=seat,
         ),
         seat=seat,
         work=work,
@@ -302,7 +307,6 @@ class _Run:
                 if self.work:
                     self.work.keep(name, done)
                     self.work.forget(f"{name}-*")
-            self.seat.take(self.vae.model)
             both = (done[kind][:, :, piece.known :].unbind(2) for kind in ("latents", "hint"))
             yield from zip(*both, strict=True)
 
@@ -310,7 +314,6 @@ class _Run:
         """Latents (1 c f h w) of some frames, as the network's hint."""
         vae, behaviour = self.vae, self.settings.behaviour
         self.count.begin("encode")
-        self.seat.take(vae.model)
         z_lq = []
         for index, source in zip(part, sources.read(part), strict=True):
             small = shrunk(source[:3], self.settings.shrink)
@@ -320,6 +323,7 @@ class _Run:
             sample = self.noise.posterior(index, shape) if draw else None
 
             def encode(look: Tensor = look, sample: Tensor | None = sample) -> Tensor:
+                self.seat.take(vae.model)
                 return vae.encode_frame(look, noise=sample, tile=self.room.vae_tile)
 
             z_lq.append(surviving(encode, self.room.less_for_vae).cpu())
@@ -353,6 +357,7 @@ class _Run:
 
         def denoise_window(x_in: Tensor, sigma: Tensor, window: range) -> Tensor:
             def look() -> Tensor:
+                self.seat.take(network)
                 with network.working(
                     slicing=self.room.slicing,
                     tile=self.room.network_tile,
@@ -388,7 +393,6 @@ class _Run:
             return x_0
 
         self.count.begin("denoise")
-        self.seat.take(network)
         offset = self.shot.part.needed.start + piece.frames.start
         t = torch.tensor([sampling.noise_level - 1])
         start = schedule.add_noise(hint, self.noise.initial(tuple(hint.shape), offset), t)
@@ -405,10 +409,11 @@ class _Run:
         part = self.shot.part
 
         def decode(latents: Tensor) -> Tensor:
-            return surviving(
-                lambda: self.vae.decode_window(latents, tile=self.room.vae_tile),
-                self.room.less_for_vae,
-            ).cpu()
+            def look() -> Tensor:
+                self.seat.take(self.vae.model)
+                return self.vae.decode_window(latents, tile=self.room.vae_tile)
+
+            return surviving(look, self.room.less_for_vae).cpu()
 
         videos = joined(decode, latents, part.decode_windows)
         frames = (frame for video in videos for frame in video[0].unbind(1))

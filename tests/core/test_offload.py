@@ -17,16 +17,31 @@ def test_a_module_goes_home_even_if_the_work_fails():
     assert module.weight.device.type == "cpu"
 
 
-def test_a_device_holds_one_module_at_a_time():
-    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
-    with Seat("meta") as seat:
+class Module(nn.Module):
+    """Says where it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.place = "home"
+
+    def to(self, device):
+        self.place = device if device == "there" else "home"
+
+
+@pytest.mark.parametrize("one_at_a_time", [True, False])
+def test_a_device_holds_one_module_at_a_time_or_all(one_at_a_time):
+    first, second = Module(), Module()
+    with Seat("there", one_at_a_time=one_at_a_time) as seat:
         seat.take(first)
-        first.to_empty(device="cpu").to("meta")
-        seat._home = torch.device("meta")  # what is on meta cannot come back
         seat.take(second)
-        assert second.weight.is_meta
-        assert seat._module is second
-        second.to_empty(device="cpu")
+        assert (first.place, second.place) == ("home" if one_at_a_time else "there", "there")
+        seat.one_at_a_time = True
+        seat.take(second)
+        assert (first.place, second.place) == ("home", "there")
+        seat.take(first)
+        assert (first.place, second.place) == ("there", "home")
+    assert first.place == second.place == "home"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
