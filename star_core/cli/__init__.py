@@ -22,7 +22,14 @@ from .files import (
 from .measuring import add_bench, add_demo, add_verify, run_bench, run_demo, run_verify
 from .metrics import add_evaluate, add_metric_weights, run_evaluate, run_metric_weights
 from .plan import add_plan, run_plan
-from .training import add_dataset, add_train, run_dataset, run_train
+from .training import (
+    add_ablation,
+    add_dataset,
+    add_train,
+    run_ablation,
+    run_dataset,
+    run_train,
+)
 from .upscale import add_upscale, run_upscale
 
 SUCCESS, CAN_BE_MENDED, INTERRUPTED = 0, 2, 130
@@ -44,6 +51,7 @@ _COMMANDS = (
     ("degrade", run_degrade, add_degrade, "make a clean video small and bad, recorded"),
     ("dataset", run_dataset, add_dataset, "cut a folder of videos into clips to train on"),
     ("train", run_train, add_train, "train a model"),
+    ("ablation", run_ablation, add_ablation, "train variants of LIEM and DF loss and compare"),
 )
 
 

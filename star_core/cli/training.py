@@ -1,4 +1,4 @@
-"""`dataset`, `train`."""
+"""`dataset`, `train`, `ablation`."""
 
 import argparse
 import logging
@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from .arguments import SIZE
+from .arguments import SIZE, add_weights
 from .degrading import PRESETS
 from .progress import Progress, clock
 
@@ -184,17 +184,65 @@ def run_train(args: argparse.Namespace) -> None:
     )
 
 
+def add_ablation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "pairs", metavar="PAIRS", help="the folder `pairs` that train --preset tiny leaves in DIR"
+    )
+    parser.add_argument("out", metavar="OUT", help="results; started again, it goes on there")
+    parser.add_argument(
+        "--clips", nargs="+", required=True, metavar="FILE", help="clean videos kept apart"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=1000, metavar="N", help="of each run (default 1000)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2"
+    )
+    parser.add_argument(
+        "--only", metavar="WORD", help="variants with this in their name, such as LIEM"
+    )
+    add_weights(parser)
+
+
+def run_ablation(args: argparse.Namespace) -> None:
+    from ..training.ablation import VARIANTS, Ablation, ablate
+    from ..upscale import BUILT_IN
+    from ..vae import load_vae
+
+    variants = [v for v in VARIANTS if not args.only or args.only in v.name]
+    if not variants:
+        raise ValueError(f"no variant is called {args.only}: {', '.join(v.name for v in VARIANTS)}")
+    progress = Progress(["runs"])
+
+    def on_run(done: int, total: int, name: str) -> None:
+        progress("runs", done, total)
+        sys.stderr.write(f"{name}\n")
+
+    settings = Ablation(
+        pairs=Path(args.pairs),
+        clips=[Path(clip) for clip in args.clips],
+        out=Path(args.out),
+        steps=args.steps,
+        seeds=args.seeds,
+        metric_weights=Path(args.weights) if args.weights else None,
+    )
+    vae = load_vae(BUILT_IN["tiny"][1])
+    print(ablate(settings, vae, variants=variants, on_run=on_run, on_step=_Report()), end="")
+
+
 def _print_plan(args: argparse.Namespace) -> None:
     from ..checkpoints import open_model
     from ..models.encoder import UNetConfig
     from ..training.plan import plan_training
     from ..upscale import BUILT_IN
 
-    config, factor = UNetConfig(), 8
-    if args.model in BUILT_IN:
-        config, factor = open_model(BUILT_IN[args.model][0]).config, 4
-    elif args.model and Path(args.model).exists():
-        config = open_model(args.model).config
+    path = BUILT_IN[args.model][0] if args.model in BUILT_IN else args.model
+    config, factor = UNetConfig(), 4 if args.model in BUILT_IN else 8
+    if path and Path(path).exists():
+        found = open_model(path).config
+        if not isinstance(found, UNetConfig):
+            raise ValueError(f"{path} is no STAR on I2VGen-XL: only that is trained here")
+        config = found
     plan = plan_training(
         config,
         frames=args.frames,

@@ -2,11 +2,13 @@
 
 import logging
 import os
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ..checkpoints import ModelFile, open_model
+from ..models.encoder import UNetConfig
 from ..models.unet import ControlledVideoUNet
 from ..tensor_files import load_into
 
@@ -30,13 +32,15 @@ def start_network(
     everywhere, which the norm behind it takes out again. ValueError if anything else is missing.
     """
     file = open_model(path)
+    if not isinstance(file.config, UNetConfig):
+        raise ValueError(f"{path} is no STAR on I2VGen-XL: only that is trained here")
     network = ControlledVideoUNet(file.config, device="meta")
     tensors = completed(file.tensors, network.state_dict())
     load_into(network, tensors, device=device, dtype=dtype, name=str(path))
     return network, file
 
 
-def completed(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def completed(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a file with those of LIEM and ControlNet that it has none of."""
     made: dict[str, Tensor] = {}
 
@@ -61,7 +65,7 @@ def completed(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str
             source = key.removeprefix(_CONTROL)
             if source in tensors:
                 made[key] = tensors[source].clone()
-    return made | tensors
+    return made | dict(tensors)
 
 
 def _is_liem(key: str) -> bool:

@@ -96,8 +96,8 @@ def train_tiny(
         spread = round(latent_pairs.spread(), 2)
         network, prompts = started(replace(NETWORK, hint_prior=spread), seed)
     else:
-        assert init.prompts is not None
         network = init.network
+        assert init.prompts is not None and isinstance(network, ControlledVideoUNet)
         prompts = Prompts.of(init.prompts)
     train(
         latent_pairs,

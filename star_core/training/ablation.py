@@ -1,0 +1,234 @@
+"""The paper's ablations at a small scale: LIEM and DF loss, each variant from scratch, by seeds.
+
+Paper, tables 3 to 5. What is measured here is a network of 3 million parameters after a few
+minutes, on clips that it has not seen.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..curves import curves, write_png
+from ..degradation import HEAVY, degrade_video
+from ..losses import DFLossConfig
+from ..metrics import compare
+from ..metrics.catalogue import Setup
+from ..models.liem import SpatialLIEM
+from ..models.unet import ControlledVideoUNet
+from ..models.unet_blocks import BasicTransformerBlock
+from ..vae import VideoVAE
+from ..video_io import open_video
+from .objective import Prompts, TrainConfig
+from .pairs import LatentPairs
+from .tiny import CROP, NETWORK, started
+from .trainer import OnStep, train
+from .validation import Validation
+from .videos import enlarged
+
+Liem = Literal["none", "spatial", "temporal", "both", "after"]
+METRICS = ("psnr", "ssim", "lpips", "warping_error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What is changed. liem: where LIEM is; "after" is behind attention instead of before it."""
+
+    name: str
+    group: str
+    liem: Liem = "both"
+    df: DFLossConfig = field(default_factory=DFLossConfig)
+
+
+VARIANTS = (
+    Variant(name="LIEM both, DF direct, alpha 2", group="base"),
+    Variant(name="LIEM none", group="LIEM", liem="none"),
+    Variant(name="LIEM spatial", group="LIEM", liem="spatial"),
+    Variant(name="LIEM temporal", group="LIEM", liem="temporal"),
+    Variant(name="LIEM after attention", group="LIEM", liem="after"),
+    Variant(name="DF none", group="DF", df=DFLossConfig(beta=0.0)),
+    Variant(name="DF unseparated", group="DF", df=DFLossConfig(order="unseparated")),
+    Variant(name="DF inverse", group="DF", df=DFLossConfig(order="inverse")),
+    Variant(name="DF alpha 0.5", group="alpha", df=DFLossConfig(alpha=0.5)),
+    Variant(name="DF alpha 1", group="alpha", df=DFLossConfig(alpha=1.0)),
+)
+
+
+class LiemAfterAttention(BasicTransformerBlock):
+    """LIEM gates what attention adds, instead of what it sees."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None, *, height=None, window=None):
+        if context is None or height is None:
+            x = self.local1(self.attn1(self.norm1(x))) + x
+            x = self.local2(self.attn2(self.norm2(x))) + x
+        else:
+            found = rearrange(self.attn1(self.norm1(x)), "b (h w) d -> b d h w", h=height)
+            x = rearrange(self.local1(found), "b d h w -> b (h w) d") + x
+            x = self.attn2(self.norm2(x), context) + x
+        return self.ff(self.norm3(x)) + x
+
+
+def place_liem(network: nn.Module, liem: Liem) -> None:
+    """Takes LIEM out, or puts it behind attention, in place."""
+    for block in list(network.modules()):
+        if not isinstance(block, BasicTransformerBlock):
+            continue
+        spatial = isinstance(block.local1, SpatialLIEM)
+        if liem == "after":
+            block.__class__ = LiemAfterAttention
+        elif liem not in ("both", "spatial" if spatial else "temporal"):
+            for name in ("local1",) if spatial else ("local1", "local2"):
+                setattr(block, name, nn.Identity())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """What all runs share. clips: videos kept apart. frames: of each that are measured.
+
+    metric_weights: folder of LPIPS' weights. A metric that lacks something is left out.
+    """
+
+    pairs: Path
+    clips: Sequence[Path]
+    out: Path
+    steps: int = 1000
+    batch: int = 3
+    seeds: Sequence[int] = (0, 1, 2)
+    frames: int = 8
+    metric_weights: Path | None = None
+
+
+def ablate(
+    ablation: Ablation,
+    vae: VideoVAE,
+    *,
+    variants: Sequence[Variant] = VARIANTS,
+    on_run: Callable[[int, int, str], None] | None = None,
+    on_step: OnStep | None = None,
+) -> str:
+    """Runs what has not been run yet and writes `out`/ablation.md, its plot and results.json.
+
+    Started again it goes on where it stopped, within a run too. on_run(done, runs, name) is called
+    before each run. Returns the table.
+    """
+    runs = [(variant, seed) for seed in ablation.seeds for variant in variants]
+    kept_apart = [clip_pair(path, ablation.frames) for path in ablation.clips]
+    results: dict[str, list[dict[str, float]]] = {}
+    for index, (variant, seed) in enumerate(runs):
+        if on_run:
+            on_run(index, len(runs), f"{variant.name}, seed {seed}")
+        folder = ablation.out / f"{variant.name.replace(' ', '_').replace(',', '')}-{seed}"
+        file = folder / "result.json"
+        if not file.exists():
+            figures = run_variant(variant, seed, ablation, vae, kept_apart, folder, on_step)
+            temporary = file.with_suffix(".part")
+            temporary.write_text(json.dumps(figures) + "\n")
+            temporary.replace(file)
+        results.setdefault(variant.name, []).append(json.loads(file.read_text()))
+        (ablation.out / "ablation.md").write_text(table(results))
+    picture = plot(results)
+    if picture is not None:
+        write_png(picture, ablation.out / "ablation.png")
+    (ablation.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    return table(results)
+
+
+def run_variant(
+    variant: Variant,
+    seed: int,
+    ablation: Ablation,
+    vae: VideoVAE,
+    kept_apart: Sequence[tuple[Tensor, Tensor]],
+    folder: Path,
+    on_step: OnStep | None = None,
+) -> dict[str, float]:
+    """Trains one variant and measures its averaged weights: means over clips, by metric."""
+    pairs = LatentPairs(ablation.pairs, CROP)
+    network, prompts = started(replace(NETWORK, hint_prior=round(pairs.spread(), 2)), seed)
+    place_liem(network, variant.liem)
+    figures: dict[str, float] = {}
+    see = Validation((), vae, folder)
+
+    @torch.no_grad()
+    def measure(network: ControlledVideoUNet, prompts: Prompts | None, step: int) -> dict:
+        network.eval()
+        rows = []
+        for clean, large in kept_apart:
+            restored = see.restored(network, prompts, large)
+            setup = Setup(weights=ablation.metric_weights)
+            found = compare(
+                list(restored), list(clean), metrics=METRICS, setup=setup, skip_missing=True
+            )
+            rows.append(found.means)
+        network.train()
+        figures.update({key: statistics.fmean(row[key] for row in rows) for key in rows[0]})
+        return dict(figures)
+
+    config = TrainConfig(
+        steps=ablation.steps,
+        batch=ablation.batch,
+        seed=seed,
+        df=variant.df,
+        decay_from=ablation.steps * 2 // 3,
+    )
+    train(
+        pairs,
+        network,
+        config,
+        folder,
+        prompts=prompts,
+        write=lambda *_: None,
+        validate=measure,
+        on_step=on_step,
+        every=max(1, ablation.steps // 4),
+    )
+    if not figures:  # it was interrupted between its last step and its result
+        measure(network, prompts, config.steps)
+    return figures
+
+
+def clip_pair(path: Path, frames: int) -> tuple[Tensor, Tensor]:
+    """Clean and degraded frames (heavy), cut to sides that the network takes."""
+    video = torch.stack([frame[:3] for frame in open_video(path, frames=(0, frames))])
+    height, width = ((video.shape[-2] - 8) // 16 * 16 + 8, video.shape[-1] // 16 * 16)
+    clean = video[..., :height, :width]
+    small, _ = degrade_video(clean, HEAVY, 0)
+    return clean, enlarged(small, (height, width), "bicubic")
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Mean and standard deviation over the seeds, a line a variant."""
+    keys = [key for key in METRICS if all(key in row for rows in results.values() for row in rows)]
+    lines = [
+        f"| # | variant | seeds | {' | '.join(keys)} |",
+        f"| --- | --- | --- | {' | '.join('---' for _ in keys)} |",
+    ]
+    for number, (name, rows) in enumerate(results.items()):
+        cells = []
+        for key in keys:
+            values = [row[key] for row in rows]
+            spread = statistics.stdev(values) if len(values) > 1 else math.nan
+            cells.append(f"{statistics.fmean(values):.4g} ± {spread:.2g}")
+        lines.append(f"| {number} | {name} | {len(rows)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Tensor | None:
+    """PSNR of every variant by its number: mean, lowest and highest; None without Pillow."""
+    rows = [[row["psnr"] for row in rows] for rows in results.values()]
+    shown = {
+        "mean": [statistics.fmean(values) for values in rows],
+        "lowest": [min(values) for values in rows],
+        "highest": [max(values) for values in rows],
+    }
+    try:
+        return curves(shown, title="PSNR, dB, by variant")
+    except ValueError:
+        return None
