@@ -180,14 +180,14 @@ def _memory_of_forward(case: Case, device: str, dtype: torch.dtype) -> int | Non
         network(*inputs)
         return torch.cuda.max_memory_allocated() - before
     try:
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         network(*inputs)
-        return _resident("VmHWM") - before
+        return resident("VmHWM") - before
     except OSError:  # no /proc: not Linux
         return None
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """Resident bytes of this process: VmRSS now, VmHWM at most so far."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024

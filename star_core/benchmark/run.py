@@ -1,0 +1,179 @@
+"""The grid of clips, recipes and methods: each cell restored, timed and measured once.
+
+A cell is restored in a process of its own, because a peak of memory never sinks. What is done lies
+in the folder, so that a run that was ended goes on, and only what has changed is made again.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from .. import metrics as measures
+from ..bench import resident
+from ..progress import Counter, Progress
+from ..video_io import open_video
+from .cases import CLIPS, METRICS, RECIPES, degraded, truth_of
+from .methods import METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """seconds, cpu_seconds: from loaded to written, the whole clip. peak: most resident bytes of
+    the process, Python and libraries included; None where the system does not tell."""
+
+    seconds: float
+    cpu_seconds: float
+    peak: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One cell. version: of the method. per_frame, means: by metric; nan where there is none."""
+
+    clip: str
+    recipe: str
+    method: str
+    version: str
+    threads: int
+    frames: int
+    cost: Cost
+    per_frame: dict[str, list[float]]
+    means: dict[str, float]
+
+    @property
+    def seconds_per_frame(self) -> float:
+        """Of processor time, which other work on the machine disturbs least."""
+        return self.cost.cpu_seconds / self.frames
+
+
+def run(
+    folder: Path,
+    *,
+    clips: Sequence[str],
+    methods: Sequence[str],
+    recipes: Sequence[str] = tuple(RECIPES),
+    metrics: Sequence[str] = METRICS,
+    threads: int = 1,
+    on_progress: Progress | None = None,
+    on_missing: Callable[[str], None] | None = None,
+) -> list[Result]:
+    """Results of all cells, out of `folder` where they lie there already.
+
+    on_missing: is told, in one line each, which methods and metrics are left out, and why.
+    on_progress: the stage is "restore", counted in cells; an exception from it ends the run.
+    ValueError for unknown names, and if a clip cannot be had.
+    """
+    for what, names, known in (
+        ("clip", clips, CLIPS),
+        ("method", methods, METHODS),
+        ("recipe", recipes, RECIPES),
+        ("metric", metrics, measures.METRICS),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"no {what} is called {unknown[0]}: choose from {', '.join(known)}")
+    tell = on_missing or (lambda line: None)
+    versions = dict(_versions(methods, folder, tell))
+    wanted = [name for name in metrics if _available(name, tell)]
+    counter = Counter({"restore": len(clips) * len(recipes) * len(versions)}, on_progress)
+    counter.begin("restore")
+    results = []
+    for clip in clips:
+        truth = truth_of(clip, folder)
+        for recipe in recipes:
+            source = degraded(clip, recipe, folder)
+            for method, version in versions.items():
+                out = folder / recipe / method / f"{clip}.mkv"
+                result = _stored(out, version, threads, wanted)
+                if result is None:
+                    cost = _restore(method, source, out, folder, threads)
+                    result = _measured(out, truth, wanted, cost, version, threads)
+                    _store(out, result)
+                results.append(result)
+                counter.add("restore")
+    return results
+
+
+def _versions(
+    methods: Sequence[str], folder: Path, tell: Callable[[str], None]
+) -> Iterator[tuple[str, str]]:
+    for method in methods:
+        try:
+            yield method, METHODS[method].prepare(folder)
+        except ValueError as error:
+            tell(f"{method} is left out: {error}")
+
+
+def _available(name: str, tell: Callable[[str], None]) -> bool:
+    try:
+        with measures.METRICS[name].meter(measures.Setup()):
+            return True
+    except ValueError as error:
+        tell(f"{name} is left out: {error}")
+        return False
+
+
+def _restore(method: str, source: Path, out: Path, folder: Path, threads: int) -> Cost:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(restore_here, method, source, out, folder, threads).result()
+
+
+def restore_here(method: str, source: Path, out: Path, folder: Path, threads: int) -> Cost:
+    """Restore in this process."""
+    torch.set_num_threads(threads)
+    began: list[tuple[float, float]] = []
+
+    def begin() -> None:
+        began.append((time.perf_counter(), time.process_time()))
+
+    METHODS[method].restore(source, out, folder, begin, threads)
+    ended = time.perf_counter(), time.process_time()
+    try:
+        peak = resident("VmHWM")
+    except OSError:  # no /proc: not Linux
+        peak = None
+    return Cost(seconds=ended[0] - began[0][0], cpu_seconds=ended[1] - began[0][1], peak=peak)
+
+
+def _measured(
+    out: Path, truth: Path, metrics: Sequence[str], cost: Cost, version: str, threads: int
+) -> Result:
+    video = open_video(out)
+    comparison = measures.compare(video, open_video(truth), metrics=metrics, skip_missing=True)
+    return Result(
+        clip=out.stem,
+        recipe=out.parents[1].name,
+        method=out.parent.name,
+        version=version,
+        threads=threads,
+        frames=len(video),
+        cost=cost,
+        per_frame=comparison.per_frame,
+        means=comparison.means | {name: math.nan for name in comparison.missing},
+    )
+
+
+def _store(out: Path, result: Result) -> None:
+    path = out.with_suffix(".json")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+    os.replace(part, path)
+
+
+def _stored(out: Path, version: str, threads: int, metrics: Sequence[str]) -> Result | None:
+    """The cell's result if it was made by the same version and has all metrics."""
+    path = out.with_suffix(".json")
+    if not (path.exists() and out.exists()):
+        return None
+    content: Mapping = json.loads(path.read_text(encoding="utf-8"))
+    result = Result(**{**content, "cost": Cost(**content["cost"])})
+    same = (result.version, result.threads) == (version, threads)
+    return result if same and set(metrics) <= result.means.keys() else None

@@ -1,0 +1,58 @@
+"""`benchmark`: methods beside each other on public clips."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .progress import Progress
+
+
+def add_benchmark(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--methods", metavar="NAME", nargs="+", help="what restores (default all that can)"
+    )
+    parser.add_argument(
+        "--clips",
+        metavar="NAME",
+        nargs="+",
+        help="which clips (default those that the built-in model was not trained on)",
+    )
+    parser.add_argument("--recipes", metavar="NAME", nargs="+", help="which degradations")
+    parser.add_argument("--metrics", metavar="NAME", nargs="+", help="what is measured")
+    parser.add_argument(
+        "--out",
+        default="out/benchmark",
+        metavar="DIR",
+        type=Path,
+        help="for films, clips, results and tables (default out/benchmark); a run goes on there",
+    )
+    parser.add_argument(
+        "--report",
+        metavar="DIR",
+        type=Path,
+        help="for benchmark.md and its pictures (default as --out)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of the processor (default 1)"
+    )
+
+
+def run_benchmark(args: argparse.Namespace) -> None:
+    from ..benchmark import HELD_OUT, METHODS, METRICS, RECIPES, run, write_report
+
+    if args.threads < 1:
+        raise ValueError(f"threads must be 1 or more, got {args.threads}")
+    results = run(
+        args.out,
+        clips=args.clips or HELD_OUT,
+        methods=args.methods or tuple(METHODS),
+        recipes=args.recipes or tuple(RECIPES),
+        metrics=args.metrics or METRICS,
+        threads=args.threads,
+        on_progress=Progress(("restore",)),
+        on_missing=lambda line: print(f"note: {line}", file=sys.stderr),
+    )
+    if not results:
+        raise ValueError("no method is left: install what is named above")
+    for path in write_report(results, args.out, args.report or args.out):
+        print(path)
