@@ -17,12 +17,12 @@ class Piece:
     """Frames that are denoised together; a long clip has several, one after the other.
 
     frames: counted from the first frame needed. windows: of the denoiser, counted from the first
-    of `frames`. known: how many leading frames the piece before has found already.
+    of `frames`. shared: how many leading frames the piece before has too.
     """
 
     frames: range
     windows: list[range]
-    known: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +77,10 @@ class Part:
 
 
 def _chain(windows: Sequence[range]) -> list[Piece]:
-    """Each window a piece that takes over what the one before has found."""
+    """Each window a piece of its own."""
     before = [range(0), *windows]
     return [
-        Piece(frames=window, windows=[range(len(window))], known=max(last.stop - window.start, 0))
+        Piece(frames=window, windows=[range(len(window))], shared=max(last.stop - window.start, 0))
         for last, window in zip(before, windows, strict=False)
     ]
 

@@ -22,8 +22,8 @@ class ChunkConfig:
     """Temporal windows for chunked denoising, in frames.
 
     merged: the windows of a clip of up to this many frames are merged at every step. Those of a
-    longer one come one after the other, and what the first has found for the frames that two share
-    (its x_0 at every step) is given to the next, so that memory does not grow with the clip.
+    longer one run one after the other, so that memory does not grow with the clip; what the first
+    has found for the frames that two share (its x_0 at every step) is merged into the next.
     segment: so many frames are restored with the windows that they need, as if the others were not
     there, so that segments can be worked on at the same time; None for the whole clip.
     """
@@ -84,6 +84,11 @@ def adjacent_or_overlapping(total: int, length: int, overlap: int) -> list[range
     return [range(i, min(i + length, total)) for i in range(0, total, length)]
 
 
+def ramp(length: int) -> Tensor:
+    """A raised cosine from above 0 to below 1; with its mirror image it sums to 1. float64."""
+    return torch.sin(torch.pi / 2 * (torch.arange(length) + 0.5) / max(length, 1)) ** 2
+
+
 def window_weights(windows: Sequence[range], merge: Merge = "smooth") -> list[Tensor]:
     """How much each window counts at each of its positions, float32; sums to 1 over the windows.
 
@@ -97,9 +102,8 @@ def window_weights(windows: Sequence[range], merge: Merge = "smooth") -> list[Te
             left[len(left) - shared + shared // 2 :] = 0
             right[: shared // 2] = 0
         else:
-            ramp = torch.sin(torch.pi / 2 * (torch.arange(shared) + 0.5) / max(shared, 1)) ** 2
-            left[len(left) - shared :] *= ramp.flip(0)
-            right[:shared] *= ramp
+            left[len(left) - shared :] *= ramp(shared).flip(0)
+            right[:shared] *= ramp(shared)
     sums = torch.zeros(windows[-1].stop, dtype=torch.float64)
     for window, weight in zip(windows, weights, strict=True):
         sums[window.start : window.stop] += weight

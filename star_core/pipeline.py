@@ -13,7 +13,7 @@ from .backbones import SamplingDefaults
 from .behaviour import DEFAULT, Behaviour
 from .canvas import Canvas, Part, Piece
 from .checkpoints import StarModel
-from .chunking import ChunkConfig, chunked
+from .chunking import ChunkConfig, chunked, ramp
 from .color_fix import COLOR_FIXES
 from .diffusion.denoiser import Denoiser
 from .diffusion.samplers import SAMPLERS, refuse_crashes
@@ -289,25 +289,27 @@ class _Run:
     def latents(self, sources: Frames) -> Iterator[tuple[Tensor, Tensor]]:
         """Restored latents and the hint of each frame needed, (1 c h w), in order."""
         pieces, first = self.shot.part.pieces, self.shot.part.needed.start
-        shared = [after.known for after in pieces[1:]] + [0]
+        coming = [after.shared for after in pieces[1:]] + [0]
         done: dict[str, Tensor] = {}
-        for number, (piece, handed_on) in enumerate(zip(pieces, shared, strict=True)):
+        for number, (piece, handed_on) in enumerate(zip(pieces, coming, strict=True)):
             name = f"{self.name}-{number:05}"
             begin, before = first + piece.frames.start, done
-            new = range(begin + piece.known, begin + len(piece.frames))
+            new = range(begin + piece.shared, begin + len(piece.frames))
             done = (self.work and self.work.recall(name)) or {}
             if done:
                 self.count.add("encode", len(new))
                 self.count.add("denoise", self.settings.evaluations * len(piece.windows))
             else:
                 hint = self._encoded(sources, new)
-                if piece.known:
-                    hint = torch.cat([before["hint"][:, :, -piece.known :], hint], dim=2)
+                if piece.shared:
+                    hint = torch.cat([before["hint"][:, :, -piece.shared :], hint], dim=2)
                 done = self._denoised(name, piece, hint, before.get("x_0s"), handed_on)
                 if self.work:
                     self.work.keep(name, done)
                     self.work.forget(f"{name}-*")
-            both = (done[kind][:, :, piece.known :].unbind(2) for kind in ("latents", "hint"))
+            # What the next piece has too, it finishes.
+            finished = slice(len(piece.frames) - handed_on)
+            both = (done[kind][:, :, finished].unbind(2) for kind in ("latents", "hint"))
             yield from zip(*both, strict=True)
 
     def _encoded(self, sources: Frames, part: range) -> Tensor:
@@ -331,11 +333,11 @@ class _Run:
         return torch.stack(z_lq, dim=2)
 
     def _denoised(
-        self, name: str, piece: Piece, hint: Tensor, known: Tensor | None, handed_on: int
+        self, name: str, piece: Piece, hint: Tensor, given: Tensor | None, handed_on: int
     ) -> dict[str, Tensor]:
         """From the hint of a piece (1 c f h w) to its restored latents.
 
-        known: x_0 of its first frames at every evaluation (e 1 c f h w), as the piece before has
+        given: x_0 of its first frames at every evaluation (e 1 c f h w), as the piece before has
         found them. handed_on: how many of its last frames the next piece shares.
         Returns latents, hint, and in x_0s what is handed on.
         """
@@ -375,21 +377,22 @@ class _Run:
         denoise_windows = chunked(denoise_window, piece.windows, settings.behaviour.merge)
         # Features that are reused between evaluations are not kept: such a piece begins anew.
         work = None if settings.shortcuts.reuse else self.work
-        shared = []
+        last = []
 
         def denoise(x_in: Tensor, sigma: Tensor) -> Tensor:
-            number = len(shared)
+            number = len(last)
             kept = work and work.recall(f"{name}-{number:03}")
             if kept:
                 x_0 = kept["x_0"].to(x_in)
                 self.count.add("denoise", len(piece.windows))
             else:
                 x_0 = denoise_windows(x_in, sigma)
-                if known is not None:
-                    x_0[:, :, : piece.known] = known[number].to(x_0)
+                if given is not None:
+                    rising = ramp(piece.shared).to(x_0)[:, None, None]
+                    x_0[:, :, : piece.shared].lerp_(given[number].to(x_0), 1 - rising)
                 if work and number + 1 < settings.evaluations:
                     work.keep(f"{name}-{number:03}", {"x_0": x_0})
-            shared.append(x_0[:, :, len(piece.frames) - handed_on :].cpu())
+            last.append(x_0[:, :, len(piece.frames) - handed_on :].cpu())
             return x_0
 
         self.count.begin("denoise")
@@ -402,7 +405,7 @@ class _Run:
             sigmas,  # on the CPU: solvers branch on them at every step
             noise=self.noise.solver(tuple(hint.shape), sigmas, offset),
         ).cpu()
-        return {"latents": latents, "hint": hint, "x_0s": torch.stack(shared)}
+        return {"latents": latents, "hint": hint, "x_0s": torch.stack(last)}
 
     def _decoded(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
         """Wanted frames (3 h w) of latents (1 c h w), on the CPU."""

@@ -66,7 +66,7 @@ def test_the_pieces_of_a_long_shot_take_over_exactly_what_they_share(
     part = Part.of(range(total), chunk=chunk, decode_window=3, behaviour=DEFAULT)
     found = 0
     for piece in part.pieces:
-        assert piece.frames.start == found - piece.known
+        assert piece.frames.start == found - piece.shared
         found = piece.frames.stop
         assert {i for w in piece.windows for i in w} == set(range(len(piece.frames)))
     assert found == total
