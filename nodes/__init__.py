@@ -12,7 +12,15 @@ logger = logging.getLogger(__name__)
 NODES = {
     "loaders": ("StarLoadModel", "StarLoadVAE", "StarLoadTextEncoder"),
     "conditioning": ("StarAnalyzeDegradation", "StarTextEncode", "StarConditioning"),
-    "denoise": ("StarNoise", "StarTemporalChunks", "StarGuidance", "StarScheduler", "StarSampler"),
+    "denoise": (
+        "StarNoise",
+        "StarTemporalChunks",
+        "StarTiles",
+        "StarFast",
+        "StarGuidance",
+        "StarScheduler",
+        "StarSampler",
+    ),
     "decode": ("StarVAEEncode", "StarVAEDecode", "StarColorFix"),
     "restore": ("StarRestore", "StarCompare"),
     "demo": ("StarDemoClip",),

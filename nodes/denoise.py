@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..star_core.chunking import ChunkConfig
 from ..star_core.diffusion.samplers import SAMPLERS
-from .host import DegradationType, named
+from ..star_core.shortcuts import FAST, Shortcuts
+from .host import DegradationType, named, tile_of
 from .host_model import star_of
 from .host_sampling import (
     SOLVER_NOISE,
@@ -14,9 +15,12 @@ from .host_sampling import (
     finite_sigmas,
     patch_chunks,
     patch_guidance,
+    patch_shortcuts,
     patch_strength,
+    patch_tiles,
     star_sampler,
 )
+from .host_vae import star_vae
 
 MERGES = ["smooth", "cut"]
 MODES = ["model", "fast", "normal"]
@@ -160,6 +164,116 @@ class StarGuidance(io.ComfyNode):
                 strength *= degradation.strength
             model = patch_guidance(model, cfg_rescale, start_percent, end_percent)
             return io.NodeOutput(patch_strength(model, strength))
+
+
+class StarTiles(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="STAR_Tiles",
+            display_name="STAR Tiles",
+            category="STAR",
+            description="Denoises frames of any size in overlapping tiles, joined at every step. "
+            "Memory depends on the tile, not on the frame.",
+            inputs=[
+                io.Model.Input("model", tooltip="A STAR model."),
+                io.Vae.Input(
+                    "vae", tooltip="The VAE of STAR Load VAE, which says how large a latent is."
+                ),
+                io.Int.Input(
+                    "tile_size",
+                    default=1024,
+                    min=0,
+                    max=8192,
+                    step=32,
+                    tooltip="Largest side of a tile in pixels of the result, 0 for whole frames. "
+                    "Smaller tiles take less memory and more time, and see less at once.",
+                ),
+                io.Int.Input(
+                    "tile_overlap",
+                    default=256,
+                    min=0,
+                    max=4096,
+                    step=8,
+                    tooltip="Pixels that neighbouring tiles share and blend. Too few show as "
+                    "seams.",
+                ),
+                io.Boolean.Input(
+                    "offload",
+                    default=False,
+                    tooltip="What the network keeps for later waits in main memory. The result "
+                    "stays the same, a GPU needs less.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, vae, tile_size, tile_overlap, offload) -> io.NodeOutput:
+        with named("STAR Tiles"):
+            star_of(model)
+            factor = star_vae(vae).video_vae.factor
+            tile = tile_of(tile_size, tile_overlap)
+            return io.NodeOutput(patch_tiles(model, tile, factor=factor, offload=offload))
+
+
+class StarFast(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="STAR_Fast",
+            display_name="STAR Fast",
+            category="STAR",
+            description="Leaves work out at the same number of steps. How real weights take it "
+            "is not yet known.",
+            inputs=[
+                io.Model.Input("model", tooltip="A STAR model."),
+                io.Int.Input(
+                    "guidance_from",
+                    default=FAST.guidance[0],
+                    min=0,
+                    max=1000,
+                    tooltip="Lowest noise level, of 1000, at which the negative prompt counts; "
+                    "0 for down to the end. Steps without it take half the time.",
+                ),
+                io.Int.Input(
+                    "guidance_to",
+                    default=FAST.guidance[1],
+                    min=0,
+                    max=1000,
+                    tooltip="Noise level, of 1000, below which the negative prompt counts; 1000 "
+                    "for from the start.",
+                ),
+                io.Int.Input(
+                    "attention_window",
+                    default=FAST.attention_window or 0,
+                    min=0,
+                    max=1024,
+                    tooltip="The finest attention stays in squares of so many latents, which lie "
+                    "elsewhere in every other layer. 0 for whole frames.",
+                ),
+                io.Int.Input(
+                    "reuse",
+                    default=FAST.reuse,
+                    min=0,
+                    max=1000,
+                    tooltip="What the coarser layers found counts for so many noise levels more, "
+                    "of 1000. 0 to look every time.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, guidance_from, guidance_to, attention_window, reuse) -> io.NodeOutput:
+        with named("STAR Fast"):
+            star_of(model)
+            shortcuts = Shortcuts(
+                guidance=(guidance_from, guidance_to),
+                attention_window=attention_window or None,
+                reuse=reuse,
+            )
+            return io.NodeOutput(patch_shortcuts(model, shortcuts))
 
 
 class StarScheduler(io.ComfyNode):

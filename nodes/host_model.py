@@ -20,10 +20,14 @@ from ..star_core.diffusion.schedule import star_schedule
 from ..star_core.models.attention import in_rows
 from ..star_core.models.slicing import Slicing
 from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
+from ..star_core.shortcuts import BatchedFeatures, DeepFeatures
+from ..star_core.tiling import Tile
 
 # Of CONDITIONING: raw latents (b c f h w) of the low-quality video. Of transformer_options: the
-# frames (a range) that the latents at hand are a window of.
-HINT, WINDOW = "star_hint", "star_window"
+# frames (a range) that the latents at hand are a window of; how the network works, arguments of
+# `ControlledVideoUNet.working` and `reuse` of Shortcuts; and the deep features of this run, those
+# of a key.
+HINT, WINDOW, HOW, DEEP = "star_hint", "star_window", "star_how", "star_deep"
 
 # Solvers of the host need finite noise levels; the schedule ends in pure noise, which is infinite.
 # The host stands in this level for it with its own zero-terminal-SNR models.
@@ -120,10 +124,28 @@ class HostUNet(ControlledVideoUNet):
             hint = window.get_tensor(hint, dim=2)
         override = "optimized_attention_override" in transformer_options
         self.attention.options = transformer_options if override else {}
+        how = {"slicing": self.slicing, **transformer_options.get(HOW, {})}
+        deep = None
+        if how.pop("reuse", 0) and (prompts := transformer_options.get("uuids")):
+            features = features_of(prompts, transformer_options)
+            deep = BatchedFeatures(features) if features else None
         try:
-            return super().forward(x, timesteps.long(), context, hint)
+            # Clones of a MODEL share this module.
+            with self.working(**how):
+                return super().forward(x, timesteps.long(), context, hint, deep=deep)
         finally:
             self.attention.options = {}
+
+
+def features_of(prompts: Sequence[Any], options: dict[str, Any]) -> list[DeepFeatures]:
+    """Of each prompt, named by the host, for the window of a call's transformer_options."""
+    features = options.get(DEEP)
+    if features is None:  # no run that could keep any
+        return []
+    window = options.get(WINDOW)
+    if (context := options.get("context_window")) is not None:
+        window = tuple(context.index_list)
+    return [features((prompt, window)) for prompt in prompts]
 
 
 class StarBaseModel(comfy.model_base.BaseModel):
@@ -135,6 +157,7 @@ class StarBaseModel(comfy.model_base.BaseModel):
         )
         self.model_sampling = ModelSampling(star.sampling.noise_level)
         self.star = star
+        self.how: dict[str, Any] = {}  # HOW of the run under way
 
     def extra_conds(self, **kwargs) -> dict[str, Any]:
         hint, noise = kwargs.get(HINT), kwargs["noise"]
@@ -156,10 +179,17 @@ class StarBaseModel(comfy.model_base.BaseModel):
         """Bytes of activations for latents (b c f h w), all frames at once."""
         dtype = self.manual_cast_dtype or self.get_dtype()
         assert isinstance(self.star.config, UNetConfig)
-        return activations(self.star.config, input_shape) * mm.dtype_size(dtype)
+        how = {name: self.how[name] for name in ("slicing", "tile") if name in self.how}
+        return activations(self.star.config, input_shape, **how) * mm.dtype_size(dtype)
 
 
-def activations(config: UNetConfig, shape: Sequence[int]) -> float:
+def activations(
+    config: UNetConfig,
+    shape: Sequence[int],
+    *,
+    slicing: Slicing | None = None,
+    tile: Tile | None = None,
+) -> float:
     """Values alive at the peak of a forward pass in slices, for latents (b c f h w).
 
     What the skips hold, a slice of one frame and a slice of pixels through all frames, fitted to
@@ -167,8 +197,11 @@ def activations(config: UNetConfig, shape: Sequence[int]) -> float:
     """
     b, _, *sides = shape
     f, h, w = sides if len(sides) == 3 else (1, *sides)
-    pixels = Slicing().temporal_pixels
-    return 1.1 * config.dim * (8 * b * f * h * w + 19 * h * w + 31 * pixels * b * f)
+    if tile is not None:
+        h, w = min(h, tile.size), min(w, tile.size)
+    slicing = slicing or Slicing()
+    maps, pixels = 4.5 if slicing.offload else 6.5, slicing.temporal_pixels
+    return 1.1 * config.dim * (maps * b * f * h * w + 19 * h * w + 31 * pixels * b * f)
 
 
 class StarConfig(comfy.supported_models_base.BASE):

@@ -1,6 +1,7 @@
 """STAR's sampling in the host's terms: NOISE, SIGMAS, SAMPLER, and patches of a MODEL."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import comfy.model_management as mm
@@ -16,7 +17,9 @@ from ..star_core.diffusion.denoiser import guided_velocity
 from ..star_core.diffusion.samplers import SAMPLERS, SolverNoise
 from ..star_core.diffusion.schedule import sampling_sigmas, star_schedule
 from ..star_core.noise import FrameNoise, brownian_noise
-from .host_model import PURE_NOISE, WINDOW
+from ..star_core.shortcuts import DeepFeatures, Shortcuts, in_step
+from ..star_core.tiling import Tile
+from .host_model import DEEP, HOW, PURE_NOISE, WINDOW, Slicing, features_of, star_of
 
 Options = dict[str, Any]
 
@@ -156,10 +159,17 @@ def patch_guidance(
         model.set_model_sampler_cfg_function(guide)
     sampling = model.get_model_object("model_sampling")
     begin, end = sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent)
+    if (start_percent, end_percent) != (0.0, 1.0):
+        _guide_where(model, "star_guidance", lambda sigma: bool(end <= sigma <= begin))
+    return model
+
+
+def _guide_where(model: ModelPatcher, key: str, inside: Callable[[Tensor], bool]) -> None:
+    """Guides at noise levels () that are `inside` only."""
 
     def predict(executor, x: Tensor, sigma: Tensor, model_options: Options, seed=None) -> Tensor:
         guider = executor.class_obj
-        if end <= sigma[0] <= begin:
+        if inside(sigma[0]):
             return executor(x, sigma, model_options, seed)
         scale = guider.cfg
         guider.cfg = 1.0  # the host then leaves the negative prompt out
@@ -168,8 +178,68 @@ def patch_guidance(
         finally:
             guider.cfg = scale
 
-    if (start_percent, end_percent) != (0.0, 1.0):
-        _wrap(model, WrappersMP.PREDICT_NOISE, "star_guidance", predict)
+    _wrap(model, WrappersMP.PREDICT_NOISE, key, predict)
+
+
+def patch_work(model: ModelPatcher, **how: Any) -> ModelPatcher:
+    """A MODEL whose network works in another way, beside what earlier patches say of it.
+
+    how: arguments of `ControlledVideoUNet.working`, and `reuse` of Shortcuts.
+    """
+    model = model.clone()
+    options = model.model_options["transformer_options"]
+    options[HOW] = {**options.get(HOW, {}), **how}
+    _wrap(model, WrappersMP.OUTER_SAMPLE, "star_work", _sample_as_asked)
+    _wrap(model, WrappersMP.CALC_COND_BATCH, "star_work", _keep_in_step)
+    return model
+
+
+def _sample_as_asked(executor, *args, **kwargs) -> Tensor:
+    """A run of its own: its memory is asked for by how it works, its features end with it."""
+    guider = executor.class_obj
+    model_options, star = guider.model_options, guider.model_patcher.model
+    options, before = model_options["transformer_options"], star.how
+    how = options[HOW]
+    features = cache(lambda key: DeepFeatures(within=how.get("reuse", 0)))
+    guider.model_options = {**model_options, "transformer_options": {**options, DEEP: features}}
+    star.how = how
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        guider.model_options, star.how = model_options, before
+
+
+def _keep_in_step(executor, model, conds, x_in, timestep, model_options: Options) -> list[Tensor]:
+    """Prompts may be batched or not: all of them are seen here."""
+    prompts = [cond["uuid"] for group in conds for cond in group or ()]
+    in_step(features_of(prompts, model_options["transformer_options"]))
+    return executor(model, conds, x_in, timestep, model_options)
+
+
+def patch_tiles(
+    model: ModelPatcher, tile: Tile | None, *, factor: int, offload: bool = False
+) -> ModelPatcher:
+    """A MODEL that works in overlapping tiles, inside guidance and joined at every step.
+
+    tile: in pixels of the result, of which a latent has `factor` a side. offload: skips wait in
+    main memory. ValueError for a tile that is too small.
+    """
+    step = 2 ** star_of(model).config.downsamplings
+    latents = tile and tile.in_latents(factor, step=step)
+    return patch_work(model, tile=latents, slicing=Slicing(offload=offload))
+
+
+def patch_shortcuts(model: ModelPatcher, shortcuts: Shortcuts) -> ModelPatcher:
+    """A MODEL that leaves work out."""
+    model = patch_work(model, attention_window=shortcuts.attention_window, reuse=shortcuts.reuse)
+    sampling = model.get_model_object("model_sampling")
+    low, high = shortcuts.guidance
+    if (low, high) != Shortcuts().guidance:
+
+        def inside(sigma: Tensor) -> bool:
+            return bool(low <= sampling.timestep(sigma) < high)
+
+        _guide_where(model, "star_shortcuts", inside)
     return model
 
 

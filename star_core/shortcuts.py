@@ -1,7 +1,9 @@
 """Less work for nearly the same result: what may be left out, and what is kept to leave it out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -49,14 +51,45 @@ class DeepFeatures:
     """
 
     within: int
-    _kept: dict[object, tuple[list[int], Tensor]] = field(default_factory=dict)
+    _kept: dict[object, Tensor] = field(default_factory=dict)
+    _since: list[int] = field(default_factory=list)
 
     def recall(self, place: object, t: Tensor) -> Tensor | None:
         """What was kept a little before timesteps t (b,), which run down; None if nothing was."""
-        then, features = self._kept.get(place, ([], None))
         now = t.tolist()
-        fresh = [0 < a - b <= self.within for a, b in zip(then, now, strict=False)]
-        return features if len(then) == len(now) and all(fresh) else None
+        ages = [then - n for then, n in zip(self._since, now, strict=False)]
+        fresh = len(self._since) == len(now) and all(0 < age <= self.within for age in ages)
+        return self._kept.get(place) if fresh else None
 
     def keep(self, place: object, t: Tensor, features: Tensor) -> None:
-        self._kept[place] = (t.tolist(), features)
+        if self._since != t.tolist():
+            self._kept.clear()
+        self._kept[place], self._since = features, t.tolist()
+
+
+def in_step(prompts: Sequence[DeepFeatures]) -> None:
+    """Forgets features that are not all equally old: guidance multiplies how prompts differ."""
+    if any(deep._since != prompts[0]._since for deep in prompts):
+        for deep in prompts:
+            deep._kept.clear()
+            deep._since.clear()
+
+
+@dataclass(frozen=True)
+class BatchedFeatures:
+    """Those of several prompts whose clips are one batch, in its order."""
+
+    prompts: Sequence[DeepFeatures]
+
+    def recall(self, place: object, t: Tensor) -> Tensor | None:
+        parts = zip(self.prompts, t.chunk(len(self.prompts)), strict=True)
+        found = [deep.recall(place, part) for deep, part in parts]
+        known = [features for features in found if features is not None]
+        return torch.cat(known) if len(known) == len(found) else None
+
+    def keep(self, place: object, t: Tensor, features: Tensor) -> None:
+        count = len(self.prompts)
+        for deep, part, own in zip(
+            self.prompts, t.chunk(count), features.chunk(count), strict=True
+        ):
+            deep.keep(place, part, own)

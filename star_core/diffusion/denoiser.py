@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..shortcuts import DeepFeatures, Shortcuts
+from ..shortcuts import DeepFeatures, Shortcuts, in_step
 from .schedule import NoiseSchedule
 
 
@@ -76,7 +76,10 @@ class Denoiser:
     clamp: float | None = None
     dtype: torch.dtype = torch.float32
     shortcuts: Shortcuts = Shortcuts()
-    _deep: dict[tuple[str, range | None], DeepFeatures] = field(default_factory=dict, init=False)
+    # Of each window those of the positive and those of the negative prompt.
+    _deep: dict[range | None, tuple[DeepFeatures, DeepFeatures]] = field(
+        default_factory=dict, init=False
+    )
 
     def __call__(self, x_in: Tensor, edm_sigma: Tensor, window: range | None = None) -> Tensor:
         """x_0 of x_in (b c f h w), which the solver has scaled to unit variance.
@@ -94,15 +97,20 @@ class Denoiser:
             hint = hint if window is None else hint[:, :, window.start : window.stop]
             hint = hint.to(x_in.device, self.dtype)
 
-        def velocity(branch: str, prompt: Tensor) -> Tensor:
-            y = prompt.to(x_in.device, self.dtype).expand(len(x_in), -1, -1)
-            known = {}
-            if within := self.shortcuts.reuse:
-                known["deep"] = self._deep.setdefault((branch, window), DeepFeatures(within=within))
+        prompts = [self.positive, self.negative] if guided else [self.positive]
+        deep = None
+        if within := self.shortcuts.reuse:
+            both = self._deep.setdefault(
+                window, (DeepFeatures(within=within), DeepFeatures(within=within))
+            )
+            in_step(deep := both[: len(prompts)])
+
+        def velocity(number: int) -> Tensor:
+            y = prompts[number].to(x_in.device, self.dtype).expand(len(x_in), -1, -1)
+            known = {"deep": deep[number]} if deep else {}
             return self.network(x_in.to(self.dtype), t, y, hint, **known).to(x_in.dtype)
 
-        v = velocity("positive", self.positive)
+        v = velocity(0)
         if guided:
-            v_u = velocity("negative", self.negative)
-            v = guided_velocity(v, v_u, scale, self.guidance_rescale)
+            v = guided_velocity(v, velocity(1), scale, self.guidance_rescale)
         return threshold(self.schedule.x_0(x_in, v, t), self.percentile, self.clamp)

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..diffusion.schedule import star_schedule
-from ..shortcuts import DeepFeatures
+from ..shortcuts import BatchedFeatures, DeepFeatures
 from ..tiling import Tile, joined
 from .attention import Attention, AttentionWindow, scaled_dot_product
 from .controlnet import VideoControlNet
@@ -180,7 +180,7 @@ class ControlledVideoUNet(nn.Module):
         y: Tensor,
         hint: Tensor | None = None,
         *,
-        deep: DeepFeatures | None = None,
+        deep: DeepFeatures | BatchedFeatures | None = None,
     ) -> Tensor:
         """Velocity of x.
 
@@ -211,7 +211,7 @@ class ControlledVideoUNet(nn.Module):
         t: Tensor,
         y: Tensor,
         hint: Tensor | None,
-        deep: DeepFeatures | None,
+        deep: DeepFeatures | BatchedFeatures | None,
         place: tuple[int, ...] = (),
     ) -> Tensor:
         x_t = x

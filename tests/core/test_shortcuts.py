@@ -12,7 +12,7 @@ from star_core.diffusion.denoiser import Denoiser
 from star_core.diffusion.schedule import star_schedule
 from star_core.models.attention import AttentionWindow, within
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
-from star_core.shortcuts import FAST, DeepFeatures, Shortcuts
+from star_core.shortcuts import FAST, BatchedFeatures, DeepFeatures, Shortcuts
 from star_core.tiling import Tile, joined
 
 CONFIG = UNetConfig(
@@ -200,6 +200,29 @@ def test_features_stay_with_their_prompt_and_window(network):
         for key in without:
             expected = torch.lerp(without[key], with_it[key], 3.0)
             torch.testing.assert_close(together[key], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_both_prompts_see_features_of_one_age(network):
+    """Where guidance comes back, the positive prompt's are found anew with the negative's."""
+    shortcuts = Shortcuts(reuse=1000, guidance=(0, 290))
+    denoise = denoiser(network, shortcuts=shortcuts)
+    x = randn(1, 1, 4, 4, 10, 16)
+    fresh = []
+    for t in (300, 295, 280, 270):
+        fresh += [evaluations_below(network, lambda t=t: denoise(x, level_of(t)))[0]]
+    assert fresh == [1, 0, 2, 0]
+
+
+def test_prompts_in_one_batch_have_the_features_that_they_have_alone(network):
+    x, y = randn(1, 2, 4, 2, 6, 8), randn(2, 2, 3, 8)
+    apart = [DeepFeatures(within=60) for _ in range(2)]
+    together = BatchedFeatures([DeepFeatures(within=60) for _ in range(2)])
+    for t in (torch.tensor([300, 300]), torch.tensor([250, 250])):
+        batch = network(x, t, y, x, deep=together)
+        alone = [
+            network(x[i : i + 1], t[:1], y[i : i + 1], x[i : i + 1], deep=apart[i]) for i in (0, 1)
+        ]
+        torch.testing.assert_close(batch, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
 def test_features_stay_with_their_tile(network):

@@ -19,6 +19,8 @@ from star_core.live_tensors import LiveTensors
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.noise import FrameNoise, brownian_noise
+from star_core.shortcuts import Shortcuts
+from star_core.tiling import Tile
 from star_core.training.lora import add_lora, merge_lora, write_lora
 from star_core.upscale import BUILT_IN
 from star_core.vae import load_vae
@@ -27,6 +29,7 @@ from star_core.video_io import open_video
 pytestmark = pytest.mark.host
 
 SHAPE = (1, 16, 9, 10, 12)
+NONE = Shortcuts()
 
 
 class Host:
@@ -109,7 +112,15 @@ def host(pack) -> Host:
     return Host(pack)
 
 
-def core_result(host: Host, sampling: SamplingDefaults, chunk: ChunkConfig | None, merge, noise):
+def core_result(
+    host: Host,
+    sampling: SamplingDefaults,
+    chunk: ChunkConfig | None,
+    merge,
+    noise,
+    tile: Tile | None = None,
+    shortcuts: Shortcuts = NONE,
+):
     """What `pipeline` computes, from the core's parts."""
     model = load_model(BUILT_IN["tiny"][0], dtype=torch.float32)
     schedule = star_schedule()
@@ -128,6 +139,7 @@ def core_result(host: Host, sampling: SamplingDefaults, chunk: ChunkConfig | Non
         hint=host.lq,
         guidance_scale=sampling.cfg,
         guidance_rescale=sampling.cfg_rescale,
+        shortcuts=shortcuts,
     )
     frames = SHAPE[2]
     windows = overlapping_windows(
@@ -139,7 +151,10 @@ def core_result(host: Host, sampling: SamplingDefaults, chunk: ChunkConfig | Non
     }[noise]()
     t = torch.tensor([sampling.noise_level - 1])
     start = schedule.add_noise(host.lq, FrameNoise(5).initial(SHAPE), t)
-    with torch.inference_mode():
+    how = model.network.working(
+        slicing=Slicing(), tile=tile, attention_window=shortcuts.attention_window
+    )
+    with torch.inference_mode(), how:
         return SAMPLERS[sampling.sampler](
             chunked(denoiser, windows, merge), start, sigmas, noise=draws
         )
@@ -173,6 +188,81 @@ def test_the_hosts_sampling_equals_the_cores(host, sampling, chunk, merge, noise
     assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
 
 
+TILE = Tile(size=8, overlap=2)  # in latents
+
+
+@pytest.mark.parametrize(
+    ("tile", "shortcuts"),
+    [
+        (TILE, NONE),
+        (None, Shortcuts(guidance=(300, 700))),
+        (None, Shortcuts(attention_window=5)),
+        (TILE, Shortcuts(guidance=(300, 700), attention_window=5, reuse=250)),
+    ],
+)
+def test_tiles_and_shortcuts_of_the_host_equal_the_cores(host, tile, shortcuts):
+    chunk = ChunkConfig(length=5, overlap=1)
+    model = host.sampling.patch_guidance(host.model, NORMAL.cfg_rescale)
+    model = host.sampling.patch_chunks(model, chunk, "smooth")
+    if tile:
+        pixels = Tile(size=4 * tile.size, overlap=4 * tile.overlap)
+        model = host.sampling.patch_tiles(model, pixels, factor=4, offload=True)
+    model = host.sampling.patch_shortcuts(model, shortcuts)
+    sampler = host.sampling.star_sampler(NORMAL.sampler, "frame")
+    found = host.run(model, sampler, host.sampling.finite_sigmas(NORMAL))
+    wanted, plain = (
+        core_result(host, NORMAL, chunk, "smooth", "frame", *how)
+        for how in ((tile, shortcuts), (None, NONE))
+    )
+    assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
+    assert (plain - wanted).abs().max() > 1e-3 * wanted.abs().max()
+
+
+def test_a_model_without_the_patch_works_as_before_beside_one_with_it(host):
+    before = host.ksampler(host.model, "euler", steps=2)
+    model = host.sampling.patch_tiles(host.model, Tile(size=32, overlap=8), factor=4)
+    model = host.sampling.patch_shortcuts(model, Shortcuts(attention_window=5, reuse=500))
+    assert not torch.equal(host.ksampler(model, "euler", steps=2), before)
+    assert torch.equal(host.ksampler(host.model, "euler", steps=2), before)
+    network = host.model.model.diffusion_model
+    assert (network.tile, network.attention_window, host.model.model.how) == (None, None, {})
+
+
+def test_a_run_starts_with_no_features_of_another(host):
+    model = host.sampling.patch_shortcuts(host.model, Shortcuts(reuse=1000))
+    first, second = (host.ksampler(model, "euler", steps=2) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_memory_is_asked_for_by_tile_and_by_where_skips_wait(host):
+    asked = []
+    base = type(host.model.model)
+    required = base.memory_required
+
+    def recorded(self, shape, cond_shapes=None):
+        asked[-1].append(required(self, shape, cond_shapes))
+        return asked[-1][-1]
+
+    tile = Tile(size=24, overlap=0)
+    tiles = [
+        host.sampling.patch_tiles(host.model, tile, factor=4, offload=o) for o in (False, True)
+    ]
+    base.memory_required = recorded
+    try:
+        for model in (host.model, *tiles):
+            asked.append([])
+            host.ksampler(model, "euler", steps=1)
+    finally:
+        base.memory_required = required
+    whole, tiled, offloaded = map(max, asked)
+    assert offloaded < tiled < whole
+
+
+def test_tiles_too_small_for_the_network_are_refused(host):
+    with pytest.raises(ValueError, match="use at least 24 pixels"):
+        host.sampling.patch_tiles(host.model, Tile(size=20, overlap=0), factor=4)
+
+
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "uni_pc"])
 def test_the_hosts_ksampler_restores_in_chunks(host, name):
     chunk = ChunkConfig(length=5, overlap=2)
@@ -204,6 +294,8 @@ def test_patches_do_not_touch_the_model_they_are_given(host):
     host.sampling.patch_chunks(host.model, ChunkConfig(length=4, overlap=2), "cut")
     host.sampling.patch_guidance(host.model, 0.2, 0.1, 0.5)
     host.sampling.patch_strength(host.model, 0.5)
+    host.sampling.patch_tiles(host.model, Tile(size=32, overlap=8), factor=4)
+    host.sampling.patch_shortcuts(host.model, Shortcuts(attention_window=5, guidance=(1, 2)))
     assert (dict(host.model.wrappers), dict(host.model.model_options)) == before
 
 
