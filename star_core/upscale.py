@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -225,6 +225,23 @@ class Scene:
     settings: Settings
     frames: range | None = None
     prompts: Prompts = Prompts()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A job and everything that it is to be done with."""
+
+    job: Job
+    files: ModelFiles
+    settings: Settings
+    dtype: torch.dtype
+    get_scenes: Callable[[VideoSource], Sequence[Scene]] | None = None
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How `load` is to load."""
+        settings = self.settings
+        return {"behaviour": settings.behaviour, "device": settings.device, "dtype": self.dtype}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..shortcuts import Shortcuts
     from ..tiling import Tile
+    from ..upscale import Order
 
 
 def add_upscale(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,12 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         help=".mkv (lossless), .mp4, .mov, a folder or %%05d.png for PNG",
     )
+    add_options(parser)
+    add_json(parser)
 
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How to restore, whichever files."""
     group = parser.add_argument_group("size and part")
     size = group.add_mutually_exclusive_group()
     size.add_argument(
@@ -132,6 +138,13 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
         "longer ones come one after the other, with what they share handed on",
     )
     group.add_argument(
+        "--segment",
+        type=int,
+        metavar="N",
+        help="shots in segments of N frames, each as if the others were not there, so that batch "
+        "can share out a long shot",
+    )
+    group.add_argument(
         "--tile",
         type=TILE,
         metavar="N[:OVERLAP]",
@@ -213,17 +226,47 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
         help="do what the original implementation does, quirks included; --frames and --crop are "
         "then restored as clips of their own",
     )
-    add_json(group)
 
 
 def run_upscale(args: argparse.Namespace) -> None:
+    from ..upscale import load, upscale
+
+    start = time.monotonic()
+    order, wanted = ordered(args)
+    result = upscale(
+        order.job,
+        order.settings,
+        lambda prompts: load(order.files, prompts, **order.loading),
+        get_scenes=order.get_scenes,
+        on_progress=Progress(),
+    )
+    if args.json:
+        settings = order.settings
+        shots = wanted.report or [told(wanted.scene(None))]
+        report = {
+            "input": args.source,
+            "output": args.out,
+            **result,
+            "model": str(order.files.model),
+            **{name: value for name, value in shots[0].items() if name != "start"},
+            "shots": shots,
+            "seed": args.seed,
+            "behaviour": settings.behaviour.name,
+            "device": str(settings.device),
+            "dtype": str(order.dtype).removeprefix("torch."),
+            "seconds": round(time.monotonic() - start, 3),
+        }
+        print(json.dumps(report))
+
+
+def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
+    """What the options ask for, with all that can be checked without the video checked."""
     from ..behaviour import DEFAULT, REFERENCE
     from ..chunking import ChunkConfig
     from ..models.slicing import Slicing
     from ..pipeline import Settings
-    from ..upscale import Job, check_prompts, find_model, load, upscale
+    from ..upscale import Job, Order, check_prompts, find_model
 
-    start = time.monotonic()
     device, dtype = compute(args)
     files = find_model(
         args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
@@ -252,6 +295,7 @@ def run_upscale(args: argparse.Namespace) -> None:
             length=length,
             overlap=max(length // 2, 0) if overlap is None else overlap,
             merged=args.merge_up_to,
+            segment=args.segment,
         ),
         tile=_tile(args.tile),
         latent_tile=_tile(args.latent_tile),
@@ -268,31 +312,14 @@ def run_upscale(args: argparse.Namespace) -> None:
         raise ValueError(
             "solver mode fast has steps of its own: leave out --steps, or add --solver-mode normal"
         )
-    result = upscale(
-        job,
-        whole.settings,
-        lambda prompts: load(
-            files, prompts, behaviour=common.behaviour, device=device, dtype=dtype
-        ),
+    order = Order(
+        job=job,
+        files=files,
+        settings=whole.settings,
+        dtype=dtype,
         get_scenes=lambda source: wanted.scenes(source, job),
-        on_progress=Progress(),
     )
-    if args.json:
-        shots = wanted.report or [told(whole)]
-        report = {
-            "input": args.source,
-            "output": args.out,
-            **result,
-            "model": str(files.model),
-            **{name: value for name, value in shots[0].items() if name != "start"},
-            "shots": shots,
-            "seed": args.seed,
-            "behaviour": common.behaviour.name,
-            "device": str(device),
-            "dtype": str(dtype).removeprefix("torch."),
-            "seconds": round(time.monotonic() - start, 3),
-        }
-        print(json.dumps(report))
+    return order, wanted
 
 
 def _memory(args: argparse.Namespace, device: "torch.device") -> int | None:
