@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .benchmarking import add_benchmark, run_benchmark
+from .batching import add_batch, run_batch
 from .comparing import add_compare, add_votes, run_compare, run_votes
 from .degrading import add_degrade, run_degrade
 from .files import (
@@ -38,6 +39,7 @@ SUCCESS, CAN_BE_MENDED, INTERRUPTED = 0, 2, 130
 _COMMANDS = (
     ("upscale", run_upscale, add_upscale, "restore and enlarge a video"),
     ("plan", run_plan, add_plan, "tell what a run will take, and how it fits into memory"),
+    ("batch", run_batch, add_batch, "restore many videos, on one machine or many"),
     ("demo", run_demo, add_demo, "restore the clip that comes along and measure the result"),
     ("compare", run_compare, add_compare, "write a page that shows clips side by side"),
     ("benchmark", run_benchmark, add_benchmark, "measure methods beside each other on clips"),
