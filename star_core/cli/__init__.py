@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .benchmarking import add_benchmark, run_benchmark
 from .batching import add_batch, run_batch
+from .benchmarking import add_benchmark, run_benchmark
 from .comparing import add_compare, add_votes, run_compare, run_votes
 from .degrading import add_degrade, run_degrade
 from .files import (
