@@ -16,6 +16,7 @@ class SamplingDefaults:
     schedule: of the noise, see `diffusion.levels`; the rest is about "scaled_linear" alone. shift:
     of its SNR. levels: which of its levels a run takes, see `diffusion.scaled_linear.run_levels`.
     guidance: "dynamic" lets the scale swing between 1 and 1 + cfg.
+    chunk_frames, chunk_overlap: frames that the network sees together, and that two such share.
     """
 
     steps: int = 15
@@ -31,6 +32,8 @@ class SamplingDefaults:
     shift: float = 1.0
     levels: Literal["star", "diffusers"] = "star"
     guidance: Literal["constant", "dynamic"] = "constant"
+    chunk_frames: int = 32
+    chunk_overlap: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,8 @@ COGVIDEOX_SAMPLING = SamplingDefaults(
     upsample="bicubic",
     schedule="scaled_linear",
     guidance="dynamic",
+    chunk_frames=25,
+    chunk_overlap=9,
 )
 COGVIDEOX_LATENTS = LatentFormat(scale=0.7, frames=4)
 

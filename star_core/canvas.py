@@ -1,7 +1,7 @@
 """What is computed so that a preview, a few frames or a crop, shows what the whole run shows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ class Piece:
     """Frames that are denoised together; a long clip has several, one after the other.
 
     frames: counted from the first frame needed. windows: of the denoiser, counted from the first
-    of `frames`. shared: how many leading frames the piece before has too.
+    of `frames`, in latents. shared: how many leading frames the piece before has too.
     """
 
     frames: range
@@ -49,8 +49,14 @@ class Part:
         chunk: ChunkConfig,
         decode_window: int,
         behaviour: Behaviour,
+        latent_frames: int = 1,
     ) -> "Part":
-        """Of a shot, frames of a clip; ValueError if `wanted` is empty or goes beyond them."""
+        """Of a shot, frames of a clip; ValueError if `wanted` is empty or goes beyond them.
+
+        latent_frames: frames that one of latents holds; if more than 1, the first of a window holds
+        one alone, so that each window is encoded and decoded by itself. ValueError then for chunks
+        that do not fill whole latents.
+        """
         wanted = shot if wanted is None else wanted
         if not wanted or wanted.start < shot.start or wanted.stop > shot.stop:
             raise ValueError(
@@ -58,6 +64,17 @@ class Part:
                 f"{shot.start}:{shot.stop}"
             )
         inside = _shifted(wanted, -shot.start)
+        if latent_frames > 1:
+            pieces = _by_themselves(len(shot), inside, chunk, latent_frames)
+            needed = _span([piece.frames for piece in pieces])
+            return cls(
+                wanted=wanted,
+                needed=_shifted(needed, shot.start),
+                pieces=[
+                    replace(piece, frames=_shifted(piece.frames, -needed.start)) for piece in pieces
+                ],
+                decode_windows=[],
+            )
         decode_windows = _touching(
             adjacent_or_overlapping(len(shot), decode_window, behaviour.decode_overlap), inside
         )
@@ -82,6 +99,24 @@ def _chain(windows: Sequence[range]) -> list[Piece]:
     return [
         Piece(frames=window, windows=[range(len(window))], shared=max(last.stop - window.start, 0))
         for last, window in zip(before, windows, strict=False)
+    ]
+
+
+def _by_themselves(
+    total: int, wanted: range, chunk: ChunkConfig, latent_frames: int
+) -> list[Piece]:
+    """Pieces of a shot, each of latents of its own, that hold a wanted frame."""
+    for what, frames in (("", chunk.length), (" overlap by", chunk.overlap)):
+        if frames and (frames - 1) % latent_frames:
+            raise ValueError(
+                f"this model's chunks{what or ' have'} {latent_frames}k+1 frames, got {frames}: "
+                f"try {frames // latent_frames * latent_frames + 1}"
+            )
+    windows = overlapping_windows(total, chunk.length, chunk.overlap, mode="shifted")
+    windows = _touching(windows, wanted)
+    return [
+        replace(piece, windows=[range(-(-(len(piece.frames) - 1) // latent_frames) + 1)])
+        for piece in _chain(windows)
     ]
 
 

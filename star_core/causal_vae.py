@@ -22,18 +22,21 @@ from .tiling import Tile, tiled
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
+OVERLAP = 64  # pixels that neighbouring tiles share
+
 
 class CausalVideoVAE:
     """Windows of video in [-1, 1] to latents and back, both (b c f h w), float32.
 
     4k+1 frames are k+1 latent frames, of which the first holds one frame: latents of different
-    windows cannot be put together. model: the torch module; its dtype is the one computed in.
+    windows cannot be put together. Frames larger than the trained size are worked on in tiles of
+    it, blended; `tile`: smaller ones. model: the torch module; its dtype is the one computed in.
     """
 
     def __init__(self, model: AutoencoderKLCogVideoX) -> None:
         self.model = model
         self.factor = 2 ** (len(model.config["block_out_channels"]) - 1)
-        self.temporal_factor = int(model.config["temporal_compression_ratio"])
+        self.latent_frames = int(model.config["temporal_compression_ratio"])
         self.latent_channels: int = model.config["latent_channels"]
         self.scaling_factor: float = model.config["scaling_factor"]
 
@@ -52,18 +55,32 @@ class CausalVideoVAE:
         only, not of the whole window as in the reference. ValueError for other sizes.
         """
         f, *sides = video.shape[2:]
-        if (f - 1) % self.temporal_factor or any(side % self.factor for side in sides):
+        if (f - 1) % self.latent_frames or any(side % self.factor for side in sides):
             raise ValueError(
                 f"the VAE takes 4k+1 frames whose width and height are multiples of {self.factor}, "
                 f"got {f} frames {sides[1]}x{sides[0]}: pad them first"
             )
         self.model.num_sample_frames_batch_size = min(frames_at_once or f, f)
-        moments = tiled(self._moments, video, tile, unit_in=self.factor, unit_out=1)
+        tiles = self._tiles(tile)
+        moments = tiled(self._moments, video, tiles, unit_in=self.factor, unit_out=1)
         latents, log_variance = moments.chunk(2, dim=1)
         if noise is not None:
             std = (0.5 * log_variance.clamp(-30, 20)).exp()
             latents = latents + std * noise.to(std)
         return latents * self.scaling_factor
+
+    def _tiles(self, tile: Tile | None) -> tuple[Tile, Tile]:
+        """High and wide at most as it was trained; of `tile` where that is smaller."""
+        config = self.model.config
+        rows, columns = (
+            min(config[side], tile.size) if tile else config[side]
+            for side in ("sample_height", "sample_width")
+        )
+        overlap = tile.overlap if tile else OVERLAP
+        return (
+            Tile(size=rows, overlap=min(overlap, rows // 2)),
+            Tile(size=columns, overlap=min(overlap, columns // 2)),
+        )
 
     def _moments(self, video: Tensor) -> Tensor:
         video = video.to(self.model.device, self.model.dtype)
@@ -77,10 +94,10 @@ class CausalVideoVAE:
         number of them is filled up, because its decoder would take the first for four frames.
         Values may leave [-1, 1] a little.
         """
-        frames = (latents.shape[2] - 1) * self.temporal_factor + 1
+        frames = (latents.shape[2] - 1) * self.latent_frames + 1
         if latents.shape[2] % 2 == 0:
             latents = torch.cat([latents, latents[:, :, -1:]], dim=2)
-        video = tiled(self._decode, latents, tile, unit_in=1, unit_out=self.factor)
+        video = tiled(self._decode, latents, self._tiles(tile), unit_in=1, unit_out=self.factor)
         return video[:, :, :frames]
 
     def _decode(self, latents: Tensor) -> Tensor:

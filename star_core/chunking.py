@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-WindowMode = Literal["balanced", "reference"]
+WindowMode = Literal["balanced", "reference", "shifted"]
 Merge = Literal["smooth", "cut"]
 
 
@@ -21,6 +21,8 @@ Merge = Literal["smooth", "cut"]
 class ChunkConfig:
     """Temporal windows for chunked denoising, in frames.
 
+    hold: where each window is encoded by itself, the frames that two share are held as the first
+    has restored them while the next is denoised; off, they only fade into each other.
     merged: the windows of a clip of up to this many frames are merged at every step. Those of a
     longer one run one after the other, so that memory does not grow with the clip; what the first
     has found for the frames that two share (its x_0 at every step) is merged into the next.
@@ -31,6 +33,7 @@ class ChunkConfig:
     length: int = 32
     overlap: int = 16
     merged: int = 128
+    hold: bool = True
     segment: int | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +57,7 @@ def overlapping_windows(
     """Windows of at most `length` that cover range(total), in order.
 
     "balanced": as few as can be, all equally long, neighbours sharing at least `overlap`.
+    "shifted": all of `length`, one stride apart, the last moved back to end on the last frame.
     "reference": one stride apart, the last taking in a rest of up to a quarter of `length`, so it
     may be longer than asked.
     """
@@ -63,6 +67,9 @@ def overlapping_windows(
     if total <= length:
         return [range(total)]
     stride = length - overlap
+    if mode == "shifted":
+        starts = [*range(0, total - length, stride), total - length]
+        return [range(start, start + length) for start in starts]
     if mode == "reference":
         count = max(math.ceil((total - 1.25 * length) / stride), 0)
         windows = [range(i * stride, i * stride + length) for i in range(count)]

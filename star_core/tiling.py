@@ -66,21 +66,25 @@ class Tile:
 def tiled(
     fn: Callable[[Tensor], Tensor],
     x: Tensor,
-    tile: Tile | None,
+    tile: Tile | tuple[Tile, Tile] | None,
     *,
     unit_in: int,
     unit_out: int,
 ) -> Tensor:
     """Apply `fn`, which turns every `unit_in` pixels into `unit_out`, to (... h w) tile by tile.
 
-    One of the two units is 1 (a latent), the other the VAE's factor; tiles begin at whole
-    latents. Overlaps are blended with weights that sum to 1 and are positive on every pixel of a
-    tile. No tile, or one that holds the frame, is `fn(x)` itself.
+    tile: of two, one is as high and the other as wide as tiles are. One of the two units is 1 (a
+    latent), the other the VAE's factor; tiles begin at whole latents. Overlaps are blended with
+    weights that sum to 1 and are positive on every pixel of a tile. No tile, or one that holds the
+    frame, is `fn(x)` itself.
     """
     if tile is None:
         return fn(x)
     pixels = max(unit_in, unit_out)
-    rows, columns = (tile.windows(size // unit_in, pixels) for size in x.shape[-2:])
+    both = (tile, tile) if isinstance(tile, Tile) else tile
+    rows, columns = (
+        each.windows(size // unit_in, pixels) for each, size in zip(both, x.shape[-2:], strict=True)
+    )
     if len(rows) == len(columns) == 1:
         return fn(x)
     return joined(

@@ -59,6 +59,7 @@ class VideoVAE:
     def __init__(self, model: AutoencoderKLTemporalDecoder) -> None:
         self.model = model
         self.factor = 2 ** (len(model.config["block_out_channels"]) - 1)
+        self.latent_frames = 1
         self.latent_channels: int = model.config["latent_channels"]
         self.scaling_factor: float = model.config["scaling_factor"]
 
@@ -151,14 +152,23 @@ def joined(
     latents: from the first frame on, read as far as a window needs. What is before the first
     window or behind the last is not decoded.
     """
-    coming, held, first = iter(latents), [], 0  # latents from frame `first` on
+
+    def videos() -> Iterator[Tensor]:
+        coming, held, first = iter(latents), [], 0  # latents from frame `first` on
+        for window in windows:
+            held += islice(coming, max(window.stop - first - len(held), 0))
+            del held[: window.start - first]
+            first = window.start
+            yield decode(torch.stack(held, dim=2))
+
+    return blended(videos(), windows)
+
+
+def blended(videos: Iterable[Tensor], windows: Sequence[range]) -> Iterator[Tensor]:
+    """Blends what the videos (b c f h w) of windows of frames share; yields what is finished."""
     carried = None  # weighted frames that the next window has its share in
-    for i, weight in enumerate(window_weights(windows)):
+    for i, (video, weight) in enumerate(zip(videos, window_weights(windows), strict=True)):
         window = windows[i]
-        held += islice(coming, max(window.stop - first - len(held), 0))
-        del held[: window.start - first]
-        first = window.start
-        video = decode(torch.stack(held, dim=2))
         video = video * weight.to(video).reshape(-1, 1, 1)
         if carried is not None:
             video[:, :, : carried.shape[2]] += carried

@@ -1,0 +1,43 @@
+"""Noise levels and guidance of a run, as a model wants them."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from ..backbones import SamplingDefaults
+from .denoiser import dynamic_guidance
+from .scaled_linear import Run, run_levels
+from .schedule import sampling_sigmas, star_schedule
+
+
+def levels_of(sampling: SamplingDefaults, *, exact: bool = True) -> Run:
+    """The schedule of a run and its EDM noise levels. exact: see `schedule.sampling_timesteps`.
+
+    ValueError for steps or a noise level that the schedule does not have.
+    """
+    if sampling.schedule == "scaled_linear":
+        if sampling.solver_mode != "normal":
+            raise ValueError("this model has no fast steps: choose solver mode normal")
+        return run_levels(
+            sampling.steps,
+            shift=sampling.shift,
+            noise_level=sampling.noise_level,
+            levels=sampling.levels,
+        )
+    sigmas = sampling_sigmas(
+        star_schedule(),
+        solver_mode=sampling.solver_mode,
+        steps=sampling.steps,
+        noise_level=sampling.noise_level,
+        sampler=sampling.sampler,
+        exact=exact,
+    )
+    return Run(star_schedule(), sigmas)
+
+
+def guidance_of(sampling: SamplingDefaults) -> float | Callable[[Tensor], float]:
+    """The guidance scale, or how it follows from the timestep."""
+    if sampling.guidance == "dynamic" and sampling.cfg != 1:
+        return partial(dynamic_guidance, scale=sampling.cfg, steps=sampling.steps)
+    return sampling.cfg

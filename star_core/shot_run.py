@@ -1,0 +1,359 @@
+"""How one shot is restored: encoded, denoised in windows, decoded, its colours fixed.
+
+Two ways, because VAEs differ: latents of frames, and latents of windows of frames.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, tee
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .canvas import Canvas, Part, Piece
+from .checkpoints import StarModel
+from .chunking import chunked, ramp
+from .color_fix import COLOR_FIXES
+from .diffusion.denoiser import Denoiser
+from .diffusion.levels import guidance_of
+from .diffusion.samplers import SAMPLERS
+from .geometry import shrunk, upsample
+from .noise import FrameNoise, ReferenceNoise
+from .offload import Seat
+from .out_of_memory import Room, surviving
+from .progress import Counter
+from .resume import Work
+from .settings import Settings
+from .vae import blended, joined
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shot:
+    """Frames between two cuts and how they are to be restored; they see no others.
+
+    positive, negative: text embeddings (1 l d).
+    """
+
+    part: Part
+    positive: Tensor
+    negative: Tensor
+    settings: Settings
+
+
+class Frames:
+    """Frames of a clip by their index; none is read before it is asked for."""
+
+    def __init__(self, frames: Iterable[Tensor], start: int, *, held: int = 0) -> None:
+        """start: index of the first of `frames`. held: how many can be had once more."""
+        self._frames, self._next = frames, start
+        self._coming: Iterator[Tensor] | None = None
+        self._held: deque[Tensor] = deque(maxlen=held)
+
+    def read(self, part: range) -> Iterator[Tensor]:
+        """The frames in `part`, which begins amid those held, where the last one ended or later."""
+        if self._coming is None:
+            self._coming = iter(self._frames)
+        again = max(self._next - part.start, 0)
+        yield from list(self._held)[len(self._held) - again :][: len(part)]
+        skipped = max(part.start - self._next, 0)
+        for index, frame in enumerate(islice(self._coming, max(part.stop - self._next, 0))):
+            self._next += 1
+            self._held.append(frame)
+            if index >= skipped:
+                yield frame
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShotRun:
+    """The restoration of one shot, with all that its steps share."""
+
+    name: str
+    shot: Shot
+    model: StarModel
+    vae: Any
+    canvas: Canvas
+    noise: FrameNoise | ReferenceNoise
+    room: Room
+    seat: Seat
+    work: Work | None
+    count: Counter
+
+    @property
+    def settings(self) -> Settings:
+        return self.shot.settings
+
+    def frames(self, to_encode: Frames, for_colors: Frames) -> Iterator[Tensor]:
+        """Restored frames (c h w) in [0, 1]."""
+        canvas, strength, wanted = self.canvas, self.settings.strength, self.shot.part.wanted
+        fix = COLOR_FIXES[self.settings.sampling.color_fix]
+
+        def bicubic(frame: Tensor) -> Tensor:
+            return canvas.result(canvas.crop(upsample(frame, canvas.size, "bicubic").clamp(0, 1)))
+
+        def fixed(video: Tensor, source: Tensor) -> Tensor:
+            whole = self.settings.behaviour.color_reference == "source"
+            reference = source[:3] if whole else canvas.crop(self._enlarged(source))
+            result = (canvas.unpadded(video) / 2 + 0.5).clamp(0, 1)
+            return canvas.result(fix(result, reference))
+
+        restored = unchanged = iter(())
+        if strength == 1:
+            restored = self.decoded(self.found(to_encode), "latents")
+        elif strength:
+            found, given = tee(self.found(to_encode))
+            restored, unchanged = self.decoded(found, "latents"), self.decoded(given, "hint")
+        for source in for_colors.read(wanted):
+            frame = bicubic(source)
+            if strength:
+                result = fixed(next(restored), source)
+                if strength < 1:
+                    # Whatever the VAE adds or takes must be gone at strength 0.
+                    lost = frame[:3] - fixed(next(unchanged), source)
+                    result = (result + (1 - strength) * lost).clamp(0, 1)
+                frame = torch.cat([result, frame[3:]])
+            self.count.begin("decode")
+            yield frame
+            self.count.add("decode")
+
+    def _enlarged(self, frame: Tensor) -> Tensor:
+        return upsample(frame[:3], self.canvas.size, self.settings.sampling.upsample).clamp(0, 1)
+
+    def found(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
+        """What was found of the frames needed, in order: `latents` and `hint` of some of them."""
+        raise NotImplementedError
+
+    def decoded(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
+        """Wanted frames (3 h w) of what was found, on the CPU. kind: latents or hint."""
+        raise NotImplementedError
+
+    def _look(self, source: Tensor) -> Tensor:
+        """What is encoded (1 3 h w) of a frame, in [-1, 1]."""
+        enlarged = self._enlarged(shrunk(source[:3], self.settings.shrink))
+        return self.canvas.look(enlarged * 2 - 1, self.settings.behaviour)[None]
+
+    def _sample(self, frames: range, size: Sequence[int]) -> Tensor | None:
+        """Noise (1 c f h w) for a sample of the posterior; None where its mean is taken.
+
+        frames: indices of the latents. size: height and width in pixels.
+        """
+        if self.settings.behaviour.posterior != "sample":
+            return None
+        shape = (1, self.vae.latent_channels, *(side // self.vae.factor for side in size))
+        return torch.stack([self.noise.posterior(frame, shape) for frame in frames], dim=2)
+
+    def _denoised(
+        self,
+        name: str,
+        piece: Piece,
+        hint: Tensor,
+        given: Tensor | None,
+        weight: Tensor,
+        handed_on: int,
+    ) -> dict[str, Tensor]:
+        """From the hint of a piece (1 c f h w) to its restored latents.
+
+        given: x_0 of its first latents at every evaluation (e 1 c f h w), as the piece before has
+        found them. weight: how much of it counts at each, (f,). handed_on: how many of its last
+        latents the next piece shares.
+        Returns latents, hint, and in x_0s what is handed on.
+        """
+        settings, (schedule, sigmas) = self.settings, self.settings.levels
+        sampling, network = settings.sampling, self.model.network
+        if not settings.evaluations:
+            return {"latents": hint.clone(), "hint": hint}
+        denoiser = Denoiser(
+            network=network,
+            schedule=schedule,
+            positive=self.shot.positive,
+            negative=self.shot.negative,
+            hint=hint,
+            guidance_scale=guidance_of(sampling),
+            guidance_rescale=sampling.cfg_rescale,
+            dtype=next(network.parameters()).dtype,
+            shortcuts=settings.shortcuts,
+        )
+
+        def denoise_window(x_in: Tensor, sigma: Tensor, window: range) -> Tensor:
+            def look() -> Tensor:
+                self.seat.take(network)
+                with network.working(
+                    slicing=self.room.slicing,
+                    tile=self.room.network_tile,
+                    attention_window=settings.shortcuts.attention_window,
+                ):
+                    return denoiser(x_in, sigma, window)
+
+            x_0 = surviving(look, self.room.less_for_network)
+            if settings.strength < 1:
+                lq = hint[:, :, window.start : window.stop].to(x_0)
+                x_0 = torch.lerp(lq, x_0, settings.strength)
+            self.count.add("denoise")
+            return x_0
+
+        denoise_windows = chunked(denoise_window, piece.windows, settings.behaviour.merge)
+        # Features that are reused between evaluations are not kept: such a piece begins anew.
+        work = None if settings.shortcuts.reuse else self.work
+        last = []
+
+        def denoise(x_in: Tensor, sigma: Tensor) -> Tensor:
+            number = len(last)
+            kept = work and work.recall(f"{name}-{number:03}")
+            if kept:
+                x_0 = kept["x_0"].to(x_in)
+                self.count.add("denoise", len(piece.windows))
+            else:
+                x_0 = denoise_windows(x_in, sigma)
+                if given is not None:
+                    share = weight.to(x_0)[:, None, None]
+                    x_0[:, :, : given.shape[3]].lerp_(given[number].to(x_0), share)
+                if work and number + 1 < settings.evaluations:
+                    work.keep(f"{name}-{number:03}", {"x_0": x_0})
+            last.append(x_0[:, :, x_0.shape[2] - handed_on :].cpu())
+            return x_0
+
+        self.count.begin("denoise")
+        offset = self.shot.part.needed.start + piece.frames.start
+        t = torch.tensor([sampling.noise_level - 1])
+        start = schedule.add_noise(hint, self.noise.initial(tuple(hint.shape), offset), t)
+        latents = SAMPLERS[sampling.sampler](
+            denoise,
+            start.to(self.seat.device),
+            sigmas,  # on the CPU: solvers branch on them at every step
+            noise=self.noise.solver(tuple(hint.shape), sigmas, offset),
+        ).cpu()
+        return {"latents": latents, "hint": hint, "x_0s": torch.stack(last)}
+
+
+class FrameRun(ShotRun):
+    """By a VAE whose latents are those of frames: pieces share them, and what was found of them."""
+
+    def found(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
+        """Restored latents and the hint of each frame needed, (1 c h w), in order."""
+        pieces, first = self.shot.part.pieces, self.shot.part.needed.start
+        coming = [after.shared for after in pieces[1:]] + [0]
+        done: dict[str, Tensor] = {}
+        for number, (piece, handed_on) in enumerate(zip(pieces, coming, strict=True)):
+            name = f"{self.name}-{number:05}"
+            begin, before = first + piece.frames.start, done
+            new = range(begin + piece.shared, begin + len(piece.frames))
+            done = (self.work and self.work.recall(name)) or {}
+            if done:
+                self.count.add("encode", len(new))
+                self.count.add("denoise", self.settings.evaluations * len(piece.windows))
+            else:
+                hint = self._encoded(sources, new)
+                if piece.shared:
+                    hint = torch.cat([before["hint"][:, :, -piece.shared :], hint], dim=2)
+                falling = 1 - ramp(piece.shared)
+                done = self._denoised(name, piece, hint, before.get("x_0s"), falling, handed_on)
+                if self.work:
+                    self.work.keep(name, done)
+                    self.work.forget(f"{name}-*")
+            # What the next piece has too, it finishes.
+            finished = slice(len(piece.frames) - handed_on)
+            both = (done[kind][:, :, finished].unbind(2) for kind in ("latents", "hint"))
+            for restored, given in zip(*both, strict=True):
+                yield {"latents": restored, "hint": given}
+
+    def _encoded(self, sources: Frames, part: range) -> Tensor:
+        """Latents (1 c f h w) of some frames, as the network's hint."""
+        self.count.begin("encode")
+        z_lq = []
+        for index, source in zip(part, sources.read(part), strict=True):
+            look = self._look(source)
+            noise = self._sample(range(index, index + 1), look.shape[-2:])
+            sample = None if noise is None else noise[:, :, 0]
+
+            def encode(look: Tensor = look, sample: Tensor | None = sample) -> Tensor:
+                self.seat.take(self.vae.model)
+                return self.vae.encode_frame(look, noise=sample, tile=self.room.vae_tile)
+
+            z_lq.append(surviving(encode, self.room.less_for_vae).cpu())
+            self.count.add("encode")
+        return torch.stack(z_lq, dim=2)
+
+    def decoded(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
+        part = self.shot.part
+
+        def decode(latents: Tensor) -> Tensor:
+            def look() -> Tensor:
+                self.seat.take(self.vae.model)
+                return self.vae.decode_window(latents, tile=self.room.vae_tile)
+
+            return surviving(look, self.room.less_for_vae).cpu()
+
+        latents = (each[kind] for each in found)
+        videos = joined(decode, latents, part.decode_windows)
+        frames = (frame for video in videos for frame in video[0].unbind(1))
+        before = part.wanted.start - part.needed.start - part.decode_windows[0].start
+        return islice(frames, before, None)
+
+
+class WindowRun(ShotRun):
+    """By a VAE whose latents hold several frames: each piece is encoded and decoded by itself."""
+
+    def found(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
+        """Of each piece: restored latents, the hint, and the restored `video` (1 3 f h w)."""
+        first = self.shot.part.needed.start
+        video = torch.empty(0)
+        for number, piece in enumerate(self.shot.part.pieces):
+            name = f"{self.name}-{number:05}"
+            window = range(first + piece.frames.start, first + piece.frames.stop)
+            new = len(window) - piece.shared
+            done = (self.work and self.work.recall(name)) or {}
+            if done:
+                self.count.add("encode", new)
+                self.count.add("denoise", self.settings.evaluations)
+            else:
+                self.count.begin("encode")
+                looks = torch.stack([self._look(s) for s in sources.read(window)], dim=2)
+                hint = self._encoded(looks, window.start)
+                self.count.add("encode", new)
+                held = torch.empty(0)
+                if piece.shared and self.settings.chunk.hold:
+                    whole = (piece.shared - 1) // self.vae.latent_frames * self.vae.latent_frames
+                    shared = video[:, :, video.shape[2] - piece.shared :][:, :, : whole + 1]
+                    held = self._encoded(shared.clamp(-1, 1), window.start)
+                    held = held.expand(self.settings.evaluations, *held.shape)
+                given, weight = (held, torch.ones(held.shape[3])) if len(held) else (None, held)
+                done = self._denoised(name, piece, hint, given, weight, 0)
+                if self.work:
+                    self.work.keep(name, done)
+                    self.work.forget(f"{name}-*")
+            video = self._video(done["latents"])[:, :, : len(window)]
+            yield {**done, "video": video}
+
+    def _encoded(self, looks: Tensor, first: int) -> Tensor:
+        """Latents (1 c f h w) of a window (1 3 f h w), filled up with its last frame."""
+        missing = (1 - looks.shape[2]) % self.vae.latent_frames
+        looks = torch.cat([looks, *[looks[:, :, -1:]] * missing], dim=2)
+        count = (looks.shape[2] - 1) // self.vae.latent_frames + 1
+        noise = self._sample(range(first, first + count), looks.shape[-2:])
+
+        def encode() -> Tensor:
+            self.seat.take(self.vae.model)
+            return self.vae.encode(looks, noise=noise, tile=self.room.vae_tile)
+
+        return surviving(encode, self.room.less_for_vae).cpu()
+
+    def _video(self, latents: Tensor) -> Tensor:
+        def decode() -> Tensor:
+            self.seat.take(self.vae.model)
+            return self.vae.decode(latents, tile=self.room.vae_tile)
+
+        return surviving(decode, self.room.less_for_vae).cpu()
+
+    def decoded(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
+        part = self.shot.part
+        windows = [piece.frames for piece in part.pieces]
+
+        def video(found: dict[str, Tensor], window: range) -> Tensor:
+            if kind == "latents":
+                return found["video"]
+            return self._video(found[kind])[:, :, : len(window)]
+
+        videos = blended(map(video, found, windows), windows)
+        frames = (frame for video in videos for frame in video[0].unbind(1))
+        return islice(frames, part.wanted.start - part.needed.start, None)
