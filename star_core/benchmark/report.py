@@ -22,7 +22,9 @@ HEADER = (
     "Made by `python -m star_core benchmark`, which fetches clips and networks by package version "
     "and hash, degrades the clips, restores them by each method, and measures the result, time "
     "and memory in the same run. Ended, it goes on where it was; a method or metric that lacks "
-    "something is left out with a line that says what.\n"
+    "something is left out with a line that says what. Look at the clips with\n\n"
+    "```\npython -m star_core compare OUT/heavy/bicubic OUT/heavy/x4plus OUT/heavy/tiny "
+    "--reference OUT/truth\n```\n"
 )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -134,8 +135,12 @@ def restore_here(method: str, source: Path, out: Path, folder: Path, threads: in
     def begin() -> None:
         began.append((time.perf_counter(), time.process_time()))
 
-    METHODS[method].restore(source, out, folder, begin, threads)
-    ended = time.perf_counter(), time.process_time()
+    # Nowhere that an earlier run could have left something to go on from.
+    with TemporaryDirectory(dir=out.parent, prefix=".restoring-") as empty:
+        made = Path(empty) / out.name
+        METHODS[method].restore(source, made, folder, begin, threads)
+        ended = time.perf_counter(), time.process_time()
+        os.replace(made, out)
     try:
         peak = resident("VmHWM")
     except OSError:  # no /proc: not Linux

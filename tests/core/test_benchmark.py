@@ -106,6 +106,22 @@ def test_a_run_that_was_ended_goes_on(folder, restored):
     assert len(restored) == 3
 
 
+def test_a_method_finds_nothing_that_an_earlier_run_left(folder, restored, monkeypatch):
+    left = folder / "light" / "resuming" / ".toy.mkv-work"
+    left.mkdir(parents=True)
+    beside = []
+
+    def restore(source, out, *rest):
+        beside.extend(path.name for path in out.parent.iterdir())
+        methods.METHODS["bicubic"].restore(source, out, *rest)
+
+    resuming = methods.Method(title="x", prepare=lambda folder: "1", restore=restore)
+    monkeypatch.setitem(methods.METHODS, "resuming", resuming)
+    all_of(folder, methods=["resuming"], recipes=["light"])
+    assert not beside
+    assert {path.name for path in left.parent.iterdir()} == {left.name, "toy.mkv", "toy.json"}
+
+
 def test_only_what_has_changed_is_made_again(folder, restored, monkeypatch):
     names = ["bicubic", "again"]
     versions = {"again": "1"}
