@@ -5,7 +5,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 from statistics import fmean
@@ -99,7 +99,7 @@ def evaluate(
         cropped(restored),
         reference and cropped(reference),
         metrics=metrics,
-        setup=setup,
+        setup=replace(setup or Setup(), frames=frames),
         skip_missing=True,
         on_frame=on_frame and (lambda done: on_frame(done, frames)),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .dists import load_dists
+from .dover import DoverMeter, load_dover
 from .fidelity import ms_ssim, psnr, psnr_y, ssim
 from .ilniqe import load_ilniqe
 from .lpips import load_lpips
@@ -25,10 +26,12 @@ class Setup:
 
     weights: the folder of their weights, None for `weights.default_folder()`.
     device: where networks compute.
+    frames: how many there will be, None if that is not known beforehand; DOVER must know.
     """
 
     weights: Path | str | None = None
     device: torch.device | str = "cpu"
+    frames: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,13 @@ def _alone(load: Callable[..., Callable[[Tensor], float]]) -> Callable[[Setup], 
     return meter
 
 
+def _dover(setup: Setup) -> Meter:
+    network = load_dover(folder=setup.weights, device=setup.device)
+    if setup.frames is None:
+        raise ValueError("DOVER must know the number of frames beforehand: set `Setup.frames`")
+    return DoverMeter(network, setup.frames, device=setup.device)
+
+
 METRICS: dict[str, Metric] = {
     "psnr": Metric(title="PSNR, dB", better="higher", meter=_frames(psnr)),
     "psnr_y": Metric(title="PSNR of luma, dB", better="higher", meter=_frames(psnr_y)),
@@ -96,6 +106,7 @@ METRICS: dict[str, Metric] = {
     "ilniqe": Metric(
         title="ILNIQE", better="lower", meter=_alone(load_ilniqe), needs_reference=False
     ),
+    "dover": Metric(title="DOVER", better="higher", meter=_dover, needs_reference=False),
     "warping_error": Metric(title="E*warp, x 1000", better="lower", meter=_by_flow(warping_error)),
     "own_warping_error": Metric(
         title="E*warp along its own motion, x 1000",

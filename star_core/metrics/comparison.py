@@ -1,8 +1,8 @@
 """A restored video measured frame by frame, against its ground truth where there is one."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 import torch
@@ -66,6 +66,8 @@ def compare(
     """
     known(metrics)
     setup = setup or Setup()
+    if setup.frames is None and isinstance(restored, Sized):
+        setup = replace(setup, frames=len(restored))
     missing: dict[str, str] = {}
     count = 0
     with ExitStack() as stack:

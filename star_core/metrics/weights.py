@@ -76,6 +76,12 @@ WEIGHTS = {
         sha256="",
         source="templatemodel.mat of ILNIQE's authors (Zhang, Zhang and Bovik) under that name",
     ),
+    "dover": WeightsFile(
+        file="DOVER.pth",
+        title="DOVER",
+        sha256="",
+        source="DOVER.pth of the releases of VQAssessment/DOVER on GitHub",
+    ),
 }
 
 
