@@ -391,6 +391,15 @@ def test_clips_stay_in_step_while_they_play(page):
 
 
 @pytest.mark.page
+def test_playing_goes_on_from_the_first_frame_after_the_last(page):
+    page.locator("#frame").fill(str(FRAMES - 3))
+    at(page, FRAMES - 3)
+    page.locator("#play").click()
+    until(page, f"Number(document.documentElement.dataset.frame) < {FRAMES // 2}")
+    assert page.locator("#play").inner_text() == "Pause"
+
+
+@pytest.mark.page
 def test_the_wipe_moves_by_key_slider_and_hand(page):
     dark, bright = 0.2, 0.5
     page.locator("#canvas").focus()
