@@ -108,3 +108,33 @@ def test_hint_prior_is_the_posterior_mean_of_a_gaussian_around_the_hint(t):
     true = alpha * noise - sigma * x_0
     assert (true - velocity).std().item() == pytest.approx(uncertainty.item(), rel=0.02)
     assert abs(((true - velocity) * x_t).mean().item()) < 0.02  # nothing left to gain from x_t
+
+
+def test_with_guess_input_the_encoders_see_the_hint_in_noise_and_x_t_without():
+    config = UNetConfig(
+        dim=32,
+        context_dim=8,
+        dim_mult=(1,),
+        num_heads=1,
+        head_dim=32,
+        num_res_blocks=1,
+        attn_scales=(),
+        hint_prior=0.5,
+        guess_input=True,
+    )
+    network = ControlledVideoUNet(config).eval()
+    seen = []
+    first = network.get_submodule("input_blocks.0.0")
+    first.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    x, hint = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 4, 2, 4, 4)
+    with torch.no_grad():
+        for t in (999, 0):
+            network(x, torch.tensor([t]), torch.randn(1, 3, 8), hint)
+    frames = [tensor[0].movedim(1, 0) for tensor in (hint, x)]
+    torch.testing.assert_close(seen[0], frames[0])
+    torch.testing.assert_close(seen[1], frames[1], rtol=1e-3, atol=1e-3)
+
+
+def test_guess_input_needs_a_prior():
+    with pytest.raises(ValueError, match="hint_prior"):
+        UNetConfig(guess_input=True)
