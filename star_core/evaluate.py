@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from statistics import fmean
@@ -112,6 +113,27 @@ def evaluate(
         comparison=comparison,
         notes=tuple(notes),
     )
+
+
+def evaluate_all(
+    pairs: Sequence[Pair],
+    metrics: Sequence[str],
+    *,
+    setup: Setup | None = None,
+    selection: Selection | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> list[Evaluation]:
+    """`evaluate` for each pair. on_progress: called with its name, frames done and their number."""
+    return [
+        evaluate(
+            pair,
+            metrics,
+            setup=setup,
+            selection=selection,
+            on_frame=on_progress and partial(on_progress, pair.name),
+        )
+        for pair in pairs
+    ]
 
 
 def evaluate_frames(

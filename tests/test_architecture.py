@@ -23,7 +23,7 @@ LEVELS = [
     (1, "degradation", "packages", "settings"),
     (2, "clip_folders", "curves"),
     (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "networks", "text", "vae"),
-    (3, "compare", "evaluate", "pipeline", "shot_run", "upscale", "training", "verify"),
+    (3, "compare", "evaluate", "pipeline", "protocol", "shot_run", "upscale", "training", "verify"),
     (2, "footprint"),
     (3, "plan", "plan_report", "prediction"),
     (4, "__main__", "batch", "bench", "benchmark", "cli", "demo"),

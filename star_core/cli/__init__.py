@@ -22,7 +22,14 @@ from .files import (
     run_manifest,
 )
 from .measuring import add_bench, add_demo, add_verify, run_bench, run_demo, run_verify
-from .metrics import add_evaluate, add_metric_weights, run_evaluate, run_metric_weights
+from .metrics import (
+    add_evaluate,
+    add_metric_weights,
+    add_protocol,
+    run_evaluate,
+    run_metric_weights,
+    run_protocol,
+)
 from .plan import add_plan, run_plan
 from .training import (
     add_ablation,
@@ -46,6 +53,7 @@ _COMMANDS = (
     ("votes", run_votes, add_votes, "count the votes of viewers of such pages together"),
     ("download", run_download, add_download, "fetch published model files from Hugging Face"),
     ("evaluate", run_evaluate, add_evaluate, "measure restored clips"),
+    ("protocol", run_protocol, add_protocol, "evaluate as the paper does, on its test sets"),
     ("metric-weights", run_metric_weights, add_metric_weights, "fetch what metrics need"),
     ("info", run_info, add_info, "tell what a model file is"),
     ("convert", run_convert, add_convert, "write a checkpoint as safetensors"),

@@ -1,4 +1,4 @@
-"""`evaluate`, `metric-weights`: measuring restored clips, and what metrics need for it."""
+"""`evaluate`, `protocol`, `metric-weights`: measuring restored clips, and what that needs."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     from ..clip_folders import pair_up
-    from ..evaluate import Selection, evaluate, report, table, write_report
+    from ..evaluate import Selection, evaluate_all, report, table, write_report
     from ..metrics import METRICS, Setup
     from ..metrics.catalogue import known
 
@@ -57,18 +57,66 @@ def run_evaluate(args: argparse.Namespace) -> None:
         size=args.size,
     )
     progress = Progress([pair.name for pair in pairs], unit=" frames")
-    evaluations = []
-    for pair in pairs:
-
-        def on_frame(done: int, total: int, name: str = pair.name) -> None:
-            progress(name, done, total)
-
-        evaluations.append(
-            evaluate(pair, metrics, setup=setup, selection=selection, on_frame=on_frame)
-        )
+    evaluations = evaluate_all(
+        pairs, metrics, setup=setup, selection=selection, on_progress=progress
+    )
     if args.report:
         write_report(evaluations, Path(args.report))
     print(json.dumps(report(evaluations)) if args.json else table(evaluations))
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "set", metavar="SET", help="the paper's test set: UDM10, REDS30, OpenVid30 or VideoLQ"
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="where it lies")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--low-quality", metavar="DIR", help="write the input that it lacks there")
+    what.add_argument(
+        "--restored", metavar="DIR", help="measure what was restored, beside the paper's table"
+    )
+    parser.add_argument(
+        "--preset", default="heavy", help="recipe of --low-quality, as in degrade (default heavy)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of --low-quality")
+    parser.add_argument("--report", metavar="DIR", help="as in evaluate")
+    add_weights(parser)
+    add_device(parser)
+    add_json(parser)
+
+
+def run_protocol(args: argparse.Namespace) -> None:
+    from ..evaluate import evaluate_all, report, write_report
+    from ..metrics import Setup
+    from ..protocol import (
+        beside_the_paper,
+        clips_of,
+        pairs_of,
+        paper,
+        set_called,
+        write_low_quality,
+    )
+
+    test_set = set_called(args.set)
+    clips = clips_of(test_set, Path(args.folder))
+    progress = Progress([clip.name for clip in clips], unit=" frames")
+    if args.low_quality:
+        options = {"preset": args.preset, "seed": args.seed, "on_progress": progress}
+        files = write_low_quality(clips, Path(args.low_quality), **options)
+        print("\n".join(map(str, files)) or f"{args.set} has its own input: nothing to make")
+        return
+    evaluations = evaluate_all(
+        pairs_of(clips, Path(args.restored)),
+        test_set.metrics,
+        setup=Setup(weights=args.weights, device=device_of(args)),
+        on_progress=progress,
+    )
+    if args.report:
+        write_report(evaluations, Path(args.report))
+    if args.json:
+        print(json.dumps({**report(evaluations), "paper": paper(args.set)}))
+    else:
+        print(beside_the_paper(test_set, evaluations))
 
 
 def add_metric_weights(parser: argparse.ArgumentParser) -> None:

@@ -137,6 +137,16 @@ def test_dover_is_one_value_of_the_video_and_needs_its_length(monkeypatch):
     assert compare(iter(frames), None, metrics=["dover"], setup=Setup(frames=2)) == result
 
 
+def test_keys_are_those_of_the_published_file():
+    with torch.device("meta"):
+        state = DOVER().state_dict()
+    assert len(state) == 381
+    table = "technical_backbone.layers.2.blocks.5.attn.fragment_position_bias_table"
+    assert state[table].shape == (15 * 13 * 13, 12)
+    assert state["aesthetic_backbone.stages.2.8.dwconv.weight"].shape == (384, 1, 1, 7, 7)
+    assert state["technical_head.fc_hid.weight"].shape == (64, 768, 1, 1, 1)
+
+
 def test_missing_or_other_weights_are_told(tmp_path):
     with pytest.raises(ValueError, match="DOVER.pth is missing: put .* VQAssessment/DOVER"):
         load_dover(folder=tmp_path)
