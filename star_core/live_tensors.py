@@ -86,7 +86,9 @@ class LiveMetaTensors(LiveTensors):
 
     def counted(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         inputs = list(_tensors(args))
-        if kwargs.get("device") == CPU and all(tensor.is_meta for tensor in inputs):
+        # Sent there, or into an empty tensor there.
+        leaving = inputs or func is torch.ops.aten.empty.memory_format
+        if leaving and kwargs.get("device") == CPU and all(tensor.is_meta for tensor in inputs):
             out = func(*args, **{**kwargs, "device": META, "pin_memory": False})
             self.away[_storage(out)] = out.nbytes
             self.away_peak = max(self.away_peak, sum(self.away.values()))

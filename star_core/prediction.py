@@ -16,7 +16,7 @@ from torch import Tensor
 from .chunking import chunked
 from .diffusion.denoiser import Denoiser
 from .diffusion.samplers import SAMPLERS
-from .diffusion.schedule import sampling_sigmas, star_schedule
+from .diffusion.schedule import star_schedule
 from .footprint import (
     TEXT_TOKENS,
     Pass,
@@ -29,6 +29,7 @@ from .footprint import (
     vae_bytes,
 )
 from .live_tensors import META, LiveMetaTensors
+from .pipeline import Settings
 from .plan import Plan, Task, smaller_tile
 
 Stage = Literal["prompt", "encode", "denoise", "decode"]
@@ -246,14 +247,7 @@ def rehearsed(plan: Plan) -> Rehearsal:
 def _piece(task: Task, windows: tuple[range, ...]) -> Rehearsal:
     """Of frames that are denoised together."""
     sampling, schedule = task.sampling, star_schedule()
-    sigmas = sampling_sigmas(
-        schedule,
-        solver_mode=sampling.solver_mode,
-        steps=sampling.steps,
-        noise_level=sampling.noise_level,
-        sampler=sampling.sampler,
-        exact=task.behaviour.noise != "reference",
-    )
+    sigmas = Settings(sampling=sampling, behaviour=task.behaviour).sigmas
     frames = windows[-1].stop
     size = (1, task.config.in_dim, frames, *task.latents)
     calls: Counter[tuple[int, bool]] = Counter()
