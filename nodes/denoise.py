@@ -74,7 +74,7 @@ class StarTemporalChunks(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "chunk_overlap",
-                    default=16,
+                    default=6,
                     min=0,
                     max=1023,
                     tooltip="Frames that neighbouring windows share, fewer than chunk_frames. "

@@ -81,7 +81,7 @@ class StarRestore(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "chunk_overlap",
-                    default=16,
+                    default=6,
                     min=0,
                     max=1023,
                     tooltip="Frames that neighbouring windows share.",

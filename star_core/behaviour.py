@@ -17,6 +17,7 @@ class Behaviour:
     posterior: latents are a sample of the VAE's posterior, or its mean.
     noise: "reference" draws from one generator in the reference's order; "frame" gives each frame
         noise of its own, independent of windows, tiles and clip length.
+    overlap: share of a window that the next one sees as well, where no number of frames is given.
     windows, merge: temporal windows and how their x_0 are joined at every step.
     long_clips: windows of a long clip are all "merged" at every step, or "handed" on one by one.
     color_reference: whose colour statistics the result takes: the source or the up-sampled input.
@@ -31,6 +32,7 @@ class Behaviour:
     padding: Literal["white", "replicate"]
     posterior: Literal["sample", "mean"]
     noise: Literal["reference", "frame"]
+    overlap: float
     windows: Literal["reference", "balanced"]
     merge: Literal["cut", "smooth"]
     long_clips: Literal["merged", "handed"]
@@ -47,6 +49,7 @@ REFERENCE = Behaviour(
     padding="white",
     posterior="sample",
     noise="reference",
+    overlap=0.5,
     windows="reference",
     merge="cut",
     long_clips="merged",
@@ -63,6 +66,7 @@ DEFAULT = Behaviour(
     padding="replicate",
     posterior="mean",
     noise="frame",
+    overlap=3 / 16,
     windows="balanced",
     merge="smooth",
     long_clips="handed",

@@ -31,7 +31,7 @@ class ChunkConfig:
     """
 
     length: int = 32
-    overlap: int = 16
+    overlap: int = 6
     merged: int = 128
     hold: bool = True
     segment: int | None = None
@@ -42,6 +42,11 @@ class ChunkConfig:
             raise ValueError(f"merged must be at least 0 frames, got {self.merged}")
         if self.segment is not None and self.segment < 1:
             raise ValueError(f"segment must be at least 1 frame, got {self.segment}")
+
+
+def usual_overlap(length: int, share: float) -> int:
+    """Frames that windows of `length` share with the next where nobody says how many."""
+    return max(int(length * share), min(length - 1, 1))
 
 
 def _check(length: int, overlap: int) -> None:

@@ -82,7 +82,7 @@ class Plan:
     """
 
     task: Task
-    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    chunk: ChunkConfig
     slicing: Slicing = field(default_factory=Slicing)
     tile: Tile | None = None
     latent_tile: Tile | None = None

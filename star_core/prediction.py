@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .chunking import chunked
+from .chunking import ChunkConfig, chunked, usual_overlap
 from .diffusion.denoiser import Denoiser
 from .diffusion.samplers import SAMPLERS
 from .diffusion.schedule import star_schedule
@@ -78,10 +78,12 @@ def predict(plan: Plan) -> Prediction:
         "decode": decode_memory(plan),
     }
     if task.text_encoder:  # comes first, and is gone when the rest begins
-        memory["prompt"] = _with_weights(plan, TEXT_PARAMETERS * task.dtype.itemsize, 0, "")
+        waiting = network_bytes(task.config, task.dtype) + vae_bytes(task.vae, task.dtype)
+        memory["prompt"] = Bytes(TEXT_PARAMETERS * task.dtype.itemsize, waiting)
+    encode, decode = _vae_flops(plan)
     return Prediction(
         memory=memory,
-        flops=_flops(plan),
+        flops={"encode": encode, "denoise": denoise_flops(plan), "decode": decode},
         passes=sum(rehearsed(plan).calls.values()),
     )
 
@@ -91,7 +93,9 @@ def fitting(task: Task, memory: int | None = None, *, offload: bool = True) -> P
 
     offload: whether it may. memory None: whatever it takes.
     """
-    plan = Plan(task=task)
+    length = ChunkConfig().length
+    overlap = usual_overlap(length, task.behaviour.overlap)
+    plan = Plan(task=task, chunk=ChunkConfig(length=length, overlap=overlap))
     if memory is None or all(
         stage(plan).device <= memory for stage in (encode_memory, decode_memory, denoise_memory)
     ):
@@ -185,7 +189,7 @@ def _with_weights(plan: Plan, device: int, host: int, at_work: str) -> Bytes:
         "network": network_bytes(task.config, task.dtype),
         "vae": vae_bytes(task.vae, task.dtype),
     }
-    working = weights.pop(at_work, 0)
+    working = weights.pop(at_work)
     waiting = sum(weights.values())
     if plan.offload:
         return Bytes(working + device, waiting + host)
@@ -197,26 +201,28 @@ def _pass(task: Task, frames: int, side: tuple[int, int]) -> Pass:
     return Pass(config=task.config, dtype=task.dtype, frames=frames, height=height, width=width)
 
 
-def _flops(plan: Plan) -> dict[Stage, int]:
+def denoise_flops(plan: Plan) -> int:
+    """Of all passes of the network."""
     task, window = plan.task, plan.task.shortcuts.attention_window
-    tiles, windows = Counter(plan.vae_tiles), Counter(map(len, plan.part.decode_windows))
-    denoise = 0
+    total = 0
     for (frames, reused), calls in rehearsed(plan).calls.items():
         for side, number in Counter(plan.network_tiles).items():
             forward = _pass(task, frames, side)
             flops = reusing(forward, window).flops if reused else flops_of(forward, window)
-            denoise += calls * number * flops
-    return {
-        "encode": sum(
-            task.frames * number * encoding(task.vae, task.dtype, *side).flops
-            for side, number in tiles.items()
-        ),
-        "denoise": denoise,
-        "decode": sum(
-            number * times * decoding(task.vae, task.dtype, frames, *side).flops
-            for (side, number), (frames, times) in product(tiles.items(), windows.items())
-        ),
-    }
+            total += calls * number * flops
+    return total
+
+
+def _vae_flops(plan: Plan) -> tuple[int, int]:
+    """Of encoding and of decoding."""
+    task, tiles = plan.task, Counter(plan.vae_tiles)
+    windows = Counter(map(len, plan.part.decode_windows))
+    encode = sum(n * encoding(task.vae, task.dtype, *side).flops for side, n in tiles.items())
+    decode = sum(
+        number * times * decoding(task.vae, task.dtype, frames, *side).flops
+        for (side, number), (frames, times) in product(tiles.items(), windows.items())
+    )
+    return task.frames * encode, decode
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--chunk-overlap",
         type=int,
         metavar="N",
-        help="frames shared by neighbouring chunks (default half of --chunk-frames)",
+        help="frames shared by neighbouring chunks (default 3 of 16, with --reference half)",
     )
     group.add_argument(
         "--merge-up-to",
@@ -262,7 +262,7 @@ def run_upscale(args: argparse.Namespace) -> None:
 def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
     """What the options ask for, with all that can be checked without the video checked."""
     from ..behaviour import DEFAULT, REFERENCE
-    from ..chunking import ChunkConfig
+    from ..chunking import ChunkConfig, usual_overlap
     from ..models.slicing import Slicing
     from ..pipeline import Settings
     from ..upscale import Job, Order, check_prompts, find_model
@@ -287,13 +287,14 @@ def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
     if args.stills and args.auto:
         raise ValueError("stills may have suffered differently: leave out --auto or --stills")
     memory = _memory(args, device)
+    behaviour = REFERENCE if args.reference else DEFAULT
     length, overlap = args.chunk_frames, args.chunk_overlap
     length = ChunkConfig().length if length is None else length
     common = Settings(
         seed=args.seed,
         chunk=ChunkConfig(
             length=length,
-            overlap=max(length // 2, 0) if overlap is None else overlap,
+            overlap=usual_overlap(length, behaviour.overlap) if overlap is None else overlap,
             merged=args.merge_up_to,
             segment=args.segment,
         ),
@@ -301,7 +302,7 @@ def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
         latent_tile=_tile(args.latent_tile),
         slicing=Slicing(offload=args.offload),
         shortcuts=_shortcuts(args),
-        behaviour=REFERENCE if args.reference else DEFAULT,
+        behaviour=behaviour,
         device=device,
     )
     wanted = Wishes(args, files, common, dtype, memory)

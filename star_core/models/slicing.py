@@ -67,20 +67,21 @@ def over_frames(fn: Callable[..., Tensor], slicing: Slicing | None, *tensors: Te
 class ClipNorm:
     """A group norm whose statistics are those of a whole clip (b c f h w), for its parts."""
 
-    def __init__(self, norm: nn.GroupNorm, clip: Tensor) -> None:
+    def __init__(self, norm: nn.GroupNorm, clip: Tensor, slicing: Slicing = Slicing()) -> None:
         groups = norm.num_groups
         # What the norm does to a value is affine: asked here with values of mean 0 and variance 1,
         # because a host keeps the weights cast or elsewhere.
         probe = clip.new_tensor([1.0, -1.0]).expand(1, clip.shape[1], 2)
         high, low = norm(probe).float().unbind(-1)
         weight, bias = (high - low) / 2 * (1 + norm.eps) ** 0.5, (high + low) / 2
-        parts = rearrange(clip, "b (g c) f h w -> b g c f h w", g=groups)
-        # Frame by frame: the sums would be taken of a copy in float32 otherwise.
-        count = parts[0, 0, :, 0].numel() * parts.shape[3]
-        mean = sum(frame.float().sum((2, 3, 4)) for frame in parts.unbind(3)) / count
+        channels = rearrange(clip, "b (g c) f h w -> f b g c h w", g=groups)
+        # In slices: the sums would be taken of a copy in float32 otherwise.
+        parts = slicing.frames(channels)
+        count = channels[0, 0, 0].numel() * len(channels)
+        mean = sum(channels[part].float().sum((0, 3, 4, 5)) for part in parts) / count
         assert isinstance(mean, Tensor)
-        centre = mean[..., None, None, None]
-        square = sum((f.float() - centre).square().sum((2, 3, 4)) for f in parts.unbind(3)) / count
+        away = (channels[part].float() - mean[..., None, None, None] for part in parts)
+        square = sum(part.square().sum((0, 3, 4, 5)) for part in away) / count
         assert isinstance(square, Tensor)
         scale = (square + norm.eps).rsqrt()
         per_channel = clip.shape[1] // groups

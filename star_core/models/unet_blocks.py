@@ -85,7 +85,7 @@ class TemporalConvBlock(nn.Module):
         y = x
         for norm, *rest in (self.conv1, self.conv2, self.conv3, self.conv4):
             assert isinstance(norm, nn.GroupNorm)
-            normed, out = ClipNorm(norm, y), torch.empty_like(x) if y is x else y
+            normed, out = ClipNorm(norm, y, slicing), torch.empty_like(x) if y is x else y
             for rows, rows_out in zip(slicing.rows(y), slicing.rows(out), strict=True):
                 rows = normed(rows)
                 for layer in rest:
@@ -286,7 +286,7 @@ class TemporalTransformer(nn.Module):
         """(b c f h w) -> (b c f h w), in slices x itself."""
         if slicing is None or len(slicing.rows(x)) == 1:
             return self.residual(self.norm(x)) + x
-        norm = ClipNorm(self.norm, x)
+        norm = ClipNorm(self.norm, x, slicing)
         for rows in slicing.rows(x):
             rows += self.residual(norm(rows))
         return x

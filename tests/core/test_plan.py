@@ -1,22 +1,30 @@
 """What is predicted of a run, held against real tensors and the real run."""
 
+import argparse
+import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from star_core.backbones import SamplingDefaults
+from star_core.behaviour import REFERENCE
 from star_core.canvas import Canvas
 from star_core.checkpoints import StarModel
 from star_core.chunking import ChunkConfig
+from star_core.cli import main
+from star_core.cli.arguments import MEMORY
 from star_core.footprint import Pass, decoding, encoding, flop_counter, peak_of
-from star_core.live_tensors import LiveTensors
+from star_core.live_tensors import LiveMetaTensors, LiveTensors
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.pipeline import Settings, Shot, restore
-from star_core.plan import Plan, Task
-from star_core.prediction import predict
-from star_core.shortcuts import Shortcuts
+from star_core.plan import Plan, Task, smaller_tile
+from star_core.prediction import denoise_flops, denoise_memory, fitting, predict
+from star_core.shortcuts import FAST, Shortcuts
 from star_core.tiling import Tile
 from star_core.vae import VAEGeometry, vae_from_config
 
@@ -42,6 +50,7 @@ TASK = Task(
     sampling=SAMPLING,
 )
 SLICING = Slicing(spatial_pixels=128, temporal_pixels=96)
+CHUNK = ChunkConfig()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +101,7 @@ def run(network, vae, plan: Plan):
     """Restores a clip of noise as planned."""
     task = plan.task
     source = torch.rand(task.frames, 3, task.size[1] // 2, task.size[0] // 2)
-    settings = Settings(
+    chosen = Settings(
         sampling=task.sampling,
         behaviour=task.behaviour,
         shortcuts=task.shortcuts,
@@ -101,7 +110,7 @@ def run(network, vae, plan: Plan):
     canvas = Canvas.of(task.size, vae_factor=2, levels=1, behaviour=task.behaviour)
     model = StarModel(network=network, config=CONFIG, sampling=SAMPLING, prompts=None)
     prompt = torch.zeros(1, 77, CONFIG.context_dim)
-    shot = Shot(part=plan.part, positive=prompt, negative=prompt, settings=settings)
+    shot = Shot(part=plan.part, positive=prompt, negative=prompt, settings=chosen)
     for _ in restore(list(source), model, vae, [shot], canvas):
         pass
 
@@ -113,7 +122,7 @@ def weights(*modules):
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan(task=TASK, slicing=SLICING),
+        Plan(task=TASK, chunk=CHUNK, slicing=SLICING),
         Plan(
             task=replace(TASK, frames=5, size=(40, 28)),
             slicing=SLICING,
@@ -127,6 +136,7 @@ def weights(*modules):
         ),
         Plan(
             task=replace(TASK, frames=3, size=(52, 36), sampling=replace(SAMPLING, cfg=1.0)),
+            chunk=CHUNK,
             slicing=SLICING,
             latent_tile=Tile(size=40, overlap=8),
             tile=Tile(size=40, overlap=8),
@@ -145,10 +155,15 @@ def test_bytes_of_a_run_are_those_of_real_tensors(network, vae, plan):
     "plan",
     [
         Plan(task=TASK, chunk=ChunkConfig(length=3, overlap=1)),
-        Plan(task=replace(TASK, sampling=replace(SAMPLING, sampler="heun"))),
-        Plan(task=TASK, latent_tile=Tile(size=20, overlap=4), tile=Tile(size=20, overlap=4)),
-        Plan(task=replace(TASK, shortcuts=Shortcuts(guidance=(500, 1000)))),
-        Plan(task=replace(TASK, shortcuts=Shortcuts(attention_window=6))),
+        Plan(task=replace(TASK, sampling=replace(SAMPLING, sampler="heun")), chunk=CHUNK),
+        Plan(
+            task=TASK,
+            chunk=CHUNK,
+            latent_tile=Tile(size=20, overlap=4),
+            tile=Tile(size=20, overlap=4),
+        ),
+        Plan(task=replace(TASK, shortcuts=Shortcuts(guidance=(500, 1000))), chunk=CHUNK),
+        Plan(task=replace(TASK, shortcuts=Shortcuts(attention_window=6)), chunk=CHUNK),
         Plan(
             task=replace(TASK, shortcuts=Shortcuts(reuse=900)),
             chunk=ChunkConfig(length=3, overlap=1),
@@ -160,3 +175,110 @@ def test_flops_are_those_counted_in_the_run(network, vae, plan):
     with flop_counter() as counter:
         run(network, vae, plan)
     assert sum(predict(plan).flops.values()) == counter.get_total_flops()
+
+
+def small(frames: int, width: int, height: int) -> Plan:
+    return Plan(task=replace(TASK, frames=frames, size=(width, height)), chunk=CHUNK)
+
+
+def test_each_smaller_plan_needs_no_more_and_the_last_is_far_smaller():
+    plans = [small(20, 400, 300)]
+    while (smaller := plans[-1].smaller_denoising()) is not None:
+        plans.append(smaller)
+    needed = [denoise_memory(plan).device for plan in plans]
+    assert all(after <= 1.01 * before for before, after in pairwise(needed))
+    assert needed[-1] < 0.3 * needed[0]
+
+
+@pytest.mark.parametrize("stage", ["encode", "denoise", "decode", None])
+def test_a_plan_saves_by_offloading_first_and_ends_somewhere(stage):
+    plan = small(40, 800, 600)
+    first = plan.smaller(stage)
+    assert first is not None and first.offload and not plan.offload
+    seen = {first}
+    while (smaller := first.smaller(stage)) is not None:
+        first = smaller
+        assert first not in seen
+        seen.add(first)
+    if stage in ("encode", "decode"):
+        assert first.latent_tile is None and first.tile is not None
+    if stage == "denoise":
+        assert first.tile is None and max(first.windows) == 1
+
+
+@settings(max_examples=5, deadline=None)
+@given(share=st.floats(0.02, 1.2), offload=st.booleans())
+def test_a_plan_fits_if_any_does_and_curtails_nothing_where_nothing_needs_it(share, offload):
+    whole = small(20, 400, 300)
+    needed = predict(whole).peak
+    plan = fitting(whole.task, int(share * needed), offload=offload)
+    if share >= 1:
+        assert plan == whole
+    assert plan.offload <= offload
+    memory = predict(plan).memory
+    if memory["denoise"].device > share * needed:
+        assert plan.smaller_denoising() is None
+    if max(memory["encode"].device, memory["decode"].device) > share * needed:
+        assert plan.tile is not None
+        assert smaller_tile(plan.task, plan.tile, GEOMETRY.factor) == plan.tile
+
+
+FULL = Task(frames=72, size=(1704, 960))
+
+
+def test_full_size_work_meets_its_targets_by_the_windows_of_each_behaviour():
+    def work(task: Task) -> float:
+        return denoise_flops(fitting(task)) / 1e15
+
+    reference = work(replace(FULL, behaviour=REFERENCE))
+    assert reference == pytest.approx(52.05, rel=0.02)
+    assert work(FULL) <= 0.85 * reference
+    assert work(replace(FULL, shortcuts=FAST)) <= 0.5 * reference
+
+
+def test_the_command_tells_a_plan_for_the_memory_given(capsys):
+    command = ["plan", "--frames", "40", "--size", "120x90", "--model", "tiny", "--json"]
+    main([*command])
+    whole = json.loads(capsys.readouterr().out)
+    main([*command, "--memory", f"{whole['peak_bytes'] / 2**20 / 2:.1f}M"])
+    half = json.loads(capsys.readouterr().out)
+    assert whole["fits"] and half["fits"]
+    assert half["peak_bytes"] <= half["memory_bytes"] < whole["peak_bytes"]
+    assert whole["tflop"] == pytest.approx(
+        sum(whole[f"tflop_{stage}"] for stage in ("encode", "denoise", "decode"))
+    )
+    assert {"chunk_frames", "chunk_overlap", "tile", "slices", "offload"} <= half.keys()
+
+
+def test_the_command_says_in_words_what_it_chose(capsys):
+    main(["plan", "--frames", "40", "--size", "120x90", "--model", "tiny", "--memory", "1M"])
+    text = capsys.readouterr().out
+    assert "Does not fit into 0.00 GiB" in text and "windows" in text and "tiles" in text
+
+
+@pytest.mark.parametrize("memory", ["", "12", "12GiB", "12G", "800M", "7.5g", "x", "G"])
+def test_memory_is_read_in_powers_of_1024(memory):
+    known = {"12": 12, "12GiB": 12 * 2**30, "12G": 12 * 2**30, "800M": 800 * 2**20}
+    known["7.5g"] = 15 * 2**29
+    if memory in known:
+        assert MEMORY(memory) == known[memory]
+    else:
+        with pytest.raises(argparse.ArgumentTypeError, match="12G"):
+            MEMORY(memory)
+
+
+def test_what_goes_to_main_memory_counts_there_until_it_is_read_again():
+    x = torch.empty(1000, device="meta")
+    with LiveMetaTensors() as live:
+        away = torch.empty(1000, device="cpu").copy_(x)
+        assert (live.live, live.away_peak) == (0, 4000)
+        doubled = away.to("meta") * 2
+        assert live.live == 8000
+    assert doubled.shape == x.shape
+
+
+def test_attention_of_meta_tensors_needs_no_matrix_of_scores():
+    q = torch.empty(1, 2, 5000, 8, device="meta")
+    with LiveMetaTensors() as live:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert live.peak < 10 * q.nbytes
