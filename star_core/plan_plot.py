@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from .plan import Plan, Task
+from .plan import Task
 from .prediction import fitting, predict
 
 GIB, PETA = 2**30, 10**15
@@ -44,8 +44,7 @@ def _panels(x: str, points: Sequence[tuple[float, Task]], memory: int) -> tuple[
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {"bytes": {}, "flops": {}}
     for name, limit in (("uncurtailed", None), (f"fitted into {memory / GIB:g} GiB", memory)):
         for at, task in points:
-            plan: Plan = fitting(task, limit)
-            prediction = predict(plan)
+            prediction = predict(fitting(task, limit))
             flops = sum(prediction.flops.values()) / PETA
             lines["bytes"].setdefault(name, []).append((at, prediction.peak / GIB))
             lines["flops"].setdefault(name, []).append((at, flops))
@@ -88,11 +87,11 @@ def _drawn(panel: Panel) -> str:
 
     parts = [text(LEFT, 18, panel.title, "start", 'font-weight="bold"')]
     (left, bottom), (right, _) = place(0, 0), place(most[0], 0)
-    for i in range(round(most[1] / steps[1]) + 1):
+    for i in range(int(most[1] / steps[1]) + 1):
         y = place(0, i * steps[1])[1]
         parts.append(f'<path d="M{left} {y}H{right}" stroke="#ddd"/>')
         parts.append(text(left - 6, y + 4, f"{i * steps[1]:g}", "end"))
-    for i in range(round(most[0] / steps[0]) + 1):
+    for i in range(int(most[0] / steps[0]) + 1):
         parts.append(text(place(i * steps[0], 0)[0], bottom + 16, f"{i * steps[0]:g}"))
     parts.append(text((left + right) / 2, HEIGHT - 12, panel.x))
     parts.append(text(right, 34, panel.y, "end"))

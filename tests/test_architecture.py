@@ -25,7 +25,7 @@ LEVELS = [
     (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "networks", "text", "vae"),
     (3, "compare", "evaluate", "pipeline", "protocol", "shot_run", "upscale", "training", "verify"),
     (2, "footprint"),
-    (3, "plan", "plan_report", "prediction"),
+    (3, "plan", "plan_plot", "plan_report", "prediction"),
     (4, "__main__", "batch", "bench", "benchmark", "cli", "demo"),
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}

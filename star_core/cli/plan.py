@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from .arguments import MEMORY, SIZE, add_json
@@ -44,6 +45,11 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="precision"
     )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE.svg",
+        help="draw how memory and compute grow with frames and size instead; takes minutes",
+    )
     add_json(parser)
 
 
@@ -53,6 +59,7 @@ def run_plan(args: argparse.Namespace) -> None:
     from ..behaviour import DEFAULT, REFERENCE
     from ..geometry import output_size
     from ..plan import Task
+    from ..plan_plot import growth
     from ..plan_report import report
     from ..prediction import fitting, predict
     from ..shortcuts import FAST, Shortcuts
@@ -66,6 +73,11 @@ def run_plan(args: argparse.Namespace) -> None:
         shortcuts=FAST if args.fast else Shortcuts(),
         **_model(args.model, args.vae),
     )
+    if args.plot:
+        if args.memory is None:
+            raise ValueError("a plot compares with plans for the memory given: add --memory 12G")
+        Path(args.plot).write_text(growth(task, args.memory), encoding="utf-8")
+        return
     plan = fitting(task, args.memory, offload=not args.no_offload)
     prediction = predict(plan)
     if not args.json:

@@ -4,12 +4,14 @@ import argparse
 import json
 from dataclasses import replace
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from star_core import plan_plot
 from star_core.backbones import SamplingDefaults
 from star_core.behaviour import REFERENCE
 from star_core.canvas import Canvas
@@ -254,6 +256,19 @@ def test_the_command_says_in_words_what_it_chose(capsys):
     main(["plan", "--frames", "40", "--size", "120x90", "--model", "tiny", "--memory", "1M"])
     text = capsys.readouterr().out
     assert "Does not fit into 0.00 GiB" in text and "windows" in text and "tiles" in text
+
+
+def test_growth_is_drawn_with_a_line_for_each_way(monkeypatch):
+    monkeypatch.setattr(plan_plot, "FRAMES", (1, 4, 40))
+    monkeypatch.setattr(plan_plot, "SIZES", ((60, 44), (120, 88)))
+    svg = ElementTree.fromstring(plan_plot.growth(TASK, 10 * 2**20))
+    panels = list(svg.iter("{http://www.w3.org/2000/svg}g"))
+    assert [len(list(panel.iter("{http://www.w3.org/2000/svg}circle"))) for panel in panels] == [
+        *(6, 6),
+        *(4, 4),
+    ]
+    text = "".join(svg.itertext())
+    assert "memory by frames" in text and "compute by megapixels" in text
 
 
 @pytest.mark.parametrize("memory", ["", "12", "12GiB", "12G", "800M", "7.5g", "x", "G"])
