@@ -143,6 +143,16 @@ def test_auto_measures_prints_and_applies_what_is_not_given(tmp_path, capsys, bl
     assert (report["width"], report["height"]) == (80, 64)
 
 
+def test_auto_measures_each_shot_and_what_a_shot_says_goes_first(tmp_path, capsys, blurred):
+    shots = tmp_path / "shots.json"
+    shots.write_text('[{"start": 0}, {"start": 1, "strength": 0}]')
+    command = (blurred, tmp_path / "a.mkv", "--scale", 1, "--auto", "--shots", shots)
+    first, second = upscaled(capsys, *command)["shots"]
+    assert first["degradation"] != second["degradation"]
+    assert first["strength"] == first["recommended"]["strength"] > 0
+    assert second["strength"] == 0 and second["shrink"] == second["recommended"]["shrink"]
+
+
 def test_what_auto_recommends_can_be_overridden_and_gives_the_same_by_hand(
     tmp_path, capsys, blurred
 ):
