@@ -72,14 +72,14 @@ def evaluate(
     on_frame: called with the frames that are done and their number. ValueError for sizes that
     differ more.
     """
-    selection = selection or Selection()
+    selection, setup = selection or Selection(), setup or Setup()
     restored = open_video(pair.restored, frames=selection.frames)
     reference = pair.reference and open_video(pair.reference, frames=selection.frames)
     sources = [restored, reference] if reference else [restored]
     counts = [len(source) for source in sources]
     sizes = [(source.info.width, source.info.height) for source in sources]
     frames, width, height = min(counts), *map(min, zip(*sizes, strict=True))
-    notes = []
+    notes = [] if setup.flow == "dis" else [f"motion by {setup.flow.upper()}"]
     if max(counts) > frames:
         notes.append(f"{counts[0]} frames restored, {counts[1]} of the truth: first {frames} taken")
     if len(set(sizes)) > 1:
@@ -100,7 +100,7 @@ def evaluate(
         cropped(restored),
         reference and cropped(reference),
         metrics=metrics,
-        setup=replace(setup or Setup(), frames=frames),
+        setup=replace(setup, frames=frames),
         skip_missing=True,
         on_frame=on_frame and (lambda done: on_frame(done, frames)),
     )

@@ -80,6 +80,15 @@ def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
+def add_flow(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--flow",
+        choices=("dis", "raft"),
+        default="dis",
+        help="what finds motion: OpenCV's DIS (default), or RAFT, which needs its weights",
+    )
+
+
 def add_weights(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--weights",

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .arguments import FRAMES, SIZE, add_device, add_json, add_weights, device_of
+from .arguments import FRAMES, SIZE, add_device, add_flow, add_json, add_weights, device_of
 from .progress import Progress
 
 
@@ -31,6 +31,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=SIZE, metavar="WxH", help="only the middle of this size, such as 720x480"
     )
+    add_flow(parser)
     add_weights(parser)
     add_device(parser)
     add_json(parser)
@@ -50,7 +51,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     metrics = args.metrics or [n for n, m in METRICS.items() if reference or not m.needs_reference]
     known(metrics)
     pairs = pair_up(Path(args.restored), reference)
-    setup = Setup(weights=args.weights, device=device_of(args))
+    setup = Setup(weights=args.weights, device=device_of(args), flow=args.flow)
     selection = Selection(
         frames=args.frames and (args.frames[0] or 0, args.frames[1]),
         border=args.border,
@@ -80,6 +81,7 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of --low-quality")
     parser.add_argument("--report", metavar="DIR", help="as in evaluate")
+    add_flow(parser)
     add_weights(parser)
     add_device(parser)
     add_json(parser)
@@ -108,7 +110,7 @@ def run_protocol(args: argparse.Namespace) -> None:
     evaluations = evaluate_all(
         pairs_of(clips, Path(args.restored)),
         test_set.metrics,
-        setup=Setup(weights=args.weights, device=device_of(args)),
+        setup=Setup(weights=args.weights, device=device_of(args), flow=args.flow),
         on_progress=progress,
     )
     if args.report:

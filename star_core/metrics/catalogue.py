@@ -15,8 +15,17 @@ from .fidelity import ms_ssim, psnr, psnr_y, ssim
 from .ilniqe import load_ilniqe
 from .lpips import load_lpips
 from .meters import Measure, Meter, OfFrames, OfNeighbours
-from .motion import flicker, own_warping_error, require_opencv, tof, warping_error
+from .motion import (
+    Flow,
+    flicker,
+    optical_flow,
+    own_warping_error,
+    require_opencv,
+    tof,
+    warping_error,
+)
 from .niqe import load_niqe
+from .raft import load_raft
 from .vmaf import VMAF
 
 
@@ -26,12 +35,18 @@ class Setup:
 
     weights: the folder of their weights, None for `weights.default_folder()`.
     device: where networks compute.
+    flow: what finds motion for the warping errors and tOF, OpenCV's DIS or RAFT.
     frames: how many there will be, None if that is not known beforehand; DOVER must know.
     """
 
     weights: Path | str | None = None
     device: torch.device | str = "cpu"
+    flow: Literal["dis", "raft"] = "dis"
     frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.flow not in ("dis", "raft"):
+            raise ValueError(f"no flow is called {self.flow}: choose dis or raft")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +67,14 @@ def _neighbours(measure: Measure) -> Callable[[Setup], Meter]:
     return lambda setup: OfNeighbours(measure)
 
 
-def _by_flow(measure: Measure) -> Callable[[Setup], Meter]:
+def _by_flow(measure: Callable[[Tensor, Tensor, Flow], float]) -> Callable[[Setup], Meter]:
     def meter(setup: Setup) -> Meter:
-        require_opencv()
-        return OfNeighbours(measure)
+        if setup.flow == "raft":
+            flow: Flow = load_raft(folder=setup.weights, device=setup.device)
+        else:
+            require_opencv()
+            flow = optical_flow
+        return OfNeighbours(lambda restored, reference: measure(restored, reference, flow))
 
     return meter
 

@@ -76,6 +76,12 @@ WEIGHTS = {
         sha256="",
         source="templatemodel.mat of ILNIQE's authors (Zhang, Zhang and Bovik) under that name",
     ),
+    "raft": WeightsFile(
+        file="raft_large_C_T_V1-22a6c225.pth",
+        title="RAFT, for motion by --flow raft",
+        sha256="22a6c225",
+        source="the file of that name of torchvision's models (download.pytorch.org/models)",
+    ),
     "dover": WeightsFile(
         file="DOVER.pth",
         title="DOVER",
