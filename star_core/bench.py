@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .models.slicing import Slicing
 from .models.unet import ControlledVideoUNet, UNetConfig
 
 TEXT_TOKENS = 77
@@ -60,6 +61,7 @@ class Measurement:
 
     plain_seconds, plain_share_of_peak: the same network with every layer a plain torch layer.
     share_to_plain: the first share over the second, 1 or more where our layers pay.
+    sliced_to_whole: time in slices over time in whole layers, each the shortest of its rounds.
     memory: most bytes in use during a forward pass beyond those in use before it; None where the
     system does not tell.
     """
@@ -72,6 +74,7 @@ class Measurement:
     plain_seconds: float
     plain_share_of_peak: float
     share_to_plain: float
+    sliced_to_whole: float
     memory: int | None
 
 
@@ -133,10 +136,15 @@ def measure(case: Case, *, rounds: int, device: str, dtype: torch.dtype, side: i
         with plain_layers(network):
             network(*inputs)
 
+    def sliced() -> None:
+        with network.working(slicing=Slicing()):
+            network(*inputs)
+
     works: dict[str, Callable[[], object]] = {
         "peak": lambda: matrix @ matrix,
         "ours": lambda: network(*inputs),
         "plain": plain,
+        "sliced": sliced,
     }
     times: dict[str, list[float]] = {name: [] for name in works}
     for index in range(rounds + 1):  # the first round warms up
@@ -159,6 +167,7 @@ def measure(case: Case, *, rounds: int, device: str, dtype: torch.dtype, side: i
         plain_seconds=median(times["plain"]),
         plain_share_of_peak=median(shares["plain"]),
         share_to_plain=median(a / b for a, b in zip(shares["ours"], shares["plain"], strict=True)),
+        sliced_to_whole=min(times["sliced"]) / min(times["ours"]),
         memory=memory_of_forward(case, device, dtype),
     )
 
@@ -234,5 +243,6 @@ def run(
             f"  share of peak    {m.share_of_peak:8.3f}\n"
             f"  plain layers     {m.plain_seconds:8.3f} s, share {m.plain_share_of_peak:.3f}\n"
             f"  ratio of shares  {m.share_to_plain:8.3f}\n"
+            f"  in slices        {m.sliced_to_whole:8.3f} of the time\n"
             f"  memory           {memory} on top of the weights"
         )

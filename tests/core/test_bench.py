@@ -51,6 +51,7 @@ def test_the_report_is_one_json_object(capsys, monkeypatch):
     assert case["share_to_plain"] == pytest.approx(
         case["share_of_peak"] / case["plain_share_of_peak"]
     )
+    assert case["sliced_to_whole"] > 0
 
 
 def test_no_rounds_are_refused():

@@ -1,5 +1,6 @@
 """The command line, run as a function; whole processes only where signals or imports matter."""
 
+import argparse
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import wave
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,8 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from star_core.cli import main
+from star_core.cli.upscale import add_upscale, ordered
 from star_core.geometry import upsample
+from star_core.pipeline import Settings
 from star_core.resume import work_folder
+from star_core.shortcuts import FAST, Shortcuts
+from star_core.tiling import Tile
 from star_core.upscale import BUILT_IN
 from star_core.video_io import open_sink, open_video
 
@@ -45,6 +51,13 @@ def upscaled(capsys, *arguments) -> dict:
     assert code == 0, err
     assert out.count("\n") == 1
     return json.loads(out)
+
+
+def settings_of(*arguments) -> Settings:
+    """What `upscale` would restore with."""
+    parser = argparse.ArgumentParser()
+    add_upscale(parser)
+    return ordered(parser.parse_args([str(argument) for argument in arguments]))[0].settings
 
 
 def refused(capsys, *arguments) -> str:
@@ -253,6 +266,31 @@ def test_reference_takes_previews_for_clips_of_their_own(tmp_path, capsys, monke
     assert seen["behaviour"] == "reference"
     assert seen["canvas"].size == (14, 10) and seen["part"].needed == range(2)
     assert (report["width"], report["height"], report["frames"]) == (14, 10, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], Shortcuts()),
+        (["--fast"], FAST),
+        (["--fast", "--reuse", "0"], replace(FAST, reuse=0)),
+        (["--guidance", "100:"], Shortcuts(guidance=(100, 1000))),
+        (["--guidance", ":700"], Shortcuts(guidance=(0, 700))),
+        (["--attention-window", "32"], Shortcuts(attention_window=32)),
+        (["--reuse", "60"], Shortcuts(reuse=60)),
+    ],
+)
+def test_each_shortcut_is_switched_by_itself_or_all_by_fast(clip, tmp_path, options, expected):
+    assert settings_of(clip, tmp_path / "out.mkv", *options).shortcuts == expected
+
+
+def test_tiles_of_the_network_and_offloading_are_asked_for_by_themselves(clip, tmp_path):
+    out = tmp_path / "out.mkv"
+    settings = settings_of(clip, out, "--latent-tile", "512:100", "--offload")
+    assert settings.latent_tile == Tile(size=512, overlap=100) and settings.slicing.offload
+    settings = settings_of(clip, out, "--latent-tile", "512")
+    assert settings.latent_tile == Tile(size=512, overlap=128) and not settings.slicing.offload
+    assert settings.tile is None
 
 
 # what is refused

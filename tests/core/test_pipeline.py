@@ -20,8 +20,11 @@ from star_core.canvas import Canvas, Part, cut
 from star_core.checkpoints import StarModel
 from star_core.chunking import ChunkConfig
 from star_core.geometry import output_size, upsample
+from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig, hint_prior_velocity
 from star_core.pipeline import Settings, Shot, restore
+from star_core.shortcuts import Shortcuts
+from star_core.tiling import Tile
 from star_core.vae import VideoVAE
 
 FACTOR = 2
@@ -401,3 +404,45 @@ def test_seeds_outside_64_bits_are_refused(seed):
 def test_reference_has_no_wavelet_fix_because_its_reference_frame_is_small():
     with pytest.raises(ValueError, match="adain"):
         Settings(sampling=replace(SAMPLING, color_fix="wavelet"), behaviour=REFERENCE)
+
+
+def test_how_the_network_works_is_as_asked_for_and_as_before_afterwards(changing):
+    """Each setting changes the result by itself, but for those that only save memory."""
+    clip, sampling = clip_of(2, 12, 16), replace(SAMPLING, steps=3, cfg=3.0)
+    network = changing.network
+
+    def restored(**asked):
+        return run(clip, changing, settings=Settings(sampling=sampling, **asked))
+
+    plain = restored()
+    small = Slicing(spatial_pixels=1, temporal_pixels=1, offload=True)
+    assert (restored(slicing=small) - plain).abs().max() < 1e-4
+    for asked in (
+        {"latent_tile": Tile(size=12, overlap=4)},
+        {"shortcuts": Shortcuts(attention_window=4)},
+        {"shortcuts": Shortcuts(reuse=500)},
+    ):
+        assert (restored(**asked) - plain).abs().max() > 1e-4
+        assert (network.slicing, network.tile, network.attention_window) == (None, None, None)
+
+
+def test_guidance_in_an_interval_asks_for_fewer_velocities(changing):
+    sampling, calls = replace(SAMPLING, steps=3, cfg=3.0), []
+    handle = changing.network.register_forward_pre_hook(lambda *_: calls.append(None))
+    for shortcuts in (Shortcuts(), Shortcuts(guidance=(0, 500))):
+        run(clip_of(1, 6, 8), changing, settings=Settings(sampling=sampling, shortcuts=shortcuts))
+    handle.remove()
+    assert len(calls) == 6 + 4  # of the levels 899, 674 and 449 the last is guided
+
+
+def test_a_latent_tile_that_is_too_small_is_refused_before_anything_is_read(changing):
+    def unread():
+        raise AssertionError("read")
+        yield
+
+    settings = Settings(sampling=SAMPLING, latent_tile=Tile(size=7, overlap=2))
+    part = Part.of(range(1), chunk=settings.chunk, decode_window=3, behaviour=DEFAULT)
+    canvas = Canvas.of((16, 12), vae_factor=FACTOR, levels=1, behaviour=DEFAULT)
+    shot = Shot(part=part, positive=PROMPT, negative=PROMPT, settings=settings)
+    with pytest.raises(ValueError, match="use at least 8 pixels"):
+        list(restore(unread(), changing, LosslessVAE(), [shot], canvas))
