@@ -51,6 +51,21 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def chromium():
+    """The browser that CHROMIUM names, through playwright; it asks nobody for updates."""
+    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
+
+    flags = [
+        *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+        *("--disable-background-networking", "--disable-component-update"),
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=os.environ["CHROMIUM"], args=flags)
+        yield browser
+        browser.close()
+
+
 @pytest.fixture(scope="session")
 def pack():
     """The pack as the host loads it: by path, under a name that is no package name of ours.

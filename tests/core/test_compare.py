@@ -3,7 +3,6 @@
 import base64
 import json
 import math
-import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -286,20 +285,6 @@ PIXEL = """([x, y]) => {
     const place = [x * canvas.width, y * canvas.height]
     return canvas.getContext('2d').getImageData(...place, 1, 1).data[0] / 255
 }"""
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=os.environ["CHROMIUM"], args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Every workflow in ComfyUI's real frontend: loaded, turned into a prompt, run, photographed."""
 
-import os
 
 import pytest
 
@@ -17,10 +16,6 @@ from tests.nodes.workflow import (
 pytestmark = pytest.mark.browser
 
 KNOWN = definitions()
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
 # What the frontend asks for at every start, and a fresh server answers with 404.
 MISSING = ("/user.css", "/favicon.ico", "/userdata?dir=", "/userdata/")
 READY = "window.app?.vueAppReady && app.graph && app.extensionManager.workflow.activeWorkflow"
@@ -73,16 +68,6 @@ RUN = """() => new Promise((resolve, reject) => {
             resolve(JSON.stringify(app.lastNodeErrors))
     }, reject)
 })"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=os.environ["CHROMIUM"], args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
