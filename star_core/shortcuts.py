@@ -77,7 +77,10 @@ def in_step(prompts: Sequence[DeepFeatures]) -> None:
 
 @dataclass(frozen=True)
 class BatchedFeatures:
-    """Those of several prompts whose clips are one batch, in its order."""
+    """Those of several prompts whose clips are one batch, in its order.
+
+    They wait in main memory: a host reserves what one window needs, and keeps those of all.
+    """
 
     prompts: Sequence[DeepFeatures]
 
@@ -92,4 +95,4 @@ class BatchedFeatures:
         for deep, part, own in zip(
             self.prompts, t.chunk(count), features.chunk(count), strict=True
         ):
-            deep.keep(place, part, own)
+            deep.keep(place, part, own.cpu())
