@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from star_core.live_tensors import LiveTensors
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.tiling import Tile, joined
 
@@ -116,6 +117,17 @@ def test_tiles_agree_with_the_whole_where_they_see_enough(network):
     tiled = blind(x, t, y, hint)
     far = (tiled - plain).abs()
     assert far[..., :12].max() < 0.2 * plain.std()
+
+
+def test_memory_does_not_depend_on_the_frame(network):
+    def peak(height, width):
+        given = inputs(height, width)
+        how = network.working(slicing=None, tile=Tile(size=18, overlap=4))
+        with how, LiveTensors() as used:
+            network(*given)
+        return used.peak - 10 * given[0].nbytes  # what is joined is as large as the latents
+
+    assert peak(66, 64) <= peak(34, 32)
 
 
 def test_each_tile_sees_its_own_part_of_the_hint(network):
