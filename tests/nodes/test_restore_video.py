@@ -1,0 +1,257 @@
+"""STAR_RestoreVideo: the command line's result, through the host's MODEL, VAE and VIDEO."""
+
+import importlib
+import subprocess
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from star_core.cli import main
+from star_core.resume import work_folder
+from star_core.video_io import open_sink, open_video
+
+pytestmark = pytest.mark.host
+
+STEPS = 3
+INPUTS: dict[str, Any] = {
+    "scale": 2.0,
+    "width": 0,
+    "height": 0,
+    "seed": 5,
+    "steps": STEPS,
+    "cfg": 2.0,
+    "noise_level": -1,
+    "strength": 1.0,
+    "chunk_frames": 3,
+    "chunk_overlap": 1,
+    "tile_size": 0,
+    "tile_overlap": 64,
+    "color_fix": "model",
+    "shots": "off",
+    "prompt": "a good video",
+    "format": "mkv (lossless)",
+    "filename_prefix": "video/STAR",
+    "folder": "output",
+}
+OPTIONS = ["--scale", "2", "--seed", "5", "--solver-mode", "normal", "--steps", str(STEPS)]
+OPTIONS += ["--cfg", "2", "--chunk-frames", "3", "--chunk-overlap", "1", "--shots", "off"]
+
+
+class Host:
+    """The node, a MODEL, a VAE and folders of the host's own."""
+
+    def __init__(self, pack, folder) -> None:
+        def module(name: str) -> Any:
+            return importlib.import_module(f".{name}", pack.__name__)
+
+        self.loaders, self.node = module("nodes.loaders"), module("nodes.restore").StarRestoreVideo
+        self.video, self.files = module("nodes.host_video"), module("nodes.host_model")
+        tiny = "tiny (built in)"
+        (self.model,) = self.loaders.StarLoadModel.execute(tiny, "default").args
+        (self.vae,) = self.loaders.StarLoadVAE.execute(tiny).args
+        self.folder = folder
+
+    def restore(self, video, **changes):
+        """The VIDEO that comes out."""
+        inputs = {"model": self.model, "vae": self.vae, "video": video, **INPUTS, **changes}
+        with torch.inference_mode():
+            return self.node.execute(**inputs).args[0]
+
+
+@pytest.fixture
+def host(pack, tmp_path, monkeypatch) -> Host:
+    import folder_paths  # pyright: ignore[reportMissingImports]
+
+    for kind in ("output", "temp"):
+        monkeypatch.setattr(folder_paths, f"{kind}_directory", str(tmp_path / kind))
+    return Host(pack, tmp_path)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Seven frames with sound; the fourth stays twice as long."""
+    generator = torch.Generator().manual_seed(2)
+    frames = torch.rand(7, 3, 4, 5, generator=generator)
+    frames = torch.nn.functional.interpolate(frames, (12, 16), mode="bicubic").clamp(0, 1)
+    with open_sink(tmp_path / "silent.mkv", width=16, height=12, fps=Fraction(10)) as sink:
+        for frame in frames:
+            sink.write(frame)
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    command = [get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "silent.mkv"]
+    command += ["-f", "lavfi", "-i", "sine=440:d=0.8", "-c:v", "ffv1", "-c:a", "aac"]
+    command += ["-vf", r"setpts='PTS+if(gt(N\,3)\,0.1/TB\,0)'", "-fps_mode", "vfr"]
+    subprocess.run([*command, tmp_path / "clip.mkv"], check=True)
+    return tmp_path / "clip.mkv"
+
+
+def from_file(path):
+    from comfy_api.input_impl import VideoFromFile  # pyright: ignore[reportMissingImports]
+
+    return VideoFromFile(str(path))
+
+
+def frames_of(path):
+    return torch.stack(list(open_video(path)))
+
+
+def by_command_line(clip, *options):
+    out = clip.with_name("expected.mkv")
+    assert main(["upscale", str(clip), str(out), *OPTIONS, *options]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    "changes, options",
+    [
+        ({}, []),
+        (
+            {"strength": 0.5, "tile_size": 32, "tile_overlap": 8},
+            ["--strength", "0.5", "--tile", "32:8"],
+        ),
+    ],
+    ids=["as it comes", "half strength, tiles"],
+)
+def test_it_gives_what_the_command_line_gives(host, clip, changes, options):
+    """To one 8-bit level, with the same sound and times."""
+    restored = host.restore(from_file(clip), **changes).get_stream_source()
+    expected = by_command_line(clip, *options)
+    difference = (frames_of(restored) - frames_of(expected)).abs().max()
+    assert difference <= 1.01 / 255
+    assert open_video(restored).info.timestamps == open_video(expected).info.timestamps
+    assert not open_video(restored).info.constant_rate
+    assert [s.codec for s in open_video(restored).header.streams] == ["aac"]
+
+
+def test_windows_of_a_long_video_come_one_after_the_other(host, clip, monkeypatch):
+    """And nothing holds the whole clip: the windows are those of the command line."""
+    chunk = host.video.Settings().chunk
+    monkeypatch.setattr(
+        host.video,
+        "upscale",
+        _with_chunks(host.video.upscale, replace(chunk, length=3, overlap=1, merged=0)),
+    )
+    restored = host.restore(from_file(clip)).get_stream_source()
+    expected = by_command_line(clip, "--merge-up-to", "0")
+    assert (frames_of(restored) - frames_of(expected)).abs().max() <= 1.01 / 255
+
+
+def _with_chunks(upscale, chunk):
+    def changed(job, settings, get_model, *, get_scenes, **options):
+        settings = replace(settings, chunk=chunk)
+
+        def scenes(source):
+            return [replace(scene, settings=settings) for scene in get_scenes(source)]
+
+        return upscale(job, settings, get_model, get_scenes=scenes, **options)
+
+    return changed
+
+
+def test_a_video_without_a_file_is_stored_without_loss_first(host, clip):
+    from comfy_api.input_impl import VideoFromComponents  # pyright: ignore[reportMissingImports]
+    from comfy_api.util import VideoComponents  # pyright: ignore[reportMissingImports]
+
+    frames = frames_of(clip)
+    sound = {"waveform": torch.linspace(-1, 1, 2 * 8000).reshape(1, 2, 8000), "sample_rate": 16000}
+    images = frames.movedim(1, -1)
+    video = VideoFromComponents(
+        VideoComponents(images=images, audio=sound, frame_rate=Fraction(30000, 1001))
+    )
+    with host.video.file_of(video) as path:
+        stored = open_video(path)
+        assert torch.equal(torch.stack(list(stored)), frames)
+        assert stored.info.fps == Fraction(30000, 1001) and stored.info.constant_rate
+        heard = from_file(path).get_components().audio
+        assert heard["sample_rate"] == 16000
+        first = path.read_bytes()
+    assert not path.exists()
+    with host.video.file_of(video) as path:
+        assert path.read_bytes() == first  # or no run could be gone on with
+    for format, suffix in (("mp4 (H.264)", ".mp4"), ("mov (ProRes)", ".mov")):
+        restored = host.restore(video, format=format).get_stream_source()
+        assert restored.endswith(suffix)
+        assert len(open_video(restored)) == 7
+        assert len(open_video(restored).header.streams) == 1
+
+
+def test_a_lora_counts(host, clip):
+    plain = frames_of(host.restore(from_file(clip)).get_stream_source())
+    patched = host.model.clone()
+    key = "diffusion_model.out.2.weight"
+    weight = patched.model.state_dict()[key]
+    patched.add_patches({key: ("diff", (torch.full_like(weight, 0.05),))})
+    changed = frames_of(host.restore(from_file(clip), model=patched).get_stream_source())
+    assert (changed - plain).abs().mean() > 0.01
+    again = frames_of(host.restore(from_file(clip)).get_stream_source())
+    assert torch.equal(again, plain)
+
+
+def test_patches_of_tiles_and_speed_count(host, clip):
+    from importlib import import_module
+
+    sampling = import_module(host.video.__name__.replace("host_video", "host_sampling"))
+    seen = []
+    unet = host.model.model.diffusion_model
+    working = unet.working
+
+    def watched(**how):
+        seen.append(how)
+        return working(**how)
+
+    unet.working = watched
+    try:
+        host.restore(from_file(clip), model=sampling.patch_work(host.model, attention_window=2))
+    finally:
+        del unet.working
+    assert seen and {how["attention_window"] for how in seen} == {2}
+
+
+def test_a_run_that_ends_early_is_gone_on_with(host, clip, monkeypatch):
+    import comfy.model_management as mm  # pyright: ignore[reportMissingImports]
+
+    expected = frames_of(host.restore(from_file(clip)).get_stream_source())
+    calls, network = [], host.video.HostNetwork.__call__
+
+    def counted(self, *args, **options):
+        calls.append(1)
+        if len(calls) == 10:
+            mm.interrupt_current_processing()
+        return network(self, *args, **options)
+
+    monkeypatch.setattr(host.video.HostNetwork, "__call__", counted)
+    with pytest.raises(mm.InterruptProcessingException):
+        host.restore(from_file(clip))
+    assert list(work_folder(host.folder / "output" / "video" / "STAR_00002_.mkv").iterdir())
+    calls.clear()
+    calls.extend([1] * 100)
+    restored = host.restore(from_file(clip)).get_stream_source()
+    assert restored.endswith("STAR_00002_.mkv")
+    windows, guided = 3, 2
+    assert len(calls) - 100 < windows * guided * STEPS
+    assert torch.equal(frames_of(restored), expected)
+    assert [p.name for p in (host.folder / "output" / "video").iterdir() if p.is_dir()] == []
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"scale": 0.5}, "STAR Restore Video: scale"),
+        ({"chunk_overlap": 3}, "STAR Restore Video: overlap"),
+    ],
+)
+def test_errors_name_the_node(host, clip, changes, words):
+    with pytest.raises(ValueError, match=words):
+        host.restore(from_file(clip), **changes)
+
+
+def test_numbers_of_a_result_are_those_of_pictures(host, clip):
+    """What the host's own nodes make of the file."""
+    components = host.restore(from_file(clip)).get_components()
+    assert components.images.shape == (7, 24, 32, 3)
+    assert components.audio is not None
+    assert np.isfinite(components.images.numpy()).all()
