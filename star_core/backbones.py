@@ -15,8 +15,8 @@ class SamplingDefaults:
     decode_window: frames that the VAE decodes together.
     schedule: of the noise, see `diffusion.levels`; the rest is about "scaled_linear" alone. shift:
     of its SNR. levels: which of its levels a run takes, see `diffusion.scaled_linear.run_levels`.
-    guidance: "dynamic" lets the scale swing between 1 and 1 + cfg.
-    chunk_frames, chunk_overlap: frames that the network sees together, and that two such share.
+    cfg_mode: "dynamic" lets the scale swing between 1 and 1 + cfg.
+    chunk_frames: how many frames the network sees together.
     """
 
     steps: int = 15
@@ -31,9 +31,37 @@ class SamplingDefaults:
     schedule: Literal["cosine", "scaled_linear"] = "cosine"
     shift: float = 1.0
     levels: Literal["star", "diffusers"] = "star"
-    guidance: Literal["constant", "dynamic"] = "constant"
+    cfg_mode: Literal["constant", "dynamic"] = "constant"
     chunk_frames: int = 32
-    chunk_overlap: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptDefaults:
+    """What a model is told where the user says nothing.
+
+    prompt: what the video shows. positive, negative: what makes it good or bad; negative None
+    stands for an embedding of zeros.
+    """
+
+    prompt: str
+    positive: str
+    negative: str | None
+
+
+DEFAULT_PROMPT = "a good video"
+POSITIVE_PROMPT = (
+    "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera,   hyper detailed "
+    "photo - realistic maximum detail, 32k, Color Grading, ultra HD, extreme meticulous detailing, "
+    " skin pore detailing, hyper sharpness, perfect without deformations."
+)
+NEGATIVE_PROMPT = (
+    "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, "
+    "3D render, unreal engine, blurring, dirty, messy, worst quality, low quality, frames, "
+    "watermark, signature, jpeg artifacts, deformed, lowres, over-smooth"
+)
+STAR_PROMPTS = PromptDefaults(
+    prompt=DEFAULT_PROMPT, positive=POSITIVE_PROMPT, negative=NEGATIVE_PROMPT
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +91,8 @@ COGVIDEOX_SAMPLING = SamplingDefaults(
     noise_level=1000,
     upsample="bicubic",
     schedule="scaled_linear",
-    guidance="dynamic",
+    cfg_mode="dynamic",
     chunk_frames=25,
-    chunk_overlap=9,
 )
 COGVIDEOX_LATENTS = LatentFormat(scale=0.7, frames=4)
 

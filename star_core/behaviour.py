@@ -4,7 +4,7 @@
 in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -77,3 +77,6 @@ DEFAULT = Behaviour(
     previews="whole",
     refuses_crashes=False,
 )
+
+# On CogVideoX the original handles one clip of 25 frames 720x480: no padding, windows or tiles.
+COGVIDEOX_REFERENCE = replace(DEFAULT, name="reference", posterior="sample", rounding="truncate")

@@ -49,14 +49,8 @@ class Part:
         chunk: ChunkConfig,
         decode_window: int,
         behaviour: Behaviour,
-        latent_frames: int = 1,
     ) -> "Part":
-        """Of a shot, frames of a clip; ValueError if `wanted` is empty or goes beyond them.
-
-        latent_frames: frames that one of latents holds; if more than 1, the first of a window holds
-        one alone, so that each window is encoded and decoded by itself. ValueError then for chunks
-        that do not fill whole latents.
-        """
+        """Of a shot, frames of a clip; ValueError if `wanted` is empty or goes beyond them."""
         wanted = shot if wanted is None else wanted
         if not wanted or wanted.start < shot.start or wanted.stop > shot.stop:
             raise ValueError(
@@ -64,8 +58,8 @@ class Part:
                 f"{shot.start}:{shot.stop}"
             )
         inside = _shifted(wanted, -shot.start)
-        if latent_frames > 1:
-            pieces = _by_themselves(len(shot), inside, chunk, latent_frames)
+        if chunk.latent_frames > 1:
+            pieces = _by_themselves(len(shot), inside, chunk)
             needed = _span([piece.frames for piece in pieces])
             return cls(
                 wanted=wanted,
@@ -102,20 +96,12 @@ def _chain(windows: Sequence[range]) -> list[Piece]:
     ]
 
 
-def _by_themselves(
-    total: int, wanted: range, chunk: ChunkConfig, latent_frames: int
-) -> list[Piece]:
+def _by_themselves(total: int, wanted: range, chunk: ChunkConfig) -> list[Piece]:
     """Pieces of a shot, each of latents of its own, that hold a wanted frame."""
-    for what, frames in (("", chunk.length), (" overlap by", chunk.overlap)):
-        if frames and (frames - 1) % latent_frames:
-            raise ValueError(
-                f"this model's chunks{what or ' have'} {latent_frames}k+1 frames, got {frames}: "
-                f"try {frames // latent_frames * latent_frames + 1}"
-            )
     windows = overlapping_windows(total, chunk.length, chunk.overlap, mode="shifted")
     windows = _touching(windows, wanted)
     return [
-        replace(piece, windows=[range(-(-(len(piece.frames) - 1) // latent_frames) + 1)])
+        replace(piece, windows=[range(-(-(len(piece.frames) - 1) // chunk.latent_frames) + 1)])
         for piece in _chain(windows)
     ]
 

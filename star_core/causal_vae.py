@@ -8,16 +8,20 @@ windows of frames, spatial tiles.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .tensor_files import TensorFile, load_into
+from .known_files import VAE_COGVIDEOX, identify
+from .tensor_files import TensorFile, load_into, open_tensors
 from .tiling import Tile, tiled
+from .vae import VideoVAE, load_vae
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
@@ -144,6 +148,42 @@ def load_causal_vae(
     load_into(vae.model, tensors, device=device, dtype=dtype, name=str(file.path))
     vae.model.eval().requires_grad_(False)
     return vae
+
+
+def open_vae(
+    path: str | os.PathLike[str],
+    *,
+    scale: float | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> VideoVAE | CausalVideoVAE:
+    """Load the VAE of either backbone, from a file or from diffusers' folder.
+
+    scale: of the latents, for a file of CogVideoX's that does not state it. ValueError as in
+    `vae.load_vae` for what is no VAE.
+    """
+    weights = vae_file(path)
+    if weights.is_dir() or identify(file := open_tensors(weights)) is not VAE_COGVIDEOX:
+        return load_vae(path, device=device, dtype=dtype)
+    config, stated = weights.with_name("config.json"), {}
+    if config.is_file():
+        stated = json.loads(config.read_text(encoding="utf-8"))
+    if stated.get("_class_name") != "AutoencoderKLCogVideoX":
+        stated = {}
+    vae = load_causal_vae(file, stated or None, device=device, dtype=dtype)
+    if scale is not None and not stated and "star_vae" not in file.metadata:
+        vae.scaling_factor = scale
+    return vae
+
+
+def vae_file(path: str | os.PathLike[str]) -> Path:
+    """The weights in diffusers' folder (the VAE's own or the one above `vae`), or the file."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    names = [f"diffusion_pytorch_model.{end}" for end in ("safetensors", "bin")]
+    places = [inner / name for inner in (folder / "vae", folder) for name in names]
+    return next((place for place in places if place.is_file()), folder)
 
 
 # SAT's names -> diffusers'. Applied in order to every key; diffusers' own pass unchanged.

@@ -210,7 +210,8 @@ class FileInfo:
     `problems` says how a network differs from STAR's, and what to do with a file of a kind that
     cannot be used; "" if there is nothing to say.
 
-    `config` and `sampling` are those of STAR's network, None for other kinds of file.
+    `backbone` (its name), `config`, `sampling` and `latents` are those of STAR's network, None for
+    other kinds of file.
     """
 
     path: str
@@ -221,8 +222,10 @@ class FileInfo:
     parameters: int
     bytes: int
     dtypes: dict[str, int]
+    backbone: str | None
     config: dict | None
     sampling: dict | None
+    latents: dict | None
     prompts: bool
     problems: str
     metadata: dict[str, str]
@@ -249,7 +252,7 @@ def describe(path: str | os.PathLike[str]) -> FileInfo:
     """Say what a checkpoint is, without loading it. Raises ValueError if it is none."""
     file = open_tensors(path)
     kind = _backbone(file).kind if "star" in file.metadata else identify(file)
-    config = sampling = None
+    backbone = config = sampling = latents = None
     problems = [kind.advice]
     own = kind in [backbone.kind for backbone in BACKBONES.values()]
     if own or kind in (VENHANCER, VIDEO_UNET):
@@ -257,7 +260,8 @@ def describe(path: str | os.PathLike[str]) -> FileInfo:
         wanted = build_network(described[0], device="meta").state_dict()
         problems.insert(0, str(compare(_network_tensors(file), wanted)))
         if own:
-            config, sampling = map(asdict, described[:2])
+            backbone = _backbone(file).name
+            config, sampling, latents = map(asdict, described)
     return FileInfo(
         path=str(file.path),
         kind=kind.name,
@@ -267,8 +271,10 @@ def describe(path: str | os.PathLike[str]) -> FileInfo:
         parameters=sum(tensor.numel() for tensor in file.values()),
         bytes=file.path.stat().st_size,
         dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in file.values())),
+        backbone=backbone,
         config=config,
         sampling=sampling,
+        latents=latents,
         prompts=_PROMPTS + "positive" in file,
         problems="; ".join(filter(None, problems)),
         metadata=file.metadata,

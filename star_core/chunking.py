@@ -21,8 +21,10 @@ Merge = Literal["smooth", "cut"]
 class ChunkConfig:
     """Temporal windows for chunked denoising, in frames.
 
-    hold: where each window is encoded by itself, the frames that two share are held as the first
-    has restored them while the next is denoised; off, they only fade into each other.
+    latent_frames: frames of one of latents; if more than 1, the first of a window holds one alone,
+    so that each window is encoded and decoded by itself, and its length fills whole latents.
+    hold: of such windows, the frames that two share are held as the first has restored them while
+    the next is denoised; off, they only fade into each other.
     merged: the windows of a clip of up to this many frames are merged at every step. Those of a
     longer one run one after the other, so that memory does not grow with the clip; what the first
     has found for the frames that two share (its x_0 at every step) is merged into the next.
@@ -33,20 +35,31 @@ class ChunkConfig:
     length: int = 32
     overlap: int = 6
     merged: int = 128
+    latent_frames: int = 1
     hold: bool = True
     segment: int | None = None
 
     def __post_init__(self) -> None:
         _check(self.length, self.overlap)
+        for what, frames in (("hold", self.length), ("overlap by", self.overlap)):
+            if frames and (frames - 1) % self.latent_frames:
+                raise ValueError(
+                    f"this model's chunks {what} {self.latent_frames}k+1 frames, got {frames}: try "
+                    f"{frames // self.latent_frames * self.latent_frames + 1}"
+                )
         if self.merged < 0:
             raise ValueError(f"merged must be at least 0 frames, got {self.merged}")
         if self.segment is not None and self.segment < 1:
             raise ValueError(f"segment must be at least 1 frame, got {self.segment}")
 
 
-def usual_overlap(length: int, share: float) -> int:
-    """Frames that windows of `length` share with the next where nobody says how many."""
-    return max(int(length * share), min(length - 1, 1))
+def usual_overlap(length: int, share: float, latent_frames: int = 1) -> int:
+    """Frames that windows of `length` share with the next where nobody says how many.
+
+    latent_frames: see `ChunkConfig`.
+    """
+    overlap = max(int(length * share), min(length - 1, 1))
+    return -(-(overlap - 1) // latent_frames) * latent_frames + 1 if overlap else 0
 
 
 def _check(length: int, overlap: int) -> None:

@@ -12,6 +12,8 @@ from .known_files import (
     CLIP_TRANSFORMERS,
     STABLE_DIFFUSION_2,
     SVD,
+    T5,
+    VAE_COGVIDEOX,
     VAE_DIFFUSERS,
     VAE_SVD,
     FileKind,
@@ -24,17 +26,29 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 @dataclass(frozen=True, kw_only=True)
 class _Sought:
-    """A file that a model needs: its usual names, the kinds that will do, the published one."""
+    """A file that a model needs: its usual names, the kinds that will do, where to get it.
+
+    published: a key of `downloads.PUBLISHED`, or "" where `source` names the file.
+    """
 
     what: str
     option: str
     likely_name: str
     kinds: tuple[FileKind, ...]
-    published: str
+    folder: str
+    published: str = ""
+    source: str = ""
 
     @property
     def folders(self) -> tuple[str, ...]:
-        return _FOLDERS[PUBLISHED[self.published].folder]
+        return _FOLDERS[self.folder]
+
+    def how_to_get(self, home: Path | None) -> str:
+        """home: as of `_how_to_get`."""
+        if self.published:
+            return _how_to_get(self.published, home)
+        folder = home / self.folder if home else f"ComfyUI's models/{self.folder}"
+        return f"put {self.source} into {folder}"
 
 
 # Where else people keep what belongs into a folder of ComfyUI's `models`.
@@ -49,35 +63,57 @@ _VAE = _Sought(
     option="--vae",
     likely_name=r"svd|diffusion_pytorch_model|temporal",
     kinds=(VAE_DIFFUSERS, VAE_SVD, SVD),
+    folder="vae",
     published="svd_vae",
+)
+_COGVIDEOX_VAE = _Sought(
+    what="VAE",
+    option="--vae",
+    likely_name=r"cogvideo|3d-vae|diffusion_pytorch_model",
+    kinds=(VAE_COGVIDEOX,),
+    folder="vae",
+    source="the folder vae of THUDM/CogVideoX-5b on Hugging Face",
 )
 _TEXT_ENCODER = _Sought(
     what="text encoder",
     option="--text-encoder",
     likely_name=r"open_?clip|vit-?h|clip.?h|text_encoder|sd-?_?2|v2-",
     kinds=(CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, STABLE_DIFFUSION_2),
+    folder="text_encoders",
     published="clip_vit_h",
+)
+_T5 = _Sought(
+    what="text encoder",
+    option="--text-encoder",
+    likely_name=r"t5|text_encoder|^model",
+    kinds=(T5,),
+    folder="text_encoders",
+    source="the folders text_encoder and tokenizer of THUDM/CogVideoX-5b on Hugging Face",
 )
 
 
 def find_vae(
     given: str | os.PathLike[str] | None = None,
     *,
+    kinds: tuple[FileKind, ...] = _VAE.kinds,
     model: str | os.PathLike[str] | None = None,
     models_dir: str | os.PathLike[str] | None = None,
     comfyui: str | os.PathLike[str] | None = None,
 ) -> Path:
     """The VAE's file: `given`, else one beside the model, in models_dir or in ComfyUI's folders.
 
-    given may be a folder with such a file. Files are judged by their tensors; likely names are
-    tried first. Raises ValueError, naming the file, its place and its source, if there is none.
+    kinds: that will do, as `networks.Backbone.vae` has them. given may be a folder with such a
+    file. Files are judged by their tensors; likely names are tried first. Raises ValueError, naming
+    the file, its place and its source, if there is none.
     """
-    return _find(_VAE, given, model, models_dir, comfyui, lambda file: True)
+    sought = _COGVIDEOX_VAE if VAE_COGVIDEOX in kinds else _VAE
+    return _find(sought, given, model, models_dir, comfyui, lambda file: True)
 
 
 def find_text_encoder(
     given: str | os.PathLike[str] | None = None,
     *,
+    kinds: tuple[FileKind, ...] = _TEXT_ENCODER.kinds,
     width: int | None = None,
     model: str | os.PathLike[str] | None = None,
     models_dir: str | os.PathLike[str] | None = None,
@@ -89,10 +125,11 @@ def find_text_encoder(
         return width is None or any(
             tensor.shape[1] == width
             for key, tensor in file.items()
-            if key.endswith("token_embedding.weight")
+            if key.endswith(("token_embedding.weight", "shared.weight", "embed_tokens.weight"))
         )
 
-    return _find(_TEXT_ENCODER, given, model, models_dir, comfyui, fits)
+    sought = _T5 if T5 in kinds else _TEXT_ENCODER
+    return _find(sought, given, model, models_dir, comfyui, fits)
 
 
 def find_published(
@@ -161,7 +198,7 @@ def _find(
             if identify(file) in sought.kinds and fits(file):
                 return path
     raise ValueError(
-        f"no {sought.what} found: {_how_to_get(sought.published, home)}, or name the file with "
+        f"no {sought.what} found: {sought.how_to_get(home)}, or name the file with "
         f"{sought.option} ({_searched(places)})"
         + "".join(f"; passed over: {reason}" for reason in unreadable[:3])
     )

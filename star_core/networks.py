@@ -19,10 +19,26 @@ from .backbones import (
     COGVIDEOX_LATENTS,
     COGVIDEOX_SAMPLING,
     SD_LATENTS,
+    STAR_PROMPTS,
     LatentFormat,
+    PromptDefaults,
     SamplingDefaults,
 )
-from .known_files import STAR_COGVIDEOX, STAR_I2VGENXL, FileKind, identify
+from .behaviour import COGVIDEOX_REFERENCE, REFERENCE, Behaviour
+from .known_files import (
+    CLIP_OPEN_CLIP,
+    CLIP_TRANSFORMERS,
+    STABLE_DIFFUSION_2,
+    STAR_COGVIDEOX,
+    STAR_I2VGENXL,
+    SVD,
+    T5,
+    VAE_COGVIDEOX,
+    VAE_DIFFUSERS,
+    VAE_SVD,
+    FileKind,
+    identify,
+)
 from .models import cogvideox_weights
 from .models.cogvideox_weights import CogVideoXConfig
 from .models.unet import ControlledVideoUNet, UNetConfig
@@ -43,7 +59,8 @@ class Backbone:
     name: in the metadata of files. kind: of its published files. config: the class that states a
     size. infer: the size from the tensors of a file that does not state it. weights: a file's
     tensors under the network's names. published: how a network of that size is used where its file
-    does not say.
+    does not say. vae, text_encoder: kinds of the other files that it needs. prompts: where the user
+    gives none. reference: what the original does.
     """
 
     name: str
@@ -52,6 +69,10 @@ class Backbone:
     infer: Callable[[Mapping[str, Tensor]], NetworkConfig]
     weights: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     published: Callable[[NetworkConfig], tuple[SamplingDefaults, LatentFormat]]
+    vae: tuple[FileKind, ...]
+    text_encoder: tuple[FileKind, ...]
+    prompts: PromptDefaults
+    reference: Behaviour
 
 
 def build_network(config: NetworkConfig, **options: Any) -> Network:
@@ -124,6 +145,10 @@ I2VGENXL = Backbone(
     infer=infer_unet,
     weights=lambda file: file,
     published=lambda config: (SamplingDefaults(), SD_LATENTS),
+    vae=(VAE_DIFFUSERS, VAE_SVD, SVD),
+    text_encoder=(CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, STABLE_DIFFUSION_2),
+    prompts=STAR_PROMPTS,
+    reference=REFERENCE,
 )
 COGVIDEOX = Backbone(
     name="cogvideox",
@@ -132,6 +157,10 @@ COGVIDEOX = Backbone(
     infer=cogvideox_weights.infer_config,
     weights=cogvideox_weights.in_diffusers_naming,
     published=_cogvideox_published,
+    vae=(VAE_COGVIDEOX,),
+    text_encoder=(T5,),
+    prompts=PromptDefaults(prompt="", positive="", negative=None),
+    reference=COGVIDEOX_REFERENCE,
 )
 BACKBONES = {backbone.name: backbone for backbone in (I2VGENXL, COGVIDEOX)}
 

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .backbones import DEFAULT_PROMPT as DEFAULT_PROMPT
+from .backbones import NEGATIVE_PROMPT as NEGATIVE_PROMPT
+from .backbones import POSITIVE_PROMPT as POSITIVE_PROMPT
 from .clip_tokenizer import ClipTokenizer, load_tokenizer
 from .known_files import identify
 from .model_files import find_text_encoder
@@ -17,18 +20,6 @@ from .tensor_files import load_into, open_tensors
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
-
-DEFAULT_PROMPT = "a good video"
-POSITIVE_PROMPT = (
-    "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera,   hyper detailed "
-    "photo - realistic maximum detail, 32k, Color Grading, ultra HD, extreme meticulous detailing, "
-    " skin pore detailing, hyper sharpness, perfect without deformations."
-)
-NEGATIVE_PROMPT = (
-    "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, "
-    "3D render, unreal engine, blurring, dirty, messy, worst quality, low quality, frames, "
-    "watermark, signature, jpeg artifacts, deformed, lowres, over-smooth"
-)
 
 
 def join_prompt(prompt: str, positive: str, separator: str) -> str:

@@ -17,25 +17,22 @@ from torch import Tensor
 from .backbones import LatentFormat
 from .behaviour import Behaviour
 from .canvas import Canvas, Part, Region, cut
+from .causal_vae import CausalVideoVAE, open_vae, vae_file
 from .checkpoints import FileInfo, StarModel, describe, load_model
 from .degradation.estimate import Degradation, estimate, spread
 from .downloads import PUBLISHED
 from .geometry import output_size
 from .model_files import find_published, find_text_encoder, find_vae
+from .models.cogvideox_weights import CogVideoXConfig
 from .models.slicing import Slicing
-from .networks import NetworkConfig
+from .networks import BACKBONES, I2VGENXL, NetworkConfig, backbone_of
 from .offload import Seat
 from .pipeline import Settings, Shot, find_latents, restore
 from .progress import Progress
 from .resume import Work, hash_of, identity_of, tensor_hash, work_folder
-from .text import (
-    DEFAULT_PROMPT,
-    NEGATIVE_PROMPT,
-    POSITIVE_PROMPT,
-    join_prompt,
-    load_text_encoder,
-)
-from .vae import VideoVAE, load_vae
+from .t5 import T5TextEncoder, load_t5
+from .text import ClipTextEncoder, join_prompt, load_text_encoder
+from .vae import VideoVAE
 from .video_io import AlreadyThere, VideoSink, VideoSource, open_sink, open_stills, open_video
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -71,7 +68,7 @@ class Model:
     """
 
     star: StarModel
-    vae: VideoVAE
+    vae: VideoVAE | CausalVideoVAE
     embeddings: dict[Prompts, tuple[Tensor, Tensor]]
     sources: tuple[Path | str, ...]
 
@@ -104,10 +101,14 @@ def find_model(
             + (f" ({info.problems})" if info.problems else "")
         )
     places = {"model": path, "models_dir": models_dir}
-    vae_path = built_in_vae if vae is None and built_in_vae else find_vae(vae, **places)
+    backbone = BACKBONES[info.backbone or I2VGENXL.name]
+    if vae is None and built_in_vae:
+        vae_path = built_in_vae
+    else:
+        vae_path = vae_file(find_vae(vae and vae_file(vae), kinds=backbone.vae, **places))
     if not info.prompts:
-        width = info.config["context_dim"]
-        text_path = find_text_encoder(text_encoder, width=width, **places)
+        width, kinds = info.config["context_dim"], backbone.text_encoder
+        text_path = find_text_encoder(text_encoder, kinds=kinds, width=width, **places)
     elif text_encoder is not None:
         raise ValueError(
             f"the model {name} has learned prompts and no text encoder: leave out --text-encoder"
@@ -130,7 +131,7 @@ def load(
     ValueError for prompts to a model that takes none, and for a VAE that does not fit.
     """
     star = load_model(files.model, dtype=dtype)
-    vae = load_vae(files.vae, dtype=dtype)
+    vae = open_vae(files.vae, scale=star.latents.scale, dtype=dtype)
     check_vae(vae, star.config, star.latents)
     model = Model(star=star, vae=vae, embeddings={}, sources=(files.model, files.vae))
     add_prompts(model, files, prompts, behaviour=behaviour, device=device, dtype=dtype)
@@ -157,20 +158,29 @@ def add_prompts(
     if not new:
         return
     assert files.text_encoder is not None
-    encoder = load_text_encoder(
-        files.text_encoder, width=star.config.context_dim, device=device, dtype=dtype
-    )
+    usual = backbone_of(star.config).prompts
+    encoder = _text_encoder(files.text_encoder, star.config, device, dtype)
 
     def encoded(prompts: Prompts) -> tuple[Tensor, Tensor]:
         caption = join_prompt(
-            DEFAULT_PROMPT if prompts.prompt is None else prompts.prompt,
-            POSITIVE_PROMPT if prompts.positive is None else prompts.positive,
+            usual.prompt if prompts.prompt is None else prompts.prompt,
+            usual.positive if prompts.positive is None else prompts.positive,
             behaviour.prompt_separator,
         )
-        bad = NEGATIVE_PROMPT if prompts.negative is None else prompts.negative
-        return encoder.encode(caption), encoder.encode(bad)
+        good = encoder.encode(caption).to(dtype)
+        bad = usual.negative if prompts.negative is None else prompts.negative
+        return good, torch.zeros_like(good) if bad is None else encoder.encode(bad).to(dtype)
 
     model.embeddings.update({each: encoded(each) for each in new})
+
+
+def _text_encoder(
+    path: Path, config: NetworkConfig, device: torch.device | str, dtype: torch.dtype
+) -> ClipTextEncoder | T5TextEncoder:
+    if isinstance(config, CogVideoXConfig):  # in bfloat16: of twice the size few machines hold it
+        width, length = config.context_dim, config.context_length
+        return load_t5(path, width=width, length=length, device=device)
+    return load_text_encoder(path, width=config.context_dim, device=device, dtype=dtype)
 
 
 def check_prompts(files: ModelFiles, prompts: Prompts) -> None:
@@ -182,13 +192,18 @@ def check_prompts(files: ModelFiles, prompts: Prompts) -> None:
         )
 
 
-def check_vae(vae: VideoVAE, config: NetworkConfig, latents: LatentFormat) -> None:
+def check_vae(vae: VideoVAE | CausalVideoVAE, config: NetworkConfig, latents: LatentFormat) -> None:
     """ValueError unless the latents of a VAE are those that a model was trained on."""
     found, wanted = (vae.latent_channels, vae.scaling_factor), (config.in_dim, latents.scale)
     if found != wanted:
         raise ValueError(
             f"this VAE makes latents of {found[0]} channels with scale {found[1]:g}, the model "
             f"takes {wanted[0]} with {wanted[1]:g}: choose the VAE that belongs to the model"
+        )
+    if vae.latent_frames != latents.frames:
+        raise ValueError(
+            f"this VAE puts {vae.latent_frames} frames into one of latents, the model takes "
+            f"{latents.frames}: choose the VAE that belongs to the model"
         )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..video_io import VideoSource
 
 SAMPLING = ("steps", "solver_mode", "sampler", "cfg", "cfg_rescale", "noise_level", "color_fix")
+SAMPLING += ("cfg_mode", "levels")
 LOOK = ("strength", "shrink")
 PROMPTS = ("prompt", "positive", "negative")
 NOT_LOOKED_FOR = (

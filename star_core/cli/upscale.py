@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..tiling import Tile
     from ..upscale import Order
 
+SOLVERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_renewed", "heun")
+
 
 def add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -116,12 +118,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("fast", "normal"),
         help="fast takes STAR's 14 evaluations, normal takes --steps",
     )
-    group.add_argument("--sampler", choices=("dpmpp_2m_sde", "heun"), help="the solver")
+    group.add_argument("--sampler", choices=SOLVERS, help="the solver")
+    group.add_argument(
+        "--cfg-mode",
+        choices=("constant", "dynamic"),
+        help="dynamic lets --cfg swing as on CogVideoX",
+    )
+    group.add_argument(
+        "--levels",
+        choices=("star", "diffusers"),
+        help="on CogVideoX: the noise levels of the original, or of diffusers' scheduler",
+    )
+    group.add_argument(
+        "--fade",
+        action="store_true",
+        help="on CogVideoX: chunks only fade into each other and do not hold what they share",
+    )
     group.add_argument(
         "--chunk-frames",
         type=int,
         metavar="N",
-        help="most frames that the network sees together (default 32)",
+        help="most frames that the network sees together (default 32; on CogVideoX 25, and 4k+1)",
     )
     group.add_argument(
         "--chunk-overlap",
@@ -261,9 +278,11 @@ def run_upscale(args: argparse.Namespace) -> None:
 
 def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
     """What the options ask for, with all that can be checked without the video checked."""
-    from ..behaviour import DEFAULT, REFERENCE
+    from ..backbones import SamplingDefaults
+    from ..behaviour import DEFAULT
     from ..chunking import ChunkConfig, usual_overlap
     from ..models.slicing import Slicing
+    from ..networks import BACKBONES, I2VGENXL
     from ..pipeline import Settings
     from ..upscale import Job, Order, check_prompts, find_model
 
@@ -286,15 +305,24 @@ def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
     )
     if args.stills and args.auto:
         raise ValueError("stills may have suffered differently: leave out --auto or --stills")
+    backbone = BACKBONES[files.info.backbone or I2VGENXL.name]
     memory = _memory(args, device)
-    behaviour = REFERENCE if args.reference else DEFAULT
+    behaviour = backbone.reference if args.reference else DEFAULT
+    if backbone is not I2VGENXL:
+        memory = None
+    own, latents = SamplingDefaults(**(files.info.sampling or {})), files.info.latents or {}
     length, overlap = args.chunk_frames, args.chunk_overlap
-    length = ChunkConfig().length if length is None else length
+    latent_frames = latents.get("frames", 1)
+    length = own.chunk_frames if length is None else length
+    if overlap is None:
+        overlap = usual_overlap(length, behaviour.overlap, latent_frames)
     common = Settings(
         seed=args.seed,
         chunk=ChunkConfig(
             length=length,
-            overlap=usual_overlap(length, behaviour.overlap) if overlap is None else overlap,
+            overlap=overlap,
+            latent_frames=latent_frames,
+            hold=not args.fade,
             merged=args.merge_up_to,
             segment=args.segment,
         ),

@@ -38,6 +38,6 @@ def levels_of(sampling: SamplingDefaults, *, exact: bool = True) -> Run:
 
 def guidance_of(sampling: SamplingDefaults) -> float | Callable[[Tensor], float]:
     """The guidance scale, or how it follows from the timestep."""
-    if sampling.guidance == "dynamic" and sampling.cfg != 1:
+    if sampling.cfg_mode == "dynamic" and sampling.cfg != 1:
         return partial(dynamic_guidance, scale=sampling.cfg, steps=sampling.steps)
     return sampling.cfg

@@ -27,7 +27,7 @@ CONFIG = CogVideoXConfig(
     grid=(3, 4),
 )  # fmt: skip
 SAMPLING = replace(COGVIDEOX_SAMPLING, steps=3, color_fix="none")
-CHUNK = ChunkConfig(length=9, overlap=5)
+CHUNK = ChunkConfig(length=9, overlap=5, latent_frames=4)
 PROMPT = torch.ones(1, 5, 12)
 
 
@@ -81,7 +81,7 @@ def run(clip, network, settings, *, vae=None, wanted=None, scale=1.0, **options)
     vae = vae or LosslessVAE()
     part = Part.of(
         range(len(clip)), wanted, chunk=settings.chunk, decode_window=3,
-        behaviour=settings.behaviour, latent_frames=4,
+        behaviour=settings.behaviour,
     )  # fmt: skip
     canvas = Canvas.of(
         output_size(clip.shape[-1], clip.shape[-2], scale), vae_factor=vae.factor,
@@ -101,7 +101,7 @@ def run(clip, network, settings, *, vae=None, wanted=None, scale=1.0, **options)
 def test_a_network_that_predicts_its_input_gives_the_enlarged_clip_of_any_length_and_size(
     frames, height, width, scale, overlap, hold
 ):
-    settings = settings_of(chunk=ChunkConfig(length=9, overlap=overlap, hold=hold))
+    settings = settings_of(chunk=replace(CHUNK, overlap=overlap, hold=hold))
     clip = clip_of(frames, height, width)
     expected = upsample(clip, output_size(width, height, scale), "bicubic").clamp(0, 1)
     restored = run(clip, Predicts(settings), settings, scale=scale)
@@ -147,9 +147,7 @@ def test_shared_frames_are_held_as_the_window_before_has_restored_them(hold):
 
 def test_the_last_window_is_moved_back_to_end_on_the_last_frame():
     settings = settings_of()
-    part = Part.of(
-        range(15), chunk=CHUNK, decode_window=3, behaviour=settings.behaviour, latent_frames=4
-    )
+    part = Part.of(range(15), chunk=CHUNK, decode_window=3, behaviour=settings.behaviour)
     assert [piece.frames for piece in part.pieces] == [range(9), range(4, 13), range(6, 15)]
     assert [piece.shared for piece in part.pieces] == [0, 5, 7]
 
@@ -157,10 +155,7 @@ def test_the_last_window_is_moved_back_to_end_on_the_last_frame():
 @pytest.mark.parametrize("chunk", [{"length": 8}, {"length": 32}, {"length": 9, "overlap": 4}])
 def test_chunks_that_do_not_fill_latents_are_refused(chunk):
     with pytest.raises(ValueError, match="4k\\+1 frames"):
-        Part.of(
-            range(40), chunk=ChunkConfig(**{"overlap": 1} | chunk), decode_window=3,
-            behaviour=settings_of().behaviour, latent_frames=4,
-        )  # fmt: skip
+        ChunkConfig(**{"overlap": 1, "latent_frames": 4} | chunk)
 
 
 def test_a_part_of_the_clip_needs_only_the_windows_that_hold_it():

@@ -1,6 +1,5 @@
 """Every workflow in ComfyUI's real frontend: loaded, turned into a prompt, run, photographed."""
 
-
 import pytest
 
 from tests.nodes.server import ROOT, VIDEO_HELPER_SUITE
