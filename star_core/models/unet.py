@@ -241,7 +241,7 @@ class ControlledVideoUNet(nn.Module):
 
         def decode(blocks: list[list[nn.Module]]) -> None:
             for block in blocks:
-                channels.append(skips.pop().to(x.device, non_blocking=True))
+                channels.append(skips.pop().to(x.device, non_blocking=x.is_cuda))
                 channels.append(run_block(block, channels, *about))
 
         if known is None:
@@ -252,7 +252,7 @@ class ControlledVideoUNet(nn.Module):
             if deep:
                 deep.keep(place, t, kept(channels[0]))
         else:
-            channels[:] = [known.to(x.device, non_blocking=True)]
+            channels[:] = [known.to(x.device, non_blocking=x.is_cuda)]
         del controls
         channels.append(run_block(ascent, channels, *about))
         decode(blocks[-finest:])
