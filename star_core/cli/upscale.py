@@ -28,7 +28,7 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out",
         metavar="OUT",
-        help=".mkv (lossless), .mp4, .mov, a folder or %%05d.png for PNG",
+        help=".mkv (lossless), .mp4, .mov, .webm, a folder or %%05d.png for PNG",
     )
     add_options(parser)
     add_json(parser)

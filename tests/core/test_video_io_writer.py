@@ -100,6 +100,7 @@ def test_lossless_outputs_return_every_bit(tmp_path, pixel_format, name):
         ("a.mov", {}, r"prores \(HQ\).*yuv422p10le\(tv, smpte170m/bt709/bt709"),
         ("a.mov", {"alpha": True}, r"prores \(4444\).*yuva444p1\dle\(tv, smpte170m/bt709/bt709"),
         ("a.mkv", {"alpha": True}, r"ffv1.*bgra\(pc"),
+        ("a.webm", {}, r"vp9.*yuv420p\(tv, smpte170m/bt709/bt709"),
     ],
 )
 def test_format_follows_the_extension_and_is_tagged(tmp_path, name, options, stored):
@@ -152,7 +153,8 @@ def variable_rate(path: Path, times: list[int]) -> VideoSource:
 
 
 @pytest.mark.parametrize(
-    ("name", "codec"), [("a.mkv", None), ("a.mp4", None), ("a.mov", None), ("b.mp4", "h265")]
+    ("name", "codec"),
+    [("a.mkv", None), ("a.mp4", None), ("a.mov", None), ("a.webm", None), ("b.mp4", "h265")],
 )
 def test_timestamps_of_variable_rate_sources_are_kept(tmp_path, name, codec):
     times = [0, 40, 47, 180, 500, 501, 900]
@@ -170,7 +172,7 @@ def test_a_late_first_frame_stays_late(tmp_path):
         assert info.timestamps == pytest.approx(source.info.timestamps, abs=0.001)
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", "a.webm"])
 def test_constant_rates_stay_exact(tmp_path, name):
     source = clip(tmp_path / "in.mkv", "-r", "30000/1001", frames=9)
     info = open_video(copy(source, tmp_path / name)).info
