@@ -471,6 +471,8 @@ def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[Shot], model
             # a pattern of names stands for what is in its folder
             "input": hash_of(job.source if job.source.exists() else job.source.parent),
             "deinterlace": job.deinterlace,
+            # another version of this package may compute something else
+            "code": [hash_of(path) for path in sorted(Path(__file__).parent.rglob("*.py"))],
             "box": clip.box,
             "canvas": canvas,
             "model": model.identity,
