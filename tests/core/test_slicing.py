@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from star_core.live_tensors import LiveTensors
 from star_core.models.slicing import ClipNorm, Slicing, over_frames
@@ -123,6 +124,14 @@ def test_offloaded_skips_all_wait_and_come_back(network):
     with network.working(slicing=Counting(offload=True)):
         assert torch.equal(network(x, t, y, x), plain)
     assert len(waited) == len(network.input_blocks)
+
+
+def test_what_waits_leaves_another_device_only_where_that_is_asked_for():
+    with FakeTensorMode():  # which lets "meta" be a device that can be copied from
+        x = torch.empty(2, 3, dtype=torch.float16, device="meta")
+        kept, stayed = (Slicing(offload=offload).waiting(x) for offload in (True, False))
+    assert (kept.device.type, kept.shape, kept.dtype) == ("cpu", x.shape, x.dtype)
+    assert stayed is x
 
 
 @pytest.mark.gpu
