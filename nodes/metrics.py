@@ -4,7 +4,8 @@ import comfy.model_management as mm
 from comfy_api.latest import io, ui
 
 from ..star_core.curves import curves
-from ..star_core.evaluate import evaluate_frames, table
+from ..star_core.evaluate import evaluate_frames
+from ..star_core.evaluation_report import table
 from ..star_core.metrics import METRICS, Setup
 from .host import Progress, named, show_text, video_from_images
 

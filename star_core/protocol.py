@@ -12,7 +12,8 @@ from pathlib import Path
 from .clip_folders import Pair, clips_in
 from .degradation import PRESETS
 from .degradation.files import degrade_file
-from .evaluate import Evaluation, missing, overall
+from .evaluate import Evaluation
+from .evaluation_report import missing, overall
 from .metrics import METRICS
 
 # Where the published archives and other papers' releases keep clips, below a set's folder.

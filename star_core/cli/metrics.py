@@ -39,7 +39,8 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> None:
     from ..clip_folders import pair_up
-    from ..evaluate import Selection, evaluate_all, report, table, write_report
+    from ..evaluate import Selection, evaluate_all
+    from ..evaluation_report import report, table, write_report
     from ..metrics import METRICS, Setup
     from ..metrics.catalogue import known
 
@@ -88,7 +89,8 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
 
 
 def run_protocol(args: argparse.Namespace) -> None:
-    from ..evaluate import evaluate_all, report, write_report
+    from ..evaluate import evaluate_all
+    from ..evaluation_report import report, write_report
     from ..metrics import Setup
     from ..protocol import (
         beside_the_paper,

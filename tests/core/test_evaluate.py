@@ -10,15 +10,8 @@ import torch
 
 from star_core.cli import main
 from star_core.clip_folders import Pair
-from star_core.evaluate import (
-    Evaluation,
-    Selection,
-    curves_of,
-    evaluate,
-    evaluate_frames,
-    overall,
-    table,
-)
+from star_core.evaluate import Evaluation, Selection, evaluate, evaluate_frames
+from star_core.evaluation_report import curves_of, overall, table
 from star_core.metrics import Comparison, psnr
 from star_core.video_io import open_sink, open_video
 
