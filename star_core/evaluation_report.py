@@ -93,10 +93,10 @@ def _json(value: float) -> float | str | None:
     return None if math.isnan(value) else value if math.isfinite(value) else str(value)
 
 
-def write_report(evaluations: Sequence[Evaluation], folder: Path) -> None:
+def write_report(evaluations: Sequence[Evaluation], folder: Path) -> str | None:
     """clips.csv (a line a clip), frames.csv (a line a frame), report.json; replaces older ones.
 
-    And curves.png, where Pillow is installed.
+    And curves.png; without Pillow that is left out, and returned is a line that says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = list(overall(evaluations))
@@ -106,8 +106,11 @@ def write_report(evaluations: Sequence[Evaluation], folder: Path) -> None:
     with frames.open("w", newline="", encoding="utf-8") as file:
         _write_frames(file, evaluations, names)
     whole.write_text(json.dumps(report(evaluations), indent=1) + "\n", encoding="utf-8")
-    if importlib.util.find_spec("PIL"):
+    if not importlib.util.find_spec("PIL"):
+        return "curves.png needs Pillow: `pip install pillow`"
+    if any(e.comparison.per_frame for e in evaluations):
         write_png(curves_of(evaluations), folder / "curves.png")
+    return None
 
 
 def curves_of(evaluations: Sequence[Evaluation]) -> Tensor:

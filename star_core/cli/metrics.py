@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from .arguments import FRAMES, SIZE, add_device, add_flow, add_json, add_weights, device_of
@@ -62,8 +63,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
     evaluations = evaluate_all(
         pairs, metrics, setup=setup, selection=selection, on_progress=progress
     )
-    if args.report:
-        write_report(evaluations, Path(args.report))
+    if args.report and (lacking := write_report(evaluations, Path(args.report))):
+        sys.stderr.write(f"{lacking}\n")
     print(json.dumps(report(evaluations)) if args.json else table(evaluations))
 
 
@@ -115,8 +116,8 @@ def run_protocol(args: argparse.Namespace) -> None:
         setup=Setup(weights=args.weights, device=device_of(args), flow=args.flow),
         on_progress=progress,
     )
-    if args.report:
-        write_report(evaluations, Path(args.report))
+    if args.report and (lacking := write_report(evaluations, Path(args.report))):
+        sys.stderr.write(f"{lacking}\n")
     if args.json:
         print(json.dumps({**report(evaluations), "paper": paper(args.set)}))
     else:

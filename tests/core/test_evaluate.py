@@ -132,7 +132,8 @@ def test_without_any_optional_package_fidelity_is_measured_and_the_rest_is_told(
     restored, truth = clip(tmp_path / "r.mkv"), clip(tmp_path / "t.mkv", seed=1)
     weights = ["--weights", str(tmp_path / "none"), "--report", str(tmp_path / "report")]
     assert main(["evaluate", str(restored), "--reference", str(truth), *weights]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "curves.png needs Pillow" in err
     for title in ("PSNR, dB ", "SSIM ", "flicker, 8-bit levels "):
         assert any(line.startswith(title) and "is better" in line for line in out.splitlines())
     for words in ("opencv-python-headless", "metric-weights lpips_alex", "imageio-ffmpeg"):
