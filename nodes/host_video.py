@@ -33,7 +33,7 @@ from ..star_core.upscale import Prompts as SceneOf
 from ..star_core.video_io import VideoSource, open_video
 from .host import Progress
 from .host_conditioning import Prompts, size_of
-from .host_model import DEEP, HOW, star_of
+from .host_model import DEEP, HOW, activations, star_of
 from .host_vae import FirstStageModel, star_vae
 
 logger = logging.getLogger(__name__)
@@ -70,22 +70,32 @@ class HostNetwork:
 class HostSeat(Seat):
     """The host brings modules to its device, with their patches, as far as there is room."""
 
-    def __init__(self, model: ModelPatcher, vae: VAE, size: tuple[int, int], frames: int) -> None:
-        """size: (width, height) of the result. frames: that the network sees together."""
+    def __init__(
+        self, model: ModelPatcher, vae: VAE, size: tuple[int, int], frames: int, settings: Settings
+    ) -> None:
+        """size: (width, height) of the result. frames: of the video."""
         super().__init__(model.load_device)
-        self._model, self._vae = model, vae
-        self._size, self._frames = size, frames
+        self._model, self._vae, self._settings = model, vae, settings
+        self._size, self._frames = size, min(frames, settings.chunk.length)
 
     def take(self, module: Any) -> None:
-        width, height = self._size
-        stage = star_vae(self._vae)
+        stage, settings = star_vae(self._vae), self._settings
         if isinstance(module, HostNetwork):
             factor, channels = stage.video_vae.factor, stage.video_vae.latent_channels
-            shape = (1, channels, self._frames, -(-height // factor), -(-width // factor))
-            memory = self._model.memory_required(shape)
+            width, height = (-(-side // factor) for side in self._size)
+            config: Any = star_of(self._model).config
+            values = activations(
+                config,
+                (1, channels, self._frames, height, width),
+                slicing=settings.slicing,
+                tile=_patched(self._model).get("tile"),
+            )
+            memory = values * mm.dtype_size(next(module.parameters()).dtype)
             mm.load_models_gpu([self._model], memory_required=memory)
         else:
-            memory = stage.decode_memory(stage.window, height, width)
+            most = settings.tile.size if settings.tile else max(self._size)
+            width, height = (min(side, most) for side in self._size)
+            memory = stage.decode_memory(settings.sampling.decode_window, height, width)
             whole = self._vae.disable_offload
             mm.load_models_gpu([self._vae.patcher], memory_required=memory, force_full_load=whole)
 
@@ -112,7 +122,7 @@ def restore_video(
     """
     star, stage = star_of(model), star_vae(vae)
     check_vae(stage.video_vae, star.config, star.latents)
-    patched = model.model_options.get("transformer_options", {}).get(HOW, {})
+    patched = _patched(model)
     settings = replace(
         settings,
         slicing=patched.get("slicing") or settings.slicing,
@@ -143,14 +153,18 @@ def restore_video(
             cuts = _cuts(source) if shots == "auto" else []
             return [Scene(settings=settings, frames=shot) for shot in shots_of(total, cuts)]
 
-        upscale(
-            Job(source=source, out=out, out_size=target, codec=codec),
-            settings,
-            lambda prompts: whole,
-            get_scenes=scenes,
-            seat=HostSeat(model, vae, target, settings.chunk.length),
-            on_progress=_progress(),
-        )
+        model.pre_run()
+        try:
+            upscale(
+                Job(source=source, out=out, out_size=target, codec=codec),
+                settings,
+                lambda prompts: whole,
+                get_scenes=scenes,
+                seat=HostSeat(model, vae, target, info.frame_count, settings),
+                on_progress=_progress(),
+            )
+        finally:
+            model.cleanup()
     return VideoFromFile(str(out))
 
 
@@ -241,10 +255,15 @@ def _progress() -> Any:
     return tell
 
 
+def _patched(model: ModelPatcher) -> dict[str, Any]:
+    """How patches make the network work."""
+    return model.model_options.get("transformer_options", {}).get(HOW, {})
+
+
 def _patches_of(model: ModelPatcher) -> str:
     """What a MODEL has that its file has not."""
-    patched = model.model_options.get("transformer_options", {}).get(HOW, {})
-    facts = [model.patches_uuid if model.patches else "", model.model.get_dtype(), patched]
+    lora = model.patches_uuid if model.patches else ""
+    facts = [lora, model.model.get_dtype(), _patched(model)]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 

@@ -262,6 +262,7 @@ class _Crew:
                 try:
                     found = self._ray.get(reference)
                     if task is None:
+                        self._deaths[None] = 0
                         self._on_worker(found)
                     else:
                         outcome = self._take(task, found)
