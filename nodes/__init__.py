@@ -21,6 +21,7 @@ NODES = {
         "StarScheduler",
         "StarSampler",
     ),
+    "plan": ("StarPlan",),
     "decode": ("StarVAEEncode", "StarVAEDecode", "StarColorFix"),
     "restore": ("StarRestore", "StarRestoreVideo", "StarCompare"),
     "demo": ("StarDemoClip",),

@@ -39,6 +39,14 @@ class Progress:
         self.bar.update_absolute(done, total)
 
 
+def free_memory() -> int:
+    """Bytes of the device that the host could clear for a model."""
+    device = mm.get_torch_device()
+    loaded = (each for each in mm.current_loaded_models if each.device == device)
+    cleared = sum(each.model_loaded_memory() for each in loaded)
+    return int(mm.get_free_memory(device) + cleared - mm.extra_reserved_memory())
+
+
 def show_text(text: str, node_id: str | None) -> None:
     """Shows text below a node's widgets."""
     # Not imported: without the host's server there is no canvas to show it.

@@ -1,7 +1,7 @@
 """STAR's network as a MODEL of the host, for its samplers, LoRA, previews and offloading."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import comfy.conds
 import comfy.latent_formats
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..star_core.checkpoints import ModelFile, load_into
 from ..star_core.diffusion.schedule import star_schedule
+from ..star_core.footprint import Pass, peak_of
 from ..star_core.models.attention import in_rows
 from ..star_core.models.slicing import Slicing
 from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
@@ -180,28 +181,29 @@ class StarBaseModel(comfy.model_base.BaseModel):
         dtype = self.manual_cast_dtype or self.get_dtype()
         assert isinstance(self.star.config, UNetConfig)
         how = {name: self.how[name] for name in ("slicing", "tile") if name in self.how}
-        return activations(self.star.config, input_shape, **how) * mm.dtype_size(dtype)
+        return activations(self.star.config, input_shape, dtype, **how)
 
 
 def activations(
     config: UNetConfig,
     shape: Sequence[int],
+    dtype: torch.dtype,
     *,
     slicing: Slicing | None = None,
     tile: Tile | None = None,
 ) -> float:
-    """Values alive at the peak of a forward pass in slices, for latents (b c f h w).
+    """Bytes of a forward pass in slices, for latents (b c f h w) or their tiles.
 
-    What the skips hold, a slice of one frame and a slice of pixels through all frames, fitted to
-    the full-size network on fake tensors; a tenth more for what libraries take.
+    Those of all tensors, asked of the network itself, and a tenth more for what libraries take.
     """
     b, _, *sides = shape
     f, h, w = sides if len(sides) == 3 else (1, *sides)
     if tile is not None:
-        h, w = min(h, tile.size), min(w, tile.size)
-    slicing = slicing or Slicing()
-    maps, pixels = 4.5 if slicing.offload else 6.5, slicing.temporal_pixels
-    return 1.1 * config.dim * (maps * b * f * h * w + 19 * h * w + 31 * pixels * b * f)
+        step = 2**config.downsamplings
+        h = max(map(len, tile.on_grid(h, step=step, rest=2)))
+        w = max(map(len, tile.on_grid(w, step=step)))
+    forward = Pass(config=config, dtype=dtype, frames=f, height=h, width=w, batch=b)
+    return 1.1 * peak_of(forward, slicing or Slicing()).device
 
 
 class StarConfig(comfy.supported_models_base.BASE):
@@ -262,3 +264,11 @@ def star_of(model: comfy.model_patcher.ModelPatcher) -> ModelFile:
             f"the MODEL is a {type(model.model).__name__}, not STAR's: connect STAR Load Model"
         )
     return star
+
+
+def network_of(model: comfy.model_patcher.ModelPatcher) -> tuple[UNetConfig, torch.dtype]:
+    """The geometry of a MODEL's network and what it computes in; ValueError if it is another's."""
+    config, network = star_of(model).config, model.model
+    if not hasattr(config, "downsamplings"):
+        raise ValueError("the MODEL is not STAR on I2VGen-XL, the only one that can be planned for")
+    return cast(UNetConfig, config), network.manual_cast_dtype or network.get_dtype()

@@ -38,20 +38,22 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """One forward pass of STAR's network on latents (1 in_dim frames height width)."""
+    """One forward pass of STAR's network on latents (batch in_dim frames height width)."""
 
     config: UNetConfig
     dtype: torch.dtype
     frames: int
     height: int
     width: int
+    batch: int = 1
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x, t, y and hint."""
-        size = (1, self.config.in_dim, self.frames, self.height, self.width)
+        size = (self.batch, self.config.in_dim, self.frames, self.height, self.width)
         x = torch.empty(size, dtype=self.dtype, device=META)
-        y = torch.empty(1, TEXT_TOKENS, self.config.context_dim, dtype=self.dtype, device=META)
-        return x, torch.empty(1, dtype=torch.int64, device=META), y, x
+        prompt = (self.batch, TEXT_TOKENS, self.config.context_dim)
+        y = torch.empty(prompt, dtype=self.dtype, device=META)
+        return x, torch.empty(self.batch, dtype=torch.int64, device=META), y, x
 
 
 @cache

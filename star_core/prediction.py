@@ -88,14 +88,21 @@ def predict(plan: Plan) -> Prediction:
     )
 
 
-def fitting(task: Task, memory: int | None = None, *, offload: bool = True) -> Plan:
+def fitting(
+    task: Task,
+    memory: int | None = None,
+    *,
+    offload: bool = True,
+    merged: int = ChunkConfig().merged,
+) -> Plan:
     """The least curtailed plan that fits into `memory` bytes; if none does, the smallest.
 
-    offload: whether it may. memory None: whatever it takes.
+    offload: whether it may. memory None: whatever it takes. merged: see `ChunkConfig`.
     """
     length = ChunkConfig().length
     overlap = usual_overlap(length, task.behaviour.overlap)
-    plan = Plan(task=task, chunk=ChunkConfig(length=length, overlap=overlap))
+    chunk = ChunkConfig(length=length, overlap=overlap, merged=merged)
+    plan = Plan(task=task, chunk=chunk)
     if memory is None or all(
         stage(plan).device <= memory for stage in (encode_memory, decode_memory, denoise_memory)
     ):

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -62,6 +62,11 @@ class VideoVAE:
         self.latent_frames = 1
         self.latent_channels: int = model.config["latent_channels"]
         self.scaling_factor: float = model.config["scaling_factor"]
+
+    @property
+    def geometry(self) -> VAEGeometry:
+        config = self.model.config
+        return VAEGeometry(**{field.name: config[field.name] for field in fields(VAEGeometry)})
 
     def encode_frame(
         self, frame: Tensor, *, noise: Tensor | None = None, tile: Tile | None = None
