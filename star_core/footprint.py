@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from .diffusion.schedule import star_schedule
 from .live_tensors import META, LiveMetaTensors
@@ -67,10 +68,9 @@ def peak_of(forward: Pass, slicing: Slicing | None) -> Peak:
     return Peak(live.peak, live.away_peak)
 
 
-@cache
 def flops_of(forward: Pass, attention_window: int | None = None) -> int:
     """Two per multiply-add."""
-    return _flops(forward, attention_window, None)
+    return _first_pass(forward, attention_window)[0]
 
 
 class Reusing(NamedTuple):
@@ -82,8 +82,7 @@ class Reusing(NamedTuple):
 
 @cache
 def reusing(forward: Pass, attention_window: int | None = None) -> Reusing:
-    deep = _Kept()
-    _flops(forward, attention_window, deep)
+    _, deep = _first_pass(forward, attention_window)
     flops, features = _flops(forward, attention_window, deep), deep.features
     return Reusing(flops, 0 if features is None else features.nbytes)
 
@@ -105,9 +104,9 @@ def vae_bytes(geometry: VAEGeometry, dtype: torch.dtype) -> int:
 def encoding(geometry: VAEGeometry, dtype: torch.dtype, height: int, width: int) -> Cost:
     """Of one frame, or a tile of it, in pixels."""
     vae, frame = _vae(geometry, dtype), torch.empty(1, 3, height, width, device=META)
-    with LiveMetaTensors() as live, flop_counter() as counter:
+    with LiveMetaTensors() as live, _Flops() as counter:
         vae.encode_frame(frame)
-    return Cost(live.peak, counter.get_total_flops())
+    return Cost(live.peak, counter.total)
 
 
 @cache
@@ -119,9 +118,9 @@ def decoding(
     vae = _vae(geometry, dtype)
     sides = height // vae.factor, width // vae.factor
     latents = torch.empty(1, vae.latent_channels, frames, *sides, device=META)
-    with LiveMetaTensors() as live, flop_counter() as counter:
+    with LiveMetaTensors() as live, _Flops() as counter:
         vae.decode(latents, window=frames, overlap=0)
-    return Cost(live.peak, counter.get_total_flops())
+    return Cost(live.peak, counter.total)
 
 
 class _First(list):
@@ -152,26 +151,43 @@ class _Kept:
         self.features = features
 
 
+@cache
+def _first_pass(forward: Pass, attention_window: int | None) -> tuple[int, _Kept]:
+    deep = _Kept()
+    return _flops(forward, attention_window, deep), deep
+
+
 @torch.inference_mode()
-def _flops(forward: Pass, attention_window: int | None, deep: _Kept | None) -> int:
+def _flops(forward: Pass, attention_window: int | None, deep: _Kept) -> int:
     network, inputs = _network(forward.config, forward.dtype), forward.inputs()
     with (
         network.working(slicing=None, attention_window=attention_window),
         LiveMetaTensors(),
-        flop_counter() as counter,
+        _Flops() as counter,
     ):
         network(*inputs, deep=deep)
-    return counter.get_total_flops()
+    return counter.total
 
 
-def flop_counter() -> FlopCounterMode:
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+class _Flops(TorchDispatchMode):
+    """torch's FlopCounterMode without its account of modules, which takes longer than the rest."""
 
-    def attention(q: Sequence[int], k: Sequence[int], *_: Any, **__: Any) -> int:
-        batch, heads, tokens, features = q
-        return 4 * batch * heads * tokens * k[2] * features
+    total = 0
 
-    return FlopCounterMode(display=False, custom_mapping={fused: attention})
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func._overloadpacket not in flop_registry:
+            with self:  # where gradients are off, layers arrive whole
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if func._overloadpacket is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            batch, heads, tokens, features = args[0].shape
+            self.total += 4 * batch * heads * tokens * args[1].shape[2] * features
+        elif (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.total += formula(*args, **kwargs, out_val=out)
+        return out
 
 
 @cache

@@ -22,7 +22,7 @@ def report(plan: Plan, prediction: Prediction, memory: int | None = None) -> str
     lines = [
         f"{task.frames} frames of {width}x{height} in {dtype}, computed at {columns}x{rows}.",
         f"{verdict}, weights included; what drivers and libraries take is not counted.",
-        f"{peta(total)} in {prediction.passes} passes of the nettask.",
+        f"{peta(total)} in {prediction.passes} passes of the network.",
         "",
     ]
     stages = [("", "device", "main memory", "compute")]

@@ -126,6 +126,8 @@ def _model(name: str, vae: str | None) -> dict[str, Any]:
                 f"{path} seems to be a {info.title}: --model takes i2vgenxl, "
                 f"{', '.join(BUILT_IN)} or the file of a STAR network"
             )
+        if "dim_mult" not in info.config:
+            raise ValueError(f"{path} is a {info.title}: only STAR on I2VGen-XL can be planned for")
         fields = {
             "config": UNetConfig(**info.config),
             "sampling": SamplingDefaults(**info.sampling),

@@ -108,7 +108,7 @@ class Wishes:
             behaviour=whole.behaviour,
             shortcuts=whole.shortcuts,
         )
-        plan = fitting(task, self._memory)
+        plan = fitting(task, self._memory, merged=self._common.chunk.merged)
         sys.stderr.write(f"{report(plan, predict(plan), self._memory)}\n")
         return replace(self._common, **plan.settings())
 
