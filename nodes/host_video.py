@@ -99,9 +99,6 @@ class HostSeat(Seat):
             whole = self._vae.disable_offload
             mm.load_models_gpu([self._vae.patcher], memory_required=memory, force_full_load=whole)
 
-    def leave(self) -> None:
-        """The host decides when."""
-
 
 def restore_video(
     model: ModelPatcher,
