@@ -34,7 +34,7 @@ def curves(
     except ImportError as error:
         raise ValueError("plots need Pillow: `pip install pillow`") from error
     finite = [v for curve in values.values() for v in curve if math.isfinite(v)]
-    low, high, ticks = _ticks(min(finite, default=0.0), max(finite, default=1.0))
+    low, high, marks = ticks(min(finite, default=0.0), max(finite, default=1.0))
     last = max(max((len(curve) for curve in values.values()), default=1) - 1, 1)
     left, top, right, bottom = 80, 44, width - 24, height - 40
 
@@ -45,11 +45,11 @@ def curves(
     image = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(14)
-    for tick in ticks:
+    for tick in marks:
         y = place(0, tick)[1]
         draw.line((left, y, right, y), GRID)
         draw.text((left - 8, y), f"{tick:.6g}", INK, font, anchor="rm")
-    for frame in _ticks(0, last)[2]:
+    for frame in ticks(0, last)[2]:
         if frame <= last and frame == int(frame):
             x = place(frame, low)[0]
             draw.line((x, bottom, x, bottom + 4), INK)
@@ -82,7 +82,7 @@ def write_png(picture: Tensor, path: Path) -> None:
     os.replace(part, path)
 
 
-def _ticks(low: float, high: float) -> tuple[float, float, list[float]]:
+def ticks(low: float, high: float) -> tuple[float, float, list[float]]:
     """Round bounds around two values, and four to eight round numbers from one to the other."""
     scale = max(abs(low), abs(high), 1e-9)
     span = high - low if high - low > 1e-6 * scale else scale

@@ -15,7 +15,7 @@ from ..video_io import open_sink, open_video
 
 SEED = 1
 SCALE = 4
-METRICS = ("psnr", "ssim", "lpips", "niqe", "flicker", "warping_error")
+METRICS = ("psnr", "ssim", "lpips", "flicker", "warping_error")
 # The two that docs/tiny.md trains and judges by, and a codec alone.
 RECIPES: dict[str, Recipe] = {"light": MILD, "heavy": HEAVY, "compression": COMPRESSION}
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..curves import COLOURS, GRID, INK, PAPER
+from ..curves import COLOURS, GRID, INK, PAPER, ticks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,7 @@ def scatter(
         raise ValueError("there is no finite value to plot")
     first = math.floor(math.log10(min(point.x for point in finite)))
     last = max(math.ceil(math.log10(max(point.x for point in finite))), first + 1)
-    low, high = min(point.y for point in finite), max(point.y for point in finite)
-    margin = (high - low) * 0.1 or max(abs(high) * 0.1, 1e-6)
-    low, high = low - margin, high + margin
+    low, high, marks = ticks(min(point.y for point in finite), max(point.y for point in finite))
     left, top, right, bottom = 80, 48, width - 130, height - 56
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -58,8 +56,7 @@ def scatter(
     image = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(14)
-    for part in range(6):
-        value = low + (high - low) * part / 5
+    for value in marks:
         y = place(10**first, value)[1]
         draw.line((left, y, right, y), GRID)
         draw.text((left - 8, y), f"{value:.4g}", INK, font, anchor="rm")
@@ -69,7 +66,7 @@ def scatter(
         draw.text((x, bottom + 8), f"{10.0**power:g}", INK, font, anchor="ma")
     draw.text(((left + right) / 2, bottom + 30), x_title, INK, font, anchor="ma")
     draw.text((left, 14), y_title, INK, font)
-    taken: list[tuple[float, float, float, float]] = []
+    labels: list[tuple[tuple[float, float], str]] = []
     key = right
     for (name, points), colour, sides in reversed(
         list(zip(series.items(), COLOURS, (0, 4, 3, 5), strict=False))
@@ -81,26 +78,32 @@ def scatter(
         key -= 24
         for point in points:
             if math.isfinite(point.y) and point.x > 0:
-                x, y = place(point.x, point.y)
-                _mark(draw, (x, y), sides, colour)
-                _label(draw, (x, y), point.name, font, taken)
+                _mark(draw, place(point.x, point.y), sides, colour)
+                labels.append((place(point.x, point.y), point.name))
+    taken = [(x - 6, y - 6, x + 6, y + 6) for (x, y), _ in labels]
+    for spot, text in labels:
+        taken.append(_label(draw, spot, text, font, taken))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-def _label(draw, place: tuple[float, float], text: str, font, taken: list) -> None:
-    """Beside the mark where no other label is, or to its right in the end."""
+Box = tuple[float, float, float, float]
+
+
+def _label(draw, place: tuple[float, float], text: str, font, taken: Sequence[Box]) -> Box:
+    """Beside the mark, where no other label or mark is if there is such a place."""
     x, y = place
-    choices = [(9, 0, "lm"), (-9, 0, "rm"), (0, -9, "mb"), (0, 9, "mt"), (9, -14, "lm")]
-    for dx, dy, anchor in (*choices, choices[0]):
-        spot = (x + dx, y + dy)
-        box = draw.textbbox(spot, text, font, anchor=anchor)
-        if not any(
-            box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
-            for other in taken
-        ):
-            break
-    draw.text(spot, text, INK, font, anchor=anchor)
-    taken.append(box)
+    places = [(9, 0, "lm"), (-9, 0, "rm"), (0, -9, "mb"), (0, 9, "mt"), (9, -14, "lm")]
+    places += [(9, 14, "lm"), (-9, -14, "rm"), (-9, 14, "rm")]
+    boxes = [draw.textbbox((x + dx, y + dy), text, font, anchor=a) for dx, dy, a in places]
+    free = (i for i, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken))
+    chosen = next(free, 0)
+    dx, dy, anchor = places[chosen]
+    draw.text((x + dx, y + dy), text, INK, font, anchor=anchor)
+    return boxes[chosen]
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _mark(draw, place: tuple[float, float], sides: int, colour: str) -> None:

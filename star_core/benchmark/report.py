@@ -189,6 +189,8 @@ def _how(results: Sequence[Result]) -> str:
         f"* {platform.system()} {platform.machine()}, {_processor()}, {results[0].threads} "
         f"thread(s), Python {platform.python_version()}, torch {torch.__version__}, float32"
     )
+    clock = sum(r.cost.seconds for r in results) / sum(r.cost.cpu_seconds for r in results)
+    lines.append(f"* by the clock, restoring took {clock:.2g} times the processor time")
     return (
         "Means over the clips; enlarged by 4. Time is processor time of the process that restores, "
         "from the loaded method to the written file: other work on the machine disturbs it less "

@@ -179,6 +179,11 @@ def _stored(out: Path, version: str, threads: int, metrics: Sequence[str]) -> Re
     if not (path.exists() and out.exists()):
         return None
     content: Mapping = json.loads(path.read_text(encoding="utf-8"))
-    result = Result(**{**content, "cost": Cost(**content["cost"])})
-    same = (result.version, result.threads) == (version, threads)
-    return result if same and set(metrics) <= result.means.keys() else None
+    same = (content["version"], content["threads"]) == (version, threads)
+    if not same or not set(metrics) <= content["means"].keys():
+        return None
+    asked_for = {
+        kind: {name: values for name, values in content[kind].items() if name in metrics}
+        for kind in ("per_frame", "means")
+    }
+    return Result(**{**content, "cost": Cost(**content["cost"]), **asked_for})

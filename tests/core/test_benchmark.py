@@ -136,7 +136,9 @@ def test_only_what_has_changed_is_made_again(folder, restored, monkeypatch):
     all_of(folder, methods=names, recipes=["light"])
     assert restored == [("bicubic", "light"), ("again", "light"), ("again", "light")]
     results = all_of(folder, methods=names, recipes=["light"], metrics=["psnr", "ssim"])
-    assert all("ssim" in result.means for result in results)
+    assert all(result.means.keys() == {"psnr", "ssim"} for result in results)
+    results = all_of(folder, methods=names, recipes=["light"], metrics=["ssim"])
+    assert all(r.means.keys() == r.per_frame.keys() == {"ssim"} for r in results)
 
 
 def test_what_lacks_something_is_told_in_one_line_and_left_out(folder, restored, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star_core.curves import COLOURS, _ticks, curves
+from star_core.curves import COLOURS, curves, ticks
 
 pytest.importorskip("PIL", reason="plots are drawn by Pillow")
 BLUE = torch.tensor([int(COLOURS[0][i : i + 2], 16) / 255 for i in (1, 3, 5)])
@@ -44,10 +44,10 @@ def test_any_values_can_be_drawn(values):
 
 @given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
 def test_ticks_are_few_and_enclose_the_values(low, span):
-    first, last, ticks = _ticks(low, low + span)
+    first, last, marks = ticks(low, low + span)
     slack = 1e-9 * max(abs(low), span)
     assert first <= low + slack and last >= low + span - slack
-    assert 2 <= len(ticks) <= 9
+    assert 2 <= len(marks) <= 9
 
 
 def test_what_cannot_be_drawn_is_told(monkeypatch):
