@@ -81,6 +81,12 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="with --preset tiny: go on from the model and VAE in DIR, such as star_core/weights",
     )
 
+    parser.add_argument(
+        "--refit",
+        action="store_true",
+        help="with --preset tiny: end with the last layer fitted for a single evaluation",
+    )
+
     group = parser.add_argument_group("with --model")
     group.add_argument("--vae", metavar="FILE", help="the VAE that belongs to the model")
     group.add_argument("--text-encoder", metavar="FILE", help="OpenCLIP ViT-H-14")
@@ -136,6 +142,7 @@ def run_train(args: argparse.Namespace) -> None:
             steps=args.steps,
             seed=args.seed,
             start=Path(args.start) if args.start else None,
+            refit=args.refit,
             on_step=_Report(),
         )
         return

@@ -1,5 +1,6 @@
 """Pairs of latents to train on: clean clips and their degraded versions, encoded once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,21 +10,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..degradation import Recipe, degrade_video
+from ..draws import Draws
 from ..tensor_files import open_tensors
 from ..vae import VideoVAE
 from .objective import Sample
 
 
 @torch.inference_mode()
-def encode_pairs(clips: Tensor, vae: VideoVAE, recipe: Recipe, seed: int, out: Path) -> None:
+def encode_pairs(
+    clips: Tensor, vae: VideoVAE, recipes: Sequence[tuple[float, Recipe]], seed: int, out: Path
+) -> None:
     """uint8 clips (n f 3 h w) -> a file of float16 latents `hq` and `lq`, each (n c f h w).
 
-    The degraded clip is enlarged to the clean one's size first, as the pipeline does.
+    recipes: with their shares of the clips. The degraded clip is enlarged to the clean one's size
+    first, as the pipeline does.
     """
     hq, lq = [], []
     for index, clip in enumerate(clips):
         clip = clip.float() / 255
-        small, _ = degrade_video(clip, recipe, seed + index)
+        shares = {number: share for number, (share, _) in enumerate(recipes)}
+        chosen = Draws(torch.Generator().manual_seed(seed + index)).choice(shares)
+        small, _ = degrade_video(clip, recipes[chosen][1], seed + index)
         large = F.interpolate(small, size=clip.shape[-2:], mode="bicubic").clamp(0, 1)
         both = rearrange(torch.stack([clip, large]) * 2 - 1, "b f c h w -> b c f h w")
         latents = vae.encode(both).half()

@@ -11,14 +11,16 @@ from torch import nn
 
 from ..backbones import LatentFormat, SamplingDefaults
 from ..checkpoints import load_model, save_model
-from ..degradation import TRAINING
+from ..degradation import HEAVY, MILD, TRAINING
 from ..models.encoder import UNetConfig
 from ..models.unet import ControlledVideoUNet
-from ..vae import load_vae
+from ..tensor_files import open_tensors
+from ..vae import VideoVAE, load_vae
 from .autoencoder import preview_rgb, train_vae
 from .clips import ClipConfig, clip_shards
-from .objective import Prompts, TrainConfig
+from .objective import Prompts, TrainConfig, sample_generator
 from .pairs import LatentPairs, encode_pairs
+from .readout import features, fit_last_layer, ignore_noise, linear_decoder
 from .trainer import OnStep, train
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 MODEL_FILE, VAE_FILE = "tiny.safetensors", "tiny_vae.safetensors"
 CROP = (5, 26, 28)
 TOKENS = 4
+# Shares of the clips: the two that results are judged by, and what surrounds them.
+RECIPES = ((0.38, HEAVY), (0.2, MILD), (0.42, TRAINING))
 NETWORK = UNetConfig(
     in_dim=16,
     out_dim=16,
@@ -61,6 +65,7 @@ def train_tiny(
     per_shard: int = 500,
     seed: int = 0,
     start: Path | None = None,
+    refit: bool = False,
     on_step: OnStep | None = None,
 ) -> None:
     """Trains the built-in model on the videos and pictures below `data`.
@@ -68,6 +73,7 @@ def train_tiny(
     Leaves `out`/tiny.safetensors and `out`/tiny_vae.safetensors, and what it needs to go on with
     more `steps` where it stopped. seed: of clips, degradations, initial weights and noise.
     start: a folder with those two files to go on from, such as `star_core/weights`.
+    refit: ends with the last layer fitted for a single evaluation, see `refit_tiny`.
     """
     clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, ClipConfig()))
     vae_file = out / VAE_FILE
@@ -87,7 +93,7 @@ def train_tiny(
         if not shard.exists():
             logger.info("encoding %s", path.name)
             part = torch.load(path, mmap=True, weights_only=True)
-            encode_pairs(part, vae, TRAINING, seed + 1_000_000 * (index + 1), shard)
+            encode_pairs(part, vae, RECIPES, seed + 1_000_000 * (index + 1), shard)
     opened = torch.load(clips[0], mmap=True, weights_only=True)
     latents = LatentFormat(scale=vae.scaling_factor, rgb=preview_rgb(vae, opened[:50]))
     latent_pairs = LatentPairs(pairs, CROP)
@@ -107,6 +113,34 @@ def train_tiny(
         prompts=prompts,
         write=partial(write_tiny, latents=latents),
         on_step=on_step,
+    )
+    if refit:
+        refit_tiny(out / MODEL_FILE, vae, LatentPairs(pairs), seed=seed)
+
+
+def refit_tiny(
+    path: Path, vae: VideoVAE, pairs: LatentPairs, *, clips: int = 54, seed: int = 0
+) -> None:
+    """Makes a model look away from noise, and its last layer the best for a single evaluation."""
+    model = load_model(path, dtype=torch.float32)
+    network, prompts = model.network, model.prompts
+    assert prompts is not None and isinstance(network, ControlledVideoUNet)
+    samples = [pairs.sample(sample_generator(seed, index)) for index in range(clips)]
+    decoder = linear_decoder(vae, samples[:24])
+    ignore_noise(network)
+    t = model.sampling.noise_level - 1
+    seen = [features(network, prompts.positive, sample, decoder, t) for sample in samples]
+    fit_last_layer(network, seen, decoder)
+    metadata = {k: v for k, v in open_tensors(path).metadata.items() if k == "steps"}
+    save_model(
+        path,
+        network,
+        sampling=model.sampling,
+        latents=model.latents,
+        prompts=prompts,
+        dtype=torch.float16,
+        metadata=metadata,
+        overwrite=True,
     )
 
 

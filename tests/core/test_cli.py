@@ -448,8 +448,8 @@ def test_verify_reports_failure_by_its_exit_code(tmp_path, capsys):
 
 
 def test_train_hands_its_arguments_to_the_recipe(tmp_path, capsys, monkeypatch):
-    def train_tiny(data, out, *, steps, seed, start, on_step):
-        assert start == tmp_path
+    def train_tiny(data, out, *, steps, seed, start, refit, on_step):
+        assert start == tmp_path and not refit
         on_step(steps, steps, {"velocity": float(seed)})
 
     monkeypatch.setattr("star_core.training.tiny.train_tiny", train_tiny)

@@ -11,7 +11,7 @@ from torch import multiprocessing
 
 from star_core.backbones import LatentFormat
 from star_core.checkpoints import load_model
-from star_core.degradation import MILD
+from star_core.degradation import COMPRESSION, MILD
 from star_core.losses import DFLossConfig
 from star_core.training.autoencoder import TINY_VAE, start_as_resampler
 from star_core.training.checkpointing import recompute
@@ -25,7 +25,14 @@ from star_core.training.objective import (
 )
 from star_core.training.pairs import LatentPairs, encode_pairs
 from star_core.training.pixels import PixelCrop
-from star_core.training.tiny import MODEL_FILE, NETWORK, SAMPLING, started, write_tiny
+from star_core.training.tiny import (
+    MODEL_FILE,
+    NETWORK,
+    SAMPLING,
+    refit_tiny,
+    started,
+    write_tiny,
+)
 from star_core.training.trainer import choose_trained, learning_rate, train
 from star_core.vae import vae_from_config
 from star_core.video_io import open_sink
@@ -301,7 +308,7 @@ def test_pairs_hold_the_clean_and_the_degraded_clip(tmp_path):
     vae = vae_from_config(TINY_VAE)
     start_as_resampler(vae.model)
     clips = (torch.rand(2, 3, 3, 16, 16) * 255).byte()
-    encode_pairs(clips, vae, MILD, 5, tmp_path / "a.safetensors")
+    encode_pairs(clips, vae, [(1.0, MILD)], 5, tmp_path / "a.safetensors")
     shard = LatentPairs(tmp_path).shards[0]
     assert shard["hq"].shape == shard["lq"].shape == (2, 16, 3, 4, 4)
     clean = vae.encode(clips[:1].float().transpose(1, 2) / 127.5 - 1)[0]
@@ -326,3 +333,34 @@ def test_clips_are_cut_from_videos_and_stills_and_repeat_with_the_seed(tmp_path)
 def test_a_folder_without_videos_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no videos"):
         cut_clips(tmp_path, 1, 0, ClipConfig())
+
+
+def test_the_clips_of_a_shard_are_degraded_by_the_shares_of_the_recipes(tmp_path):
+    vae = vae_from_config(TINY_VAE)
+    start_as_resampler(vae.model)
+    clips = (torch.rand(1, 1, 3, 16, 16) * 255).byte().expand(8, -1, -1, -1, -1)
+    encode_pairs(clips, vae, [(0.5, MILD), (0.5, COMPRESSION)], 0, tmp_path / "a.safetensors")
+    lq = LatentPairs(tmp_path).shards[0]["lq"].float()
+    noisy = (lq - lq.median(0).values).abs().mean((1, 2, 3, 4))
+    assert 0 < (noisy > noisy.mean()).sum() < 8
+
+
+def test_a_refitted_model_says_the_same_whatever_the_noise(pairs, tmp_path):
+    run(pairs, tmp_path)
+    whole = LatentPairs(pairs.folder)
+
+    class VAE:
+        factor = 2
+
+        def decode(self, latents, **_):
+            return latents[:, :3].repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    before = load_model(tmp_path / MODEL_FILE, dtype=torch.float32)
+    refit_tiny(tmp_path / MODEL_FILE, VAE(), whole, clips=4)  # pyright: ignore
+    after = load_model(tmp_path / MODEL_FILE, dtype=torch.float32)
+    assert (after.config, after.sampling) == (before.config, before.sampling)
+    old, new = (model.network.state_dict() for model in (before, after))
+    changed = {key for key in old if not torch.equal(old[key], new[key])}
+    assert "out.2.weight" in changed
+    assert all(key.startswith("out.2") or "input_blocks.0.0" in key for key in changed)
+    assert not new["input_blocks.0.0.weight"].any()
