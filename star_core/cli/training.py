@@ -84,7 +84,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--refit",
         action="store_true",
-        help="with --preset tiny: end with the last layer fitted for a single evaluation",
+        help="with --preset tiny: end with the last layer fitted by least squares",
     )
 
     group = parser.add_argument_group("with --model")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..diffusion.schedule import star_schedule
 from ..models.unet import ControlledVideoUNet, hint_prior_velocity
 from ..vae import VideoVAE
-from .objective import Sample, sample_generator
+from .objective import Sample
 
 
 @torch.no_grad()
@@ -47,41 +47,27 @@ class Features(NamedTuple):
     weight: float
 
 
-def ignore_noise(network: ControlledVideoUNet) -> None:
-    """What looks at x_t looks away, in place.
-
-    For a model that is evaluated once, where x_t is noise: whatever is made of it is error.
-    """
-    for half in (network, network.VideoControlNet):
-        first = half.get_submodule("input_blocks.0.0")
-        assert isinstance(first, nn.Conv2d)
-        nn.init.zeros_(first.weight)
-
-
 @torch.no_grad()
 def features(
-    network: ControlledVideoUNet, y: Tensor, sample: Sample, decoder: Tensor, t: int
+    network: ControlledVideoUNet, y: Tensor, sample: Sample, noise: Tensor, decoder: Tensor, t: int
 ) -> Features:
-    """Of one sample at timestep t. Clips weigh by what their hints leave to do."""
+    """Of one sample at timestep t. Clips weigh by what their hints leave to do, timesteps alike."""
     seen: list[Tensor] = []
     hook = network.out[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     hq, lq = sample.hq[None].float(), sample.lq[None].float()
-    schedule, steps = star_schedule(), torch.tensor([t])
-    x_t = schedule.add_noise(hq, torch.randn(hq.shape, generator=sample_generator(0, 0)), steps)
+    schedule, steps, spread = star_schedule(), torch.tensor([t]), network.config.hint_prior
+    x_t = schedule.add_noise(hq, noise[None], steps)
     try:
         network(x_t, steps, y, lq)
     finally:
         hook.remove()
     prior, uncertainty = torch.zeros_like(x_t), torch.ones(())
-    if network.config.hint_prior:
-        prior, uncertainty = hint_prior_velocity(x_t, steps, lq, network.config.hint_prior)
-    scale = schedule.sigma(steps) * uncertainty  # of what the layer says in x_0
-    wanted = (schedule.x_0(x_t, prior, steps) - hq) / scale
+    if spread:
+        prior, uncertainty = hint_prior_velocity(x_t, steps, lq, spread)
+    wanted = (schedule.x_0(x_t, prior, steps) - hq) / (schedule.sigma(steps) * uncertainty)
     left = F.conv2d(rearrange(lq - hq, "1 c f h w -> f c h w"), decoder, padding=1)
-    weight = scale.square().mean() / (left.square().mean() + 2e-4)
-    return Features(
-        seen=torch.cat(seen), wanted=rearrange(wanted, "1 c f h w -> f c h w"), weight=float(weight)
-    )
+    weight = (spread or 1) ** 2 / (left.square().mean().item() + 2e-4)
+    return Features(torch.cat(seen), rearrange(wanted, "1 c f h w -> f c h w"), weight)
 
 
 def fit_last_layer(

@@ -20,7 +20,7 @@ from .autoencoder import preview_rgb, train_vae
 from .clips import ClipConfig, clip_shards
 from .objective import Prompts, TrainConfig, sample_generator
 from .pairs import LatentPairs, encode_pairs
-from .readout import features, fit_last_layer, ignore_noise, linear_decoder
+from .readout import features, fit_last_layer, linear_decoder
 from .trainer import OnStep, train
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def train_tiny(
     Leaves `out`/tiny.safetensors and `out`/tiny_vae.safetensors, and what it needs to go on with
     more `steps` where it stopped. seed: of clips, degradations, initial weights and noise.
     start: a folder with those two files to go on from, such as `star_core/weights`.
-    refit: ends with the last layer fitted for a single evaluation, see `refit_tiny`.
+    refit: ends with the last layer fitted by least squares, see `refit_tiny`.
     """
     clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, ClipConfig()))
     vae_file = out / VAE_FILE
@@ -121,15 +121,20 @@ def train_tiny(
 def refit_tiny(
     path: Path, vae: VideoVAE, pairs: LatentPairs, *, clips: int = 54, seed: int = 0
 ) -> None:
-    """Makes a model look away from noise, and its last layer the best for a single evaluation."""
+    """Fits a model's last layer anew; two thirds of the clips are seen where sampling starts."""
     model = load_model(path, dtype=torch.float32)
     network, prompts = model.network, model.prompts
     assert prompts is not None and isinstance(network, ControlledVideoUNet)
-    samples = [pairs.sample(sample_generator(seed, index)) for index in range(clips)]
-    decoder = linear_decoder(vae, samples[:24])
-    ignore_noise(network)
-    t = model.sampling.noise_level - 1
-    seen = [features(network, prompts.positive, sample, decoder, t) for sample in samples]
+    seen = []
+    drawn = [pairs.sample(sample_generator(seed, index)) for index in range(clips)]
+    decoder = linear_decoder(vae, drawn[:24])
+    for index, sample in enumerate(drawn):
+        generator = sample_generator(seed + 1, index)
+        t = model.sampling.noise_level - 1
+        if index % 3 == 0:
+            t = int(torch.randint(t // 6, t, (), generator=generator))
+        noise = torch.randn(sample.hq.shape, generator=generator)
+        seen.append(features(network, prompts.positive, sample, noise, decoder, t))
     fit_last_layer(network, seen, decoder)
     metadata = {k: v for k, v in open_tensors(path).metadata.items() if k == "steps"}
     save_model(
