@@ -10,6 +10,8 @@ goes on from its last finished step.
 import logging
 import os
 import platform
+import re
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -188,8 +190,10 @@ def on_ray(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     how: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
+        if named := re.fullmatch(r"([^/]+):(\d+)", address):  # Ray itself tries for minutes
+            socket.create_connection((named[1].strip("[]"), int(named[2])), timeout=10).close()
         ray.init(address=address, logging_level=logging.ERROR, **how)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"there is no Ray cluster at {address} ({' '.join(str(error).split())[:200]}): start "
             "one with `ray start --head`, or leave out --ray"

@@ -61,7 +61,7 @@ def run_batch(args: argparse.Namespace) -> int:
     names = [Path(job["source"]).name for job in jobs]
     address = args.ray or _several_gpus()
     if address:
-        sys.stderr.write(f"{len(jobs)} videos on the Ray cluster {address}\n")
+        sys.stderr.write(f"on the Ray cluster {address}, videos: {len(jobs)}\n")
         told = Progress(("restore",), unit=" frames")
 
         before: list[Standing] = []
@@ -83,7 +83,7 @@ def run_batch(args: argparse.Namespace) -> int:
         )
     else:
         sys.stderr.write(
-            f"{len(jobs)} videos one after the other; --ray shares them out over GPUs and "
+            f"videos one after the other: {len(jobs)}; --ray shares them out over GPUs and "
             f"machines{'' if importlib.util.find_spec('ray') else ' (pip install ray)'}\n"
         )
 

@@ -257,6 +257,13 @@ def test_two_nodes_of_which_one_loses_its_worker_give_what_one_process_gives(
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
+def test_a_cluster_that_is_not_there_is_named(capsys, tmp_path, videos):
+    pytest.importorskip("ray", reason="needs Ray: pip install ray")
+    jobs = jobs_file(tmp_path, [job(videos, 0, tmp_path / "a.mkv")])
+    err = refused_after_a_word(capsys, "batch", jobs, "--ray", "127.0.0.1:1", *QUICK)
+    assert "no Ray cluster at 127.0.0.1:1" in err and "leave out --ray" in err
+
+
 def test_without_ray_it_is_said_how_to_scale(capsys, tmp_path, videos, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     jobs = jobs_file(tmp_path, [job(videos, 0, tmp_path / "a.mkv")])
