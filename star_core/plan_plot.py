@@ -85,7 +85,8 @@ def _drawn(panel: Panel) -> str:
     def text(x: float, y: float, words: str, anchor: str = "middle", more: str = "") -> str:
         return f'<text x="{x}" y="{y}" text-anchor="{anchor}" {more}>{escape(words)}</text>'
 
-    parts = [text(LEFT, 18, panel.title, "start", 'font-weight="bold"')]
+    title = f"{panel.title}, {panel.y}"
+    parts = [text(LEFT, 16, title, "start", 'font-weight="bold"')]
     (left, bottom), (right, _) = place(0, 0), place(most[0], 0)
     for i in range(int(most[1] / steps[1]) + 1):
         y = place(0, i * steps[1])[1]
@@ -94,13 +95,12 @@ def _drawn(panel: Panel) -> str:
     for i in range(int(most[0] / steps[0]) + 1):
         parts.append(text(place(i * steps[0], 0)[0], bottom + 16, f"{i * steps[0]:g}"))
     parts.append(text((left + right) / 2, HEIGHT - 12, panel.x))
-    parts.append(text(right, 34, panel.y, "end"))
     for i, (colour, (name, line)) in enumerate(zip(COLOURS, panel.lines.items(), strict=False)):
         placed = [place(*point) for point in line]
         path = "L".join(f"{x} {y}" for x, y in placed)
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in placed]
-        parts.append(text(LEFT + 8, TOP + 14 + 16 * i, name, "start", f'style="fill:{colour}"'))
+        parts.append(text(LEFT + 110 * i, 32, name, "start", f'style="fill:{colour}"'))
     return "".join(parts)
 
 
