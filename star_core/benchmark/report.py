@@ -28,13 +28,20 @@ HEADER = (
 )
 
 
-def write_report(results: Sequence[Result], data: Path, report: Path) -> list[Path]:
-    """Write cells.csv and frames.csv into `data`, benchmark.md and its pictures into `report`."""
+def write_report(
+    results: Sequence[Result], data: Path, report: Path, *, draw: bool = True
+) -> list[Path]:
+    """Write cells.csv and frames.csv into `data`, benchmark.md and its pictures into `report`.
+
+    draw: without it there are no pictures, which need Pillow.
+    """
     for folder in (data, report):
         folder.mkdir(parents=True, exist_ok=True)
     metrics = list(dict.fromkeys(name for result in results for name in result.means))
     files = [_cells(results, metrics, data / "cells.csv"), _frames(results, data / "frames.csv")]
-    pictures = [*_scatters(results, metrics, report), *_curves(results, metrics, report)]
+    pictures = []
+    if draw:
+        pictures = [*_scatters(results, metrics, report), *_curves(results, metrics, report)]
     text = report / "benchmark.md"
     text.write_text(_text(results, metrics, pictures), encoding="utf-8")
     return [text, *pictures, *files]
@@ -126,7 +133,7 @@ def _text(results: Sequence[Result], metrics: Sequence[str], pictures: Sequence[
     for recipe in _recipes(results):
         parts.append(f"## {recipe.capitalize()}\n\n{_degradation(recipe)}\n")
         parts.append(_table(_of(results, recipe), metrics))
-    parts.append("## Pictures\n")
+    parts += ["## Pictures\n"] if pictures else []
     parts += [f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in pictures]
     return "\n".join(parts)
 

@@ -54,7 +54,7 @@ def run_compare(args: argparse.Namespace) -> None:
     scenes = find_scenes(args.clips, reference=args.reference, names=args.names, frames=args.frames)
     for note in dict.fromkeys(note for scene in scenes for note in scene.notes):
         sys.stderr.write(f"note: {note}\n")
-    write_page(
+    missing = write_page(
         scenes,
         args.out,
         title=args.title,
@@ -63,6 +63,8 @@ def run_compare(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         on_progress=Progress(("measure", "encode")),
     )
+    for why in missing:
+        sys.stderr.write(f"note: {why}\n")
     print(f"{args.out}: open it in a browser")
 
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +42,8 @@ def write_page(
     seed: int = 0,
     overwrite: bool = False,
     on_progress: Progress | None = None,
-) -> None:
-    """Write the page that compares `scenes`.
+) -> list[str]:
+    """Write the page that compares `scenes`; returns why metrics have no value, a line each.
 
     metrics: names that `star_core.metrics` knows; why one of them has no value stands on the page.
     seed: of the blind mode's shuffling.
@@ -76,6 +76,8 @@ def write_page(
                 elif name:
                     page.write(_text(name, title))
         target.commit()
+        notes = (note for scene in described for note in scene["missing"])
+        return list(dict.fromkeys(notes))
     finally:
         target.discard()
 
@@ -135,10 +137,11 @@ def _check(scene: Scene) -> None:
         )
 
 
-def _described(scene: Scene, metrics: Sequence[str], report: Progress) -> dict[str, object]:
+def _described(scene: Scene, metrics: Sequence[str], report: Progress) -> dict[str, Any]:
     """A scene as the page's program reads it."""
     measured = _measured(scene, metrics, report)
-    missing = {why: None for comparison in measured.values() for why in comparison.missing.values()}
+    whys = (why for comparison in measured.values() for why in comparison.missing.values())
+    missing = list(dict.fromkeys(whys))
     rows = len(scene.clips) * cell_height(scene.size[1])
     return {
         "name": scene.name,
@@ -151,7 +154,8 @@ def _described(scene: Scene, metrics: Sequence[str], report: Progress) -> dict[s
         "clips": [{"name": clip.name} for clip in scene.clips],
         "reference": scene.clips.index(scene.reference) if scene.reference else None,
         "metrics": [_metric(name, measured) for name in metrics],
-        "notes": [*scene.notes, *missing],
+        "notes": list(scene.notes),
+        "missing": missing,
     }
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.util
 import math
 import sys
 from fractions import Fraction
@@ -191,6 +192,16 @@ def test_the_report_has_every_cell_and_frame(folder, restored):
     assert "Gaussian blur 1.6, area reduction by 4, noise 12/255, JPEG 30; seed 1." in text
     for picture in (folder / "report").glob("*.png"):
         assert f"({picture.name})" in text
+
+
+def test_without_pillow_the_tables_are_still_made(folder, restored, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "PIL" else find_spec(n))
+    arguments = ["--clips", "toy", "--methods", "bicubic", "--recipes", "light"]
+    assert main(["benchmark", *arguments, "--metrics", "psnr", "--out", str(folder)]) == 0
+    assert "pip install pillow" in capsys.readouterr().err
+    assert "| bicubic |" in (folder / "benchmark.md").read_text()
+    assert not list(folder.glob("*.png"))
 
 
 def test_the_command_prints_where_the_report_lies(folder, restored, capsys):

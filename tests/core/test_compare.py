@@ -207,12 +207,14 @@ def test_too_many_clips_for_one_video_are_refused(tmp_path):
         write_page(scenes, tmp_path / "page.html", title="T", metrics=[])
 
 
-def test_what_cannot_be_measured_is_said_on_the_page(tmp_path, clips):
+def test_what_cannot_be_measured_is_said_on_the_page_and_at_the_terminal(tmp_path, clips, capsys):
     page = tmp_path / "page.html"
-    scenes = find_scenes(clips[:2], frames=(0, 2))
-    write_page(scenes, page, title="T", metrics=["psnr"])
+    arguments = [*map(str, clips[:2]), "--frames", "0:2", "--out", str(page)]
+    assert main(["compare", *arguments, "--metrics", "psnr"]) == 0
     (scene,) = data_of(page)["scenes"]
-    assert scene["metrics"][0]["values"] == {} and "needs a ground truth" in scene["notes"][0]
+    assert scene["metrics"][0]["values"] == {}
+    (why,) = scene["missing"]
+    assert "needs a ground truth" in why and f"note: {why}" in capsys.readouterr().err
 
 
 # votes

@@ -44,7 +44,7 @@ async function open(index, blind = null) {
   $("frame").max = scene.frames - 1;
   $("measured").hidden = Boolean(blind) || !scene.metrics.length;
   $("notes").hidden = Boolean(blind);
-  $("notes").replaceChildren(...scene.notes.map((note) => element("li", note)));
+  $("notes").replaceChildren(...[...scene.notes, ...scene.missing].map((note) => element("li", note)));
   follow = drawCurves($("charts"), $("values"), scene, player.seek);
   $("stage").style.setProperty("--shape", `${scene.width} / ${scene.height}`);
   if (changed) stage.open(scene);
