@@ -55,7 +55,7 @@ def ms_ssim(restored: Tensor, reference: Tensor) -> float:
     """
     _at_least(176, "MS-SSIM", restored)
     x, y = restored[:3], reference[:3]
-    product = x.new_ones(3)
+    product = torch.ones(3, dtype=torch.float64)
     for scale, weight in enumerate(_SCALES, start=1):
         luminance, structure = _similarity(x, y)
         if scale == len(_SCALES):
@@ -67,6 +67,8 @@ def ms_ssim(restored: Tensor, reference: Tensor) -> float:
 
 def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """SSIM's two factors at each pixel, luminance and structure: (c h w) -> (c h-10 w-10)."""
+    # Variances are small differences of large means; not every device has float64.
+    x, y = x.cpu().double(), y.cpu().double()
     moments = _gaussian_means(torch.stack((x, y, x * x, y * y, x * y)))
     mean_x, mean_y = moments[:2]
     var_x, var_y, cov = moments[2:] - torch.stack((mean_x**2, mean_y**2, mean_x * mean_y))
