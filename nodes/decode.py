@@ -74,7 +74,12 @@ class StarVAEEncode(io.ComfyNode):
                 on_step=Progress(),
             )
         return io.NodeOutput(
-            {"samples": latents, "star_size": (width, height), "star_padding": padding}
+            {
+                "samples": latents,
+                "star_size": (width, height),
+                "star_padding": padding,
+                "star_frames": len(images),
+            }
         )
 
 
@@ -123,6 +128,7 @@ class StarVAEDecode(io.ComfyNode):
                 overlap=window_overlap,
                 tile=tile_of(tile_size, tile_overlap),
                 padding=_padding(samples, star_vae(vae).video_vae.factor),
+                frames=samples.get("star_frames"),
                 on_step=Progress(),
             )
         return io.NodeOutput(images)

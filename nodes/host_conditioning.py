@@ -4,12 +4,15 @@ from typing import Any, NamedTuple
 
 import comfy.sd
 import node_helpers
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..star_core.backbones import STAR_PROMPTS
 from ..star_core.behaviour import DEFAULT
 from ..star_core.checkpoints import ModelFile
 from ..star_core.geometry import minimal_padding, output_size, pad, shrunk, upsample
+from ..star_core.networks import CogVideoXConfig, backbone_of
 from ..star_core.text import join_prompt
 from ..star_core.tiling import Tile
 from ..star_core.upscale import check_vae
@@ -18,6 +21,8 @@ from .host_model import HINT, star_of
 from .host_vae import encode_video, star_vae
 
 Conditioning = list[list[Any]]
+
+T5_PADDING, T5_END = 0, 1  # tokens
 
 
 class Prompts(NamedTuple):
@@ -32,8 +37,9 @@ def prompts_for(
 ) -> Prompts:
     """The model's learned prompts, or text as STAR reads it, if the model has none.
 
-    77 tokens, parentheses are no weights, nothing is masked. ValueError if a text encoder is
-    missing or another model's.
+    As many tokens as it was trained with, parentheses are no weights, nothing is masked. Where a
+    text is the default of the published models, the model's own is meant. ValueError if a text
+    encoder is missing or another model's.
     """
     if star.prompts is not None:
         return Prompts(*([[learned.float(), {}]] for learned in star.prompts))
@@ -45,15 +51,48 @@ def prompts_for(
         # The host continues long prompts in further blocks of 77; STAR was trained with one.
         return clip.encode_from_tokens_scheduled({k: v[:1] for k, v in tokens.items()})
 
+    usual = backbone_of(star.config).prompts
+    if (prompt, quality, negative) != (usual.prompt, usual.positive, usual.negative):
+        prompt = usual.prompt if prompt == STAR_PROMPTS.prompt else prompt
+        quality = usual.positive if quality == STAR_PROMPTS.positive else quality
+    bad = usual.negative if negative in (STAR_PROMPTS.negative, "") else negative
+    if isinstance(star.config, CogVideoXConfig):
+        length = star.config.context_length
+
+        def encode(text: str) -> Conditioning:
+            return t5_conditioning(clip, text, length)
+
     caption = join_prompt(prompt, quality, DEFAULT.prompt_separator)
-    prompts = Prompts(encode(caption), encode(negative))
+    good = encode(caption)
+    nothing = [[torch.zeros_like(embedding), values] for embedding, values in good]
+    prompts = Prompts(good, nothing if bad is None else encode(bad))
     width = prompts.positive[0][0].shape[-1]
     if width != star.config.context_dim:
         raise ValueError(
             f"this CLIP gives embeddings of width {width}, the model takes "
-            f"{star.config.context_dim}: STAR's text encoder is OpenCLIP ViT-H-14"
+            f"{star.config.context_dim}: take STAR Load Text Encoder with the file that belongs to "
+            "the model, OpenCLIP ViT-H-14 or, on CogVideoX, t5-v1_1-xxl"
         )
     return prompts
+
+
+def t5_conditioning(clip: comfy.sd.CLIP, text: str, length: int) -> Conditioning:
+    """A prompt as CogVideoX reads it: `length` tokens with padding that takes part.
+
+    ValueError for a text encoder that is no T5, or one that masks padding.
+    """
+    tokens = clip.tokenize(text, disable_weights=True)
+    masked = getattr(getattr(clip.cond_stage_model, "t5xxl", None), "enable_attention_masks", True)
+    if set(tokens) != {"t5xxl"} or masked:
+        raise ValueError(
+            "this model takes the text encoder t5-v1_1-xxl without a mask: connect STAR Load Text "
+            "Encoder, or Load CLIP with type pixart"
+        )
+    ids = [pair[0] for block in tokens["t5xxl"] for pair in block]
+    ids = [token for token in ids if token not in (T5_PADDING, T5_END)][: length - 1] + [T5_END]
+    ids += [T5_PADDING] * (length - len(ids))
+    embedding = clip.encode_from_tokens({"t5xxl": [[(token, 1.0) for token in ids]]})
+    return [[embedding, {}]]
 
 
 def target_size(images: Tensor, scale: float, width: int, height: int) -> tuple[int, int]:
@@ -98,7 +137,12 @@ def low_quality_latent(
 
     frames = video_from_images(images)
     latents = encode_video(vae, frames, prepare, tile=tile, on_step=Progress())
-    return {"samples": latents, "star_size": size, "star_padding": padding}
+    return {
+        "samples": latents,
+        "star_size": size,
+        "star_padding": padding,
+        "star_frames": len(frames),
+    }
 
 
 def with_hint(prompts: Prompts, latent: dict[str, Any]) -> Prompts:

@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 
 from ..star_core.downloads import PUBLISHED, download
-from ..star_core.known_files import CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, identify
+from ..star_core.known_files import CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5, FileKind, identify
 from ..star_core.tensor_files import open_tensors
 from ..star_core.upscale import BUILT_IN
 from .host import Progress
@@ -58,11 +58,12 @@ def resolve(name: str, folders: tuple[str, ...], *, built_in: int | None = None)
     raise ValueError(f"{name} is not there: put it into one of {places}, or choose another file")
 
 
-def check_text_encoder(path: Path) -> None:
-    """ValueError unless the file is a CLIP text encoder; the host would take others for one."""
+def check_text_encoder(path: Path) -> FileKind:
+    """Its kind; ValueError unless it is one of ours: the host would take others for one."""
     kind = identify(open_tensors(path))
-    if kind not in (CLIP_OPEN_CLIP, CLIP_TRANSFORMERS):
+    if kind not in (CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5):
         raise ValueError(
             f"{path.name} seems to be a {kind.title}: STAR takes the text encoder OpenCLIP "
-            "ViT-H-14, laion2b_s32b_b79k"
+            "ViT-H-14, laion2b_s32b_b79k, and on CogVideoX t5-v1_1-xxl"
         )
+    return kind

@@ -15,12 +15,14 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
+from ..star_core.backbones import SamplingDefaults
 from ..star_core.checkpoints import ModelFile, load_into
-from ..star_core.diffusion.schedule import star_schedule
+from ..star_core.diffusion.levels import trained_schedule
 from ..star_core.footprint import Pass, peak_of
 from ..star_core.models.attention import in_rows
 from ..star_core.models.slicing import Slicing
 from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
+from ..star_core.networks import NetworkConfig
 from ..star_core.shortcuts import BatchedFeatures, DeepFeatures
 from ..star_core.tiling import Tile
 
@@ -48,11 +50,11 @@ WEIGHT_TYPES = {
 
 
 class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
-    """STAR's schedule; velocities are converted at the rounded timestep, as STAR does."""
+    """The model's schedule; velocities are converted at the rounded timestep, as STAR does."""
 
-    def __init__(self, noise_level: int) -> None:
+    def __init__(self, sampling: SamplingDefaults) -> None:
         super().__init__()
-        self.schedule = star_schedule()
+        self.schedule, noise_level = trained_schedule(sampling), sampling.noise_level
         # The host's schedulers begin at the last of these: where the model wants to begin. From
         # pure noise the host's solvers of second order would blow up.
         self.set_sigmas(self.schedule.log_edm_sigmas[:noise_level].exp().clamp(max=PURE_NOISE))
@@ -87,19 +89,18 @@ class HostAttention:
         return in_rows(attend, q, k, v, heads)
 
 
-class HostUNet(ControlledVideoUNet):
-    """The core's network, called as the host calls its own."""
+class Hosted:
+    """What makes one of the core's networks be called as the host calls its own."""
 
-    def __init__(self, config: UNetConfig, *, dtype: torch.dtype, device, operations) -> None:
-        self_attention = HostAttention()
-        super().__init__(
-            config, operations=operations, attention=self_attention, device="meta", dtype=dtype
-        )
-        self.attention = self_attention
+    def __init__(self, config: Any, *, dtype: torch.dtype, device, operations) -> None:
+        attention = HostAttention()
+        how = {"operations": operations, "attention": attention, "device": "meta", "dtype": dtype}
+        super().__init__(config, **how)  # pyright: ignore[reportCallIssue]
+        self.attention = attention
         self.dtype = dtype
         self.slicing = Slicing()
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         self,
         x,
         timesteps,
@@ -132,10 +133,29 @@ class HostUNet(ControlledVideoUNet):
             deep = BatchedFeatures(features) if features else None
         try:
             # Clones of a MODEL share this module.
-            with self.working(**how):
-                return super().forward(x, timesteps.long(), context, hint, deep=deep)
+            with self.working(**how):  # pyright: ignore[reportAttributeAccessIssue]
+                return super().forward(  # pyright: ignore[reportAttributeAccessIssue]
+                    x, timesteps.long(), context, hint, deep=deep
+                )
         finally:
             self.attention.options = {}
+
+
+class HostUNet(Hosted, ControlledVideoUNet):
+    pass
+
+
+def host_network(config: NetworkConfig, **options: Any) -> Any:
+    """The network of a size for the host; options: dtype, device, operations."""
+    if isinstance(config, UNetConfig):
+        return HostUNet(config, **options)
+    # Not at the top: diffusers takes seconds to import, and most graphs do without.
+    from ..star_core.models.cogvideox_dit import CogVideoXDiT
+
+    class HostDiT(Hosted, CogVideoXDiT):
+        pass
+
+    return HostDiT(config, **options)
 
 
 def features_of(prompts: Sequence[Any], options: dict[str, Any]) -> list[DeepFeatures]:
@@ -154,9 +174,9 @@ class StarBaseModel(comfy.model_base.BaseModel):
 
     def __init__(self, config: "StarConfig", star: ModelFile) -> None:
         super().__init__(
-            config, comfy.model_base.ModelType.V_PREDICTION, device="meta", unet_model=HostUNet
+            config, comfy.model_base.ModelType.V_PREDICTION, device="meta", unet_model=host_network
         )
-        self.model_sampling = ModelSampling(star.sampling.noise_level)
+        self.model_sampling = ModelSampling(star.sampling)
         self.star = star
         self.how: dict[str, Any] = {}  # HOW of the run under way
 
@@ -179,13 +199,12 @@ class StarBaseModel(comfy.model_base.BaseModel):
     def memory_required(self, input_shape, cond_shapes=None) -> float:
         """Bytes of activations for latents (b c f h w), all frames at once."""
         dtype = self.manual_cast_dtype or self.get_dtype()
-        assert isinstance(self.star.config, UNetConfig)
         how = {name: self.how[name] for name in ("slicing", "tile") if name in self.how}
         return activations(self.star.config, input_shape, dtype, **how)
 
 
 def activations(
-    config: UNetConfig,
+    config: NetworkConfig,
     shape: Sequence[int],
     dtype: torch.dtype,
     *,
@@ -221,6 +240,8 @@ def latent_format(star: ModelFile) -> comfy.latent_formats.LatentFormat:
     format = comfy.latent_formats.SD15(star.latents.scale)
     format.latent_channels = star.config.in_dim
     format.latent_dimensions = 3
+    if format.latent_channels != 4:
+        format.latent_rgb_factors = None
     if star.latents.rgb is not None:
         format.latent_rgb_factors = [list(row) for row in star.latents.rgb]
     format.taesd_decoder_name = None  # it takes pictures, not videos

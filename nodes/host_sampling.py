@@ -1,6 +1,7 @@
 """STAR's sampling in the host's terms: NOISE, SIGMAS, SAMPLER, and patches of a MODEL."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor
 from ..star_core.backbones import SamplingDefaults
 from ..star_core.chunking import ChunkConfig, Merge, WindowMode, chunked, overlapping_windows
 from ..star_core.diffusion.denoiser import guided_velocity
+from ..star_core.diffusion.levels import guidance_of, levels_of, trained_schedule
 from ..star_core.diffusion.samplers import SAMPLERS, SolverNoise
-from ..star_core.diffusion.schedule import sampling_sigmas, star_schedule
 from ..star_core.noise import FrameNoise, brownian_noise
 from ..star_core.shortcuts import DeepFeatures, Shortcuts, in_step
 from ..star_core.tiling import Tile
@@ -41,13 +42,7 @@ class FrameNoiseSource:
 
 def finite_sigmas(sampling: SamplingDefaults) -> Tensor:
     """STAR's noise levels with a trailing 0; pure noise has the host's finite stand-in."""
-    return sampling_sigmas(
-        star_schedule(),
-        solver_mode=sampling.solver_mode,
-        steps=sampling.steps,
-        noise_level=sampling.noise_level,
-        sampler=sampling.sampler,
-    ).clamp(max=PURE_NOISE)
+    return levels_of(sampling).sigmas.clamp(max=PURE_NOISE)
 
 
 def star_sampler(name: str, noise: str, start_of_run: bool = True) -> comfy.samplers.KSAMPLER:
@@ -94,9 +89,13 @@ def patch_chunks(
     The windows lie outside guidance, so that its statistics are those of a window, as in STAR.
     """
     model = model.clone()
+    frames_each = star_of(model).latents.frames
+    # Windows of latents where these hold several frames each.
+    length = max(1, -(-chunk.length // frames_each))
+    overlap = min(-(-chunk.overlap // frames_each), length - 1)
 
     def predict(executor, x: Tensor, sigma: Tensor, model_options: Options, seed=None) -> Tensor:
-        windows = overlapping_windows(x.shape[2], chunk.length, chunk.overlap, mode=mode)
+        windows = overlapping_windows(x.shape[2], length, overlap, mode=mode)
 
         def predict_window(x: Tensor, sigma: Tensor, window: range) -> Tensor:
             mm.throw_exception_if_processing_interrupted()
@@ -105,7 +104,7 @@ def patch_chunks(
         return chunked(predict_window, windows, merge)(x, sigma)
 
     def reserve(executor, model, noise_shape, *args, **kwargs):
-        windows = overlapping_windows(noise_shape[2], chunk.length, chunk.overlap, mode=mode)
+        windows = overlapping_windows(noise_shape[2], length, overlap, mode=mode)
         frames = max(map(len, windows))
         return executor(model, [*noise_shape[:2], frames, *noise_shape[3:]], *args, **kwargs)
 
@@ -139,9 +138,19 @@ def _options_of(window: range, model_options: Options) -> Options:
 def patch_guidance(
     model: ModelPatcher, rescale: float, start_percent: float = 0.0, end_percent: float = 1.0
 ) -> ModelPatcher:
-    """A MODEL whose guidance is rescaled and runs between two shares of the noise levels."""
+    """A MODEL whose guidance is rescaled and runs between two shares of the noise levels.
+
+    The scale swings where that is how the model was made to be guided.
+    """
     model = model.clone()
-    schedule = star_schedule()
+    own = star_of(model).sampling
+    schedule = trained_schedule(own)
+
+    def scale_of(args: Options, t: Tensor) -> float:
+        steps = args["model_options"].get("transformer_options", {}).get("sample_sigmas", ())
+        known = replace(own, cfg=args["cond_scale"], steps=max(len(steps) - 1, 1))
+        scale = guidance_of(known)
+        return scale(t) if callable(scale) else scale
 
     def guide(args: Options) -> Tensor:
         if args["cond_scale"] == 1:
@@ -152,10 +161,10 @@ def patch_guidance(
             schedule.velocity_between(x_t, args[which], t)
             for which in ("cond_denoised", "uncond_denoised")
         )
-        v = guided_velocity(v_c, v_u, args["cond_scale"], rescale)
+        v = guided_velocity(v_c, v_u, scale_of(args, t), rescale)
         return x - schedule.x_0(x_t, v, t)
 
-    if rescale:
+    if rescale or own.cfg_mode == "dynamic":
         model.set_model_sampler_cfg_function(guide)
     sampling = model.get_model_object("model_sampling")
     begin, end = sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent)

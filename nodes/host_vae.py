@@ -7,6 +7,7 @@ Everything that depends on the insides of the host's VAE class is in `host_vae`.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import comfy.model_management as mm
 import torch
@@ -15,6 +16,7 @@ from comfy.sd import VAE
 from torch import Tensor, nn
 
 from ..star_core.behaviour import DEFAULT
+from ..star_core.causal_vae import CausalVideoVAE
 from ..star_core.geometry import Padding, crop
 from ..star_core.noise import FrameNoise
 from ..star_core.tiling import Tile
@@ -34,7 +36,7 @@ class FirstStageModel(nn.Module):
     the names of diffusers.
     """
 
-    def __init__(self, video_vae: VideoVAE, *, window: int, overlap: int) -> None:
+    def __init__(self, video_vae: Any, *, window: int, overlap: int) -> None:
         super().__init__()
         for name, child in video_vae.model.named_children():
             self.add_module(name, child)
@@ -44,6 +46,35 @@ class FirstStageModel(nn.Module):
 
     def encode(self, video: Tensor) -> Tensor:
         return torch.stack([self.encode_frame(frame) for frame in video.unbind(2)], dim=2)
+
+    def encode_clip(
+        self,
+        looks: Iterator[Tensor],
+        *,
+        noise: Callable[[int, tuple[int, ...]], Tensor] | None = None,
+        tile: Tile | None = None,
+        on_step: Callable[[int], None],
+    ) -> Tensor:
+        """Latents (1 c f h w) of frames (1 3 h w), of which one at a time is looked at.
+
+        noise: index and shape of latents (1 c h w) -> for a sample of the posterior. on_step: is
+        told the number of frames done.
+        """
+        latents = []
+        for i, look in enumerate(looks):
+            shape = (1, self.video_vae.latent_channels, *self._latent_sides(look))
+            sample = noise(i, shape) if noise else None
+            latents.append(self.encode_frame(look, noise=sample, tile=tile))
+            on_step(i + 1)
+        return torch.stack(latents, dim=2)
+
+    def _latent_sides(self, look: Tensor) -> tuple[int, int]:
+        height, width = look.shape[-2:]
+        return height // self.video_vae.factor, width // self.video_vae.factor
+
+    def frames_of(self, latents: int) -> int:
+        """How many frames of the video latents stand for."""
+        return latents
 
     def encode_frame(
         self, frame: Tensor, *, noise: Tensor | None = None, tile: Tile | None = None
@@ -102,7 +133,78 @@ class FirstStageModel(nn.Module):
         return model.config["block_out_channels"][0] * model.dtype.itemsize
 
 
-def host_vae(video_vae: VideoVAE, *, window: int = 3, overlap: int = DEFAULT.decode_overlap) -> VAE:
+class CausalFirstStageModel(FirstStageModel):
+    """The same for a VAE whose latents hold several frames: whole clips, 4k+1 frames long.
+
+    Others are filled up with their last frame. window, overlap: of latents, of no effect.
+    """
+
+    video_vae: CausalVideoVAE
+
+    def encode(self, video: Tensor) -> Tensor:
+        mm.throw_exception_if_processing_interrupted()
+        missing = (1 - video.shape[2]) % self.video_vae.latent_frames
+        video = torch.cat([video, *[video[:, :, -1:]] * missing], dim=2)
+        return self._raw(self.video_vae.encode(video.float()))
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        return (latents / self.video_vae.scaling_factor).to(mm.intermediate_device())
+
+    def encode_clip(
+        self,
+        looks: Iterator[Tensor],
+        *,
+        noise: Callable[[int, tuple[int, ...]], Tensor] | None = None,
+        tile: Tile | None = None,
+        on_step: Callable[[int], None],
+    ) -> Tensor:
+        mm.throw_exception_if_processing_interrupted()
+        video = torch.stack(list(looks), dim=2)
+        frames = video.shape[2]
+        missing = (1 - frames) % self.video_vae.latent_frames
+        video = torch.cat([video, *[video[:, :, -1:]] * missing], dim=2)
+        sample = None
+        if noise:
+            shape = (1, self.video_vae.latent_channels, *self._latent_sides(video))
+            count = (video.shape[2] - 1) // self.video_vae.latent_frames + 1
+            sample = torch.stack([noise(i, shape) for i in range(count)], dim=2)
+        latents = self._raw(self.video_vae.encode(video.float(), noise=sample, tile=tile))
+        on_step(frames)
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        check_latents(latents, self.video_vae)
+        (video,) = self.decode_windows(latents)
+        return video.to(mm.intermediate_device())
+
+    def decode_windows(
+        self,
+        latents: Tensor,
+        *,
+        window: int | None = None,
+        overlap: int | None = None,
+        tile: Tile | None = None,
+    ) -> Iterator[Tensor]:
+        mm.throw_exception_if_processing_interrupted()
+        yield self.video_vae.decode(latents.float() * self.video_vae.scaling_factor, tile=tile)
+
+    def frames_of(self, latents: int) -> int:
+        return (latents - 1) * self.video_vae.latent_frames + 1
+
+    def encode_memory(self, height: int, width: int, frames: int = 49) -> int:
+        """As there, of a window of frames in tiles of the trained size; specification, section 10:
+        4 maps of the first level's channels."""
+        config = self.video_vae.model.config
+        rows, columns = min(height, config["sample_height"]), min(width, config["sample_width"])
+        return int(1.25 * 4 * frames * rows * columns * self._bytes_per_pixel)
+
+    def decode_memory(self, frames: int, height: int, width: int) -> int:
+        return self.encode_memory(height, width, frames=9) * 2
+
+
+def host_vae(
+    video_vae: VideoVAE | CausalVideoVAE, *, window: int = 3, overlap: int = DEFAULT.decode_overlap
+) -> VAE:
     """A host VAE of a core one, which is taken over: the host decides where its weights are.
 
     window, overlap: frames decoded together, and shared by neighbouring windows. The host's tiled
@@ -113,7 +215,8 @@ def host_vae(video_vae: VideoVAE, *, window: int = 3, overlap: int = DEFAULT.dec
     # The constructor guesses a class from weights and takes no other. This one is a single number,
     # and all that is not set below stays as for pictures.
     vae = VAE(sd={"pixel_space_vae": torch.ones(())})
-    model = FirstStageModel(video_vae, window=window, overlap=overlap)
+    kind = FirstStageModel if isinstance(video_vae, VideoVAE) else CausalFirstStageModel
+    model = kind(video_vae, window=window, overlap=overlap)
     model.eval().requires_grad_(False).to(vae.vae_dtype)
     factor = video_vae.factor
 
@@ -125,14 +228,20 @@ def host_vae(video_vae: VideoVAE, *, window: int = 3, overlap: int = DEFAULT.dec
         height, width = (side * factor for side in shape[-2:])
         return model.decode_memory(min(shape[2], window), height, width)
 
-    def same_length(frames: int) -> int:
-        return frames
+    each = video_vae.latent_frames
+
+    def latents_of(frames: int) -> int:
+        return (frames - 1) // each + 1
+
+    def frames_of(latents: int) -> int:
+        return (latents - 1) * each + 1
 
     vae.first_stage_model = model
     vae.latent_dim = 3
     vae.latent_channels = video_vae.latent_channels
-    vae.downscale_ratio = vae.upscale_ratio = (same_length, factor, factor)
-    vae.downscale_index_formula = vae.upscale_index_formula = (1, factor, factor)
+    vae.downscale_ratio = (latents_of, factor, factor)
+    vae.upscale_ratio = (frames_of, factor, factor)
+    vae.downscale_index_formula = vae.upscale_index_formula = (each, factor, factor)
     vae.memory_used_encode = memory_used_encode
     vae.memory_used_decode = memory_used_decode
     vae.disable_offload = True  # diffusers' layers cannot be streamed: all on the device, or none
@@ -153,7 +262,7 @@ def star_vae(vae: VAE) -> FirstStageModel:
     return model
 
 
-def check_latents(latents: Tensor, video_vae: VideoVAE) -> None:
+def check_latents(latents: Tensor, video_vae: VideoVAE | CausalVideoVAE) -> None:
     """ValueError unless these are latents (b c f h w) with this VAE's channels."""
     shape = "x".join(map(str, latents.shape))
     if latents.ndim != 5:
@@ -185,17 +294,15 @@ def encode_video(
     """
     model = star_vae(vae)
     size = prepare(frames[0]).shape[-2:]
-    shape = (1, vae.latent_channels, *(side // model.video_vae.factor for side in size))
 
     def encoded(tile: Tile | None) -> Tensor:
         _load(vae, model.encode_memory(*_largest(size, tile)))
-        latents = []
-        for i, frame in enumerate(frames):
-            sample = noise.posterior(i, shape) if noise else None
-            latents.append(model.encode_frame(prepare(frame)[None], noise=sample, tile=tile))
-            if on_step:
-                on_step(i + 1, len(frames))
-        return torch.stack(latents, dim=2)
+        return model.encode_clip(
+            (prepare(frame)[None] for frame in frames),
+            noise=noise and noise.posterior,
+            tile=tile,
+            on_step=lambda done: on_step(done, len(frames)) if on_step else None,
+        )
 
     return _with_smaller_tiles(encoded, tile, size, model.video_vae.factor)
 
@@ -208,25 +315,29 @@ def decode_video(
     overlap: int | None = None,
     tile: Tile | None = None,
     padding: Padding | None = None,
+    frames: int | None = None,
     on_step: Step | None = None,
 ) -> Tensor:
     """IMAGE (b*f h w c) in [0, 1] of raw latents (b c f h w), without `padding`.
 
-    window, overlap: of frames, None for the VAE's own. on_step: frames done and in all. Nothing
-    but the result is as large as the clip.
+    frames: how many to keep of each clip, None for all. window, overlap: of frames, None for the
+    VAE's own. on_step: frames done and in all. Nothing but the result is as large as the clip.
     """
     model = star_vae(vae)
     check_latents(latents, model.video_vae)
     b, _, f, *sides = latents.shape
+    all_frames = model.frames_of(f)
+    keep = min(frames or all_frames, all_frames)
     size = tuple(side * model.video_vae.factor for side in sides)
     left, right, top, bottom = padding or (0, 0, 0, 0)
-    shape = (b * f, size[0] - top - bottom, size[1] - left - right, 3)
+    shape = (b * keep, size[0] - top - bottom, size[1] - left - right, 3)
 
     def decoded(tile: Tile | None) -> Tensor:
         _load(vae, model.decode_memory(min(window or model.window, f), *_largest(size, tile)))
         images, done = torch.empty(shape, device=mm.intermediate_device()), 0
-        for clip in latents.split(1):
+        for number, clip in enumerate(latents.split(1)):
             for video in model.decode_windows(clip, window=window, overlap=overlap, tile=tile):
+                video = video[:, :, : keep * (number + 1) - done]
                 video = crop(video[0], Padding(left, right, top, bottom)) / 2 + 0.5
                 images[done : done + video.shape[1]] = video.clamp_(0, 1).movedim(0, -1)
                 done += video.shape[1]

@@ -4,8 +4,9 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
+from ..star_core.causal_vae import open_vae
 from ..star_core.checkpoints import open_model
-from ..star_core.vae import load_vae
+from ..star_core.known_files import T5
 from .host import named
 from .host_files import (
     BUILT_IN_NAME,
@@ -65,8 +66,8 @@ class StarLoadVAE(io.ComfyNode):
             display_name="STAR Load VAE",
             category="STAR",
             description="Loads the VAE that belongs to the model: tiny's own, or that of Stable "
-            "Video Diffusion, alone or inside a whole checkpoint, in either naming. The host's "
-            "VAE nodes work on it as well.",
+            "Video Diffusion, alone or inside a whole checkpoint, in either naming; or that of "
+            "CogVideoX. The host's VAE nodes work on it as well.",
             inputs=[
                 io.Combo.Input(
                     "vae_name",
@@ -85,7 +86,7 @@ class StarLoadVAE(io.ComfyNode):
             model = resolve(BUILT_IN_NAME, MODEL_FOLDERS, built_in=0)
             own = {"window": open_model(model).sampling.decode_window}
             return io.NodeOutput(
-                host_vae(load_vae(path), **(own if vae_name == BUILT_IN_NAME else {}))
+                host_vae(open_vae(path), **(own if vae_name == BUILT_IN_NAME else {}))
             )
 
 
@@ -96,8 +97,9 @@ class StarLoadTextEncoder(io.ComfyNode):
             node_id="STAR_LoadTextEncoder",
             display_name="STAR Load Text Encoder",
             category="STAR",
-            description="Loads the text encoder OpenCLIP ViT-H-14 for light_deg and heavy_deg. "
-            "Load CLIP with type stable_diffusion serves as well; tiny needs none.",
+            description="Loads the text encoder OpenCLIP ViT-H-14 for light_deg and heavy_deg, or "
+            "t5-v1_1-xxl for STAR on CogVideoX. Load CLIP with type stable_diffusion, or pixart "
+            "for T5, serves as well; tiny needs none.",
             inputs=[
                 io.Combo.Input(
                     "clip_name",
@@ -112,10 +114,12 @@ class StarLoadTextEncoder(io.ComfyNode):
     def execute(cls, clip_name: str) -> io.NodeOutput:
         with named("STAR Load Text Encoder"):
             path = resolve(clip_name, TEXT_ENCODER_FOLDERS)
-            check_text_encoder(path)
+            kind = check_text_encoder(path)
+            # Of the types that the host knows for T5, this one masks nothing.
+            types = comfy.sd.CLIPType
             clip = comfy.sd.load_clip(
                 ckpt_paths=[str(path)],
                 embedding_directory=folder_paths.get_folder_paths("embeddings"),
-                clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
+                clip_type=types.PIXART if kind is T5 else types.STABLE_DIFFUSION,
             )
             return io.NodeOutput(clip)

@@ -18,10 +18,9 @@ from torch.utils.flop_counter import flop_registry
 from .diffusion.schedule import star_schedule
 from .live_tensors import META, LiveMetaTensors
 from .models.slicing import Slicing
-from .models.unet import ControlledVideoUNet, UNetConfig
+from .models.unet import ControlledVideoUNet
+from .networks import Network, NetworkConfig, build_network
 from .vae import VAEGeometry, VideoVAE, vae_from_config
-
-TEXT_TOKENS = 77
 
 
 class Peak(NamedTuple):
@@ -42,7 +41,7 @@ class Cost(NamedTuple):
 class Pass:
     """One forward pass of STAR's network on latents (batch in_dim frames height width)."""
 
-    config: UNetConfig
+    config: NetworkConfig
     dtype: torch.dtype
     frames: int
     height: int
@@ -53,7 +52,7 @@ class Pass:
         """x, t, y and hint."""
         size = (self.batch, self.config.in_dim, self.frames, self.height, self.width)
         x = torch.empty(size, dtype=self.dtype, device=META)
-        prompt = (self.batch, TEXT_TOKENS, self.config.context_dim)
+        prompt = (self.batch, self.config.context_length, self.config.context_dim)
         y = torch.empty(prompt, dtype=self.dtype, device=META)
         return x, torch.empty(self.batch, dtype=torch.int64, device=META), y, x
 
@@ -89,7 +88,7 @@ def reusing(forward: Pass, attention_window: int | None = None) -> Reusing:
 
 
 @cache
-def network_bytes(config: UNetConfig, dtype: torch.dtype) -> int:
+def network_bytes(config: NetworkConfig, dtype: torch.dtype) -> int:
     """Of the weights."""
     return _bytes(_network(config, dtype))
 
@@ -166,7 +165,8 @@ def _flops(forward: Pass, attention_window: int | None, deep: _Kept) -> int:
         LiveMetaTensors(),
         _Flops() as counter,
     ):
-        network(*inputs, deep=deep)
+        # Not every network keeps features to reuse.
+        network(*inputs, **({"deep": deep} if isinstance(network, ControlledVideoUNet) else {}))
     return counter.total
 
 
@@ -192,9 +192,9 @@ class _Flops(TorchDispatchMode):
 
 
 @cache
-def _network(config: UNetConfig, dtype: torch.dtype) -> ControlledVideoUNet:
+def _network(config: NetworkConfig, dtype: torch.dtype) -> Network:
     star_schedule()  # made once, and not to be counted
-    network = ControlledVideoUNet(config, device=META, dtype=dtype).eval()
+    network = build_network(config, device=META, dtype=dtype).eval()
     return network.requires_grad_(False)
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..backbones import SamplingDefaults
 from .denoiser import dynamic_guidance
-from .scaled_linear import Run, run_levels
-from .schedule import sampling_sigmas, star_schedule
+from .scaled_linear import Run, run_levels, scaled_linear_schedule
+from .schedule import NoiseSchedule, sampling_sigmas, star_schedule
 
 
 def levels_of(sampling: SamplingDefaults, *, exact: bool = True) -> Run:
@@ -34,6 +34,13 @@ def levels_of(sampling: SamplingDefaults, *, exact: bool = True) -> Run:
         exact=exact,
     )
     return Run(star_schedule(), sigmas)
+
+
+def trained_schedule(sampling: SamplingDefaults) -> NoiseSchedule:
+    """The schedule that a model was trained with, whatever levels a run takes."""
+    if sampling.schedule == "scaled_linear":
+        return scaled_linear_schedule(sampling.shift)
+    return star_schedule()
 
 
 def guidance_of(sampling: SamplingDefaults) -> float | Callable[[Tensor], float]:

@@ -54,6 +54,11 @@ class UNetConfig:
             raise ValueError("guess_input needs hint_prior: the guess is that prior's")
 
     @property
+    def context_length(self) -> int:
+        """Tokens of a prompt, those of CLIP."""
+        return 77
+
+    @property
     def downsamplings(self) -> int:
         return len(self.dim_mult) - 1
 
