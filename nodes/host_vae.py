@@ -215,7 +215,7 @@ def host_vae(
     # The constructor guesses a class from weights and takes no other. This one is a single number,
     # and all that is not set below stays as for pictures.
     vae = VAE(sd={"pixel_space_vae": torch.ones(())})
-    kind = FirstStageModel if isinstance(video_vae, VideoVAE) else CausalFirstStageModel
+    kind = CausalFirstStageModel if video_vae.latent_frames > 1 else FirstStageModel
     model = kind(video_vae, window=window, overlap=overlap)
     model.eval().requires_grad_(False).to(vae.vae_dtype)
     factor = video_vae.factor

@@ -20,7 +20,8 @@ from .host_files import (
 from .host_model import WEIGHT_TYPES, load_patcher
 from .host_vae import host_vae
 
-MODELS, VAES, TEXT_ENCODERS = ("light_deg", "heavy_deg"), ("svd_vae",), ("clip_vit_h",)
+MODELS = ("light_deg", "heavy_deg", "cogvideox")
+VAES, TEXT_ENCODERS = ("svd_vae", "cogvideox_vae"), ("clip_vit_h", "t5xxl")
 
 
 class StarLoadModel(io.ComfyNode):

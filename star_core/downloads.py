@@ -54,12 +54,33 @@ PUBLISHED = {
         folder="diffusion_models",
         file="STAR/heavy_deg.pt",
     ),
+    "cogvideox": PublishedFile(
+        title="STAR on CogVideoX",
+        repo="SherryX/STAR",
+        path="CogVideoX-5B-based/1/mp_rank_00_model_states.pt",
+        folder="diffusion_models",
+        file="STAR/cogvideox.pt",
+    ),
     "svd_vae": PublishedFile(
         title="VAE of Stable Video Diffusion",
         repo="stabilityai/stable-video-diffusion-img2vid",
         path="vae/diffusion_pytorch_model.fp16.safetensors",
         folder="vae",
         file="svd_img2vid_vae_fp16.safetensors",
+    ),
+    "cogvideox_vae": PublishedFile(
+        title="VAE of CogVideoX",
+        repo="THUDM/CogVideoX-5b",
+        path="vae/diffusion_pytorch_model.safetensors",
+        folder="vae",
+        file="cogvideox_5b_vae.safetensors",
+    ),
+    "t5xxl": PublishedFile(
+        title="text encoder t5-v1_1-xxl",
+        repo="comfyanonymous/flux_text_encoders",
+        path="t5xxl_fp16.safetensors",
+        folder="text_encoders",
+        file="t5xxl_fp16.safetensors",
     ),
     "clip_vit_h": PublishedFile(
         title="text encoder OpenCLIP ViT-H-14",

@@ -26,29 +26,17 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 @dataclass(frozen=True, kw_only=True)
 class _Sought:
-    """A file that a model needs: its usual names, the kinds that will do, where to get it.
-
-    published: a key of `downloads.PUBLISHED`, or "" where `source` names the file.
-    """
+    """A file that a model needs: its usual names, the kinds that will do, the published one."""
 
     what: str
     option: str
     likely_name: str
     kinds: tuple[FileKind, ...]
-    folder: str
-    published: str = ""
-    source: str = ""
+    published: str
 
     @property
     def folders(self) -> tuple[str, ...]:
-        return _FOLDERS[self.folder]
-
-    def how_to_get(self, home: Path | None) -> str:
-        """home: as of `_how_to_get`."""
-        if self.published:
-            return _how_to_get(self.published, home)
-        folder = home / self.folder if home else f"ComfyUI's models/{self.folder}"
-        return f"put {self.source} into {folder}"
+        return _FOLDERS[PUBLISHED[self.published].folder]
 
 
 # Where else people keep what belongs into a folder of ComfyUI's `models`.
@@ -63,7 +51,6 @@ _VAE = _Sought(
     option="--vae",
     likely_name=r"svd|diffusion_pytorch_model|temporal",
     kinds=(VAE_DIFFUSERS, VAE_SVD, SVD),
-    folder="vae",
     published="svd_vae",
 )
 _COGVIDEOX_VAE = _Sought(
@@ -71,15 +58,13 @@ _COGVIDEOX_VAE = _Sought(
     option="--vae",
     likely_name=r"cogvideo|3d-vae|diffusion_pytorch_model",
     kinds=(VAE_COGVIDEOX,),
-    folder="vae",
-    source="the folder vae of THUDM/CogVideoX-5b on Hugging Face",
+    published="cogvideox_vae",
 )
 _TEXT_ENCODER = _Sought(
     what="text encoder",
     option="--text-encoder",
     likely_name=r"open_?clip|vit-?h|clip.?h|text_encoder|sd-?_?2|v2-",
     kinds=(CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, STABLE_DIFFUSION_2),
-    folder="text_encoders",
     published="clip_vit_h",
 )
 _T5 = _Sought(
@@ -87,8 +72,7 @@ _T5 = _Sought(
     option="--text-encoder",
     likely_name=r"t5|text_encoder|^model",
     kinds=(T5,),
-    folder="text_encoders",
-    source="the folders text_encoder and tokenizer of THUDM/CogVideoX-5b on Hugging Face",
+    published="t5xxl",
 )
 
 
@@ -198,7 +182,7 @@ def _find(
             if identify(file) in sought.kinds and fits(file):
                 return path
     raise ValueError(
-        f"no {sought.what} found: {sought.how_to_get(home)}, or name the file with "
+        f"no {sought.what} found: {_how_to_get(sought.published, home)}, or name the file with "
         f"{sought.option} ({_searched(places)})"
         + "".join(f"; passed over: {reason}" for reason in unreadable[:3])
     )

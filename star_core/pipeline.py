@@ -109,7 +109,7 @@ def _run(
         return tile.in_latents(vae.factor, step=2**model.config.downsamplings)
 
     # Most of a run is the same for either VAE; how frames become latents and back is not.
-    kind: type[ShotRun] = FrameRun if isinstance(vae, VideoVAE) else WindowRun
+    kind: type[ShotRun] = WindowRun if vae.latent_frames > 1 else FrameRun
     return kind(
         name=f"{number:04}",
         shot=shot,

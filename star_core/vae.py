@@ -56,10 +56,11 @@ class VideoVAE:
     switches them off.
     """
 
+    latent_frames = 1  # frames of the video that one of latents holds
+
     def __init__(self, model: AutoencoderKLTemporalDecoder) -> None:
         self.model = model
         self.factor = 2 ** (len(model.config["block_out_channels"]) - 1)
-        self.latent_frames = 1
         self.latent_channels: int = model.config["latent_channels"]
         self.scaling_factor: float = model.config["scaling_factor"]
 
