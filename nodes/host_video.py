@@ -84,13 +84,13 @@ class HostSeat(Seat):
             factor, channels = stage.video_vae.factor, stage.video_vae.latent_channels
             width, height = (-(-side // factor) for side in self._size)
             config: Any = star_of(self._model).config
-            values = activations(
+            memory = activations(
                 config,
                 (1, channels, self._frames, height, width),
+                next(module.parameters()).dtype,
                 slicing=settings.slicing,
                 tile=_patched(self._model).get("tile"),
             )
-            memory = values * mm.dtype_size(next(module.parameters()).dtype)
             mm.load_models_gpu([self._model], memory_required=memory)
         else:
             most = settings.tile.size if settings.tile else max(self._size)

@@ -154,7 +154,7 @@ def wanted(
         sampling=sampling,
         strength=strength,
         shrink=shrink,
-        chunk=ChunkConfig(length=chunk_frames, overlap=chunk_overlap),
+        chunk=ChunkConfig.near(chunk_frames, chunk_overlap, star.latents.frames),
         **others,
     )
     return settings, prompts_for(star, clip, prompt, quality, negative)

@@ -52,6 +52,15 @@ class ChunkConfig:
         if self.segment is not None and self.segment < 1:
             raise ValueError(f"segment must be at least 1 frame, got {self.segment}")
 
+    @classmethod
+    def near(cls, length: int, overlap: int, latent_frames: int) -> "ChunkConfig":
+        """With lengths rounded down to those that fill whole latents."""
+        length, overlap = (
+            frames and (frames - 1) // latent_frames * latent_frames + 1
+            for frames in (length, overlap)
+        )
+        return cls(length=length, overlap=overlap, latent_frames=latent_frames)
+
 
 def usual_overlap(length: int, share: float, latent_frames: int = 1) -> int:
     """Frames that windows of `length` share with the next where nobody says how many.

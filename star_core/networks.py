@@ -56,11 +56,11 @@ Network = Union[ControlledVideoUNet, "CogVideoXDiT"]
 class Backbone:
     """What code needs to know to have a backbone's networks.
 
-    name: in the metadata of files. kind: of its published files. config: the class that states a
-    size. infer: the size from the tensors of a file that does not state it. weights: a file's
-    tensors under the network's names. published: how a network of that size is used where its file
-    does not say. vae, text_encoder: kinds of the other files that it needs. prompts: where the user
-    gives none. reference: what the original does.
+    name: in the metadata of files and of `config`, the class that states a size. kind: of its
+    published files. infer: the size from the tensors of a file that does not state it. weights: a
+    file's tensors under the network's names. published: how a network of that size is used where
+    its file does not say. vae, text_encoder: kinds of the other files that it needs. prompts: where
+    the user gives none. reference: what the original does.
     """
 
     name: str
@@ -170,4 +170,4 @@ def backbone_of(what: NetworkConfig | Mapping[str, Tensor]) -> Backbone:
     if isinstance(what, Mapping):
         kind = identify(what)
         return next((b for b in BACKBONES.values() if b.kind is kind), I2VGENXL)
-    return next(b for b in BACKBONES.values() if isinstance(what, b.config))
+    return BACKBONES[what.backbone]

@@ -18,7 +18,6 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.samplers import SAMPLERS
 from .diffusion.schedule import star_schedule
 from .footprint import (
-    TEXT_TOKENS,
     Pass,
     decoding,
     encoding,
@@ -278,7 +277,7 @@ def _piece(task: Task, windows: tuple[range, ...]) -> Rehearsal:
         return torch.empty_like(x)
 
     with LiveMetaTensors() as live:
-        prompt = torch.empty(1, TEXT_TOKENS, task.config.context_dim, device=META)
+        prompt = torch.empty(1, task.config.context_length, task.config.context_dim, device=META)
         denoiser = Denoiser(
             network=network,
             schedule=schedule,

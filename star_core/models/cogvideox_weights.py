@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class CogVideoXConfig:
     positions: rotary, or sine and cosine added to the tokens (CogVideoX-2B). grid: rows and columns
     of tokens that it was trained on.
     """
+
+    backbone: ClassVar = "cogvideox"
 
     in_dim: int = 16
     context_dim: int = 4096

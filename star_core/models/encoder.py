@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class UNetConfig:
     guess_input: both encoders see that prior's guess of x_0 instead of x_t, so that the UNet's has
     something to look at where x_t is nearly pure noise.
     """
+
+    backbone: ClassVar = "i2vgenxl"
 
     in_dim: int = 4
     out_dim: int = 4
