@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from star_core.checkpoints import open_model
+from star_core.models.unet import UNetConfig
 from star_core.text import join_prompt
 from star_core.upscale import BUILT_IN
 
@@ -57,7 +58,7 @@ class Clip:
 
 def full_size(**changes):
     star = open_model(BUILT_IN["tiny"][0])
-    config = SimpleNamespace(context_dim=1024)
+    config = UNetConfig(context_dim=1024)
     return SimpleNamespace(prompts=None, config=config, sampling=star.sampling, **changes)
 
 
