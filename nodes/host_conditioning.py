@@ -12,10 +12,10 @@ from ..star_core.backbones import STAR_PROMPTS
 from ..star_core.behaviour import DEFAULT
 from ..star_core.checkpoints import ModelFile
 from ..star_core.geometry import minimal_padding, output_size, pad, shrunk, upsample
+from ..star_core.model import check_vae
 from ..star_core.networks import CogVideoXConfig, backbone_of
 from ..star_core.text import join_prompt
 from ..star_core.tiling import Tile
-from ..star_core.upscale import check_vae
 from .host import Progress, video_from_images
 from .host_model import HINT, star_of
 from .host_vae import encode_video, star_vae

@@ -6,8 +6,8 @@ import folder_paths
 
 from ..star_core.downloads import PUBLISHED, download
 from ..star_core.known_files import CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5, FileKind, identify
+from ..star_core.model import BUILT_IN
 from ..star_core.tensor_files import open_tensors
-from ..star_core.upscale import BUILT_IN
 from .host import Progress
 
 OWN_FOLDER = "star"

@@ -23,13 +23,14 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..star_core.checkpoints import StarModel
+from ..star_core.model import Model, check_vae
+from ..star_core.model import Prompts as SceneOf
 from ..star_core.offload import Seat
 from ..star_core.pipeline import Settings
 from ..star_core.resume import tensor_hash
 from ..star_core.shortcuts import DeepFeatures, Shortcuts
 from ..star_core.shots import find_cuts, shots_of
-from ..star_core.upscale import Job, Model, Scene, check_vae, upscale
-from ..star_core.upscale import Prompts as SceneOf
+from ..star_core.upscale import Job, Scene, upscale
 from ..star_core.video_io import VideoSource, open_video
 from .host import Progress
 from .host_conditioning import Prompts, size_of

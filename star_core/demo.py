@@ -20,9 +20,10 @@ from .canvas import Region, cut
 from .degradation import HEAVY, degrade_video
 from .geometry import upsample
 from .metrics import compare
+from .model import find_model, load
 from .pipeline import Settings
 from .progress import Progress
-from .upscale import Job, find_model, load, upscale
+from .upscale import Job, upscale
 from .video_io import VideoSource, open_sink, open_video
 
 DATA = Path(__file__).with_name("demo_data")

@@ -15,17 +15,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from its own level or below. The first entry that fits a module counts.
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
-    (0, "live_tensors"),
     (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
-    (0, "deepspeed_file", "draws", "losses", "offload", "progress", "resume", "shortcuts"),
-    (0, "shots", "tiling"),
+    (0, "deepspeed_file", "draws", "live_tensors", "losses", "offload", "progress", "resume"),
+    (0, "shortcuts", "shots", "tiling"),
     (1, "models", "out_of_memory", "tensor_files", "downloads", "model_files", "video_io"),
     (1, "degradation", "packages", "settings"),
-    (2, "clip_folders", "curves"),
-    (3, "evaluate", "evaluation_report", "protocol"),
-    (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "networks", "t5", "text", "vae"),
+    (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "model", "networks", "t5"),
+    (2, "clip_folders", "curves", "footprint", "text", "vae"),
     (3, "compare", "pipeline", "shot_run", "upscale", "training", "verify"),
-    (2, "footprint"),
+    (3, "evaluate", "evaluation_report", "protocol"),
     (3, "plan", "plan_plot", "plan_report", "prediction"),
     (4, "__main__", "batch", "bench", "benchmark", "cli", "demo"),
 ]

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..backbones import SamplingDefaults
 from ..geometry import upsample
+from ..model import BUILT_IN, find_model, load
 from ..packages import Carrier, fetch
 from ..pipeline import Settings
-from ..upscale import BUILT_IN, Job, find_model, load, upscale
+from ..upscale import Job, upscale
 from ..video_io import open_sink, open_video
 from .cases import SCALE
 

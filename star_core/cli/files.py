@@ -52,7 +52,7 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 
 def run_info(args: argparse.Namespace) -> None:
     from ..checkpoints import describe
-    from ..upscale import BUILT_IN
+    from ..model import BUILT_IN
 
     info = describe(BUILT_IN[args.file][0] if args.file in BUILT_IN else args.file)
     print(json.dumps(asdict(info)) if args.json else info)

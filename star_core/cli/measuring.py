@@ -58,8 +58,8 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 def run_bench(args: argparse.Namespace) -> None:
     from ..bench import run
     from ..checkpoints import describe
+    from ..model import BUILT_IN
     from ..models.unet import UNetConfig
-    from ..upscale import BUILT_IN
 
     device, dtype = compute(args)
     tiny = UNetConfig(**(describe(BUILT_IN["tiny"][0]).config or {}))

@@ -113,8 +113,8 @@ def _model(name: str, vae: str | None) -> dict[str, Any]:
     """Fields of `Task` about the model."""
     from ..backbones import SamplingDefaults
     from ..checkpoints import describe
+    from ..model import BUILT_IN, PUBLISHED_MODELS
     from ..models.unet import UNetConfig
-    from ..upscale import BUILT_IN, PUBLISHED_MODELS
     from ..vae import geometry_of
 
     path, own_vae = BUILT_IN.get(name, (name, None))

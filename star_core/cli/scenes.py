@@ -15,8 +15,9 @@ from .progress import Progress
 if TYPE_CHECKING:
     import torch
 
+    from ..model import ModelFiles
     from ..pipeline import Settings
-    from ..upscale import Job, ModelFiles, Scene
+    from ..upscale import Job, Scene
     from ..video_io import VideoSource
 
 SAMPLING = ("steps", "solver_mode", "sampler", "cfg", "cfg_rescale", "noise_level", "color_fix")
@@ -62,7 +63,8 @@ class Wishes:
 
     def scene(self, frames: range | None, said: dict[str, Any] | None = None) -> "Scene":
         """A scene with the options and what is said besides; ValueError if that cannot be."""
-        from ..upscale import Prompts, Scene
+        from ..model import Prompts
+        from ..upscale import Scene
 
         chosen = self._options | (said or {})
         settings = replace(

@@ -148,9 +148,9 @@ def run_train(args: argparse.Namespace) -> None:
         return
     from ..degradation import PRESETS as RECIPES
     from ..losses import DFLossConfig
+    from ..model import BUILT_IN
     from ..training.finetune import Material, finetune
     from ..training.objective import TrainConfig
-    from ..upscale import BUILT_IN
 
     path, built_in_vae = BUILT_IN.get(args.model, (Path(args.model), None))
     vae = args.vae or built_in_vae
@@ -212,8 +212,8 @@ def add_ablation(parser: argparse.ArgumentParser) -> None:
 
 
 def run_ablation(args: argparse.Namespace) -> None:
+    from ..model import BUILT_IN
     from ..training.ablation import VARIANTS, Ablation, ablate
-    from ..upscale import BUILT_IN
     from ..vae import load_vae
 
     variants = [v for v in VARIANTS if not args.only or args.only in v.name]
@@ -239,9 +239,9 @@ def run_ablation(args: argparse.Namespace) -> None:
 
 def _print_plan(args: argparse.Namespace) -> None:
     from ..checkpoints import open_model
+    from ..model import BUILT_IN
     from ..models.encoder import UNetConfig
     from ..training.plan import plan_training
-    from ..upscale import BUILT_IN
 
     path = BUILT_IN[args.model][0] if args.model in BUILT_IN else args.model
     config, factor = UNetConfig(), 4 if args.model in BUILT_IN else 8

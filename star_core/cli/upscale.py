@@ -246,7 +246,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_upscale(args: argparse.Namespace) -> None:
-    from ..upscale import load, upscale
+    from ..model import load
+    from ..upscale import upscale
 
     start = time.monotonic()
     order, wanted = ordered(args)
@@ -281,10 +282,11 @@ def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
     from ..backbones import SamplingDefaults
     from ..behaviour import DEFAULT
     from ..chunking import ChunkConfig, usual_overlap
+    from ..model import check_prompts, find_model
     from ..models.slicing import Slicing
     from ..networks import BACKBONES, I2VGENXL
     from ..pipeline import Settings
-    from ..upscale import Job, Order, check_prompts, find_model
+    from ..upscale import Job, Order
 
     device, dtype = compute(args)
     files = find_model(

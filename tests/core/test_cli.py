@@ -20,11 +20,11 @@ from torch import Tensor
 from star_core.cli import main
 from star_core.cli.upscale import add_upscale, ordered
 from star_core.geometry import upsample
+from star_core.model import BUILT_IN
 from star_core.pipeline import Settings
 from star_core.resume import work_folder
 from star_core.shortcuts import FAST, Shortcuts
 from star_core.tiling import Tile
-from star_core.upscale import BUILT_IN
 from star_core.video_io import open_sink, open_video
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import torch
 
 from star_core.causal_vae import CausalVideoVAE, open_vae
 from star_core.cli import main
-from star_core.upscale import find_model
+from star_core.model import find_model
 from star_core.video_io import open_sink, open_video
 from tests.cogvideox_files import VAE, write_model, write_t5, write_vae
 

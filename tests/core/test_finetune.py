@@ -5,9 +5,9 @@ import torch
 
 from star_core.checkpoints import load_model
 from star_core.cli import main
+from star_core.model import BUILT_IN
 from star_core.tensor_files import open_tensors
 from star_core.training.dataset import ClipFilter, make_dataset
-from star_core.upscale import BUILT_IN
 from star_core.video_io import open_sink
 
 

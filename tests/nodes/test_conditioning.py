@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from star_core.checkpoints import open_model
+from star_core.model import BUILT_IN
 from star_core.models.unet import UNetConfig
 from star_core.text import join_prompt
-from star_core.upscale import BUILT_IN
 
 pytestmark = pytest.mark.host
 

@@ -16,13 +16,13 @@ from star_core.diffusion.samplers import SAMPLERS
 from star_core.diffusion.schedule import sampling_sigmas, star_schedule
 from star_core.geometry import upsample
 from star_core.live_tensors import LiveTensors
+from star_core.model import BUILT_IN
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.noise import FrameNoise, brownian_noise
 from star_core.shortcuts import Shortcuts
 from star_core.tiling import Tile
 from star_core.training.lora import add_lora, merge_lora, write_lora
-from star_core.upscale import BUILT_IN
 from star_core.vae import load_vae
 from star_core.video_io import open_video
 

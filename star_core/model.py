@@ -1,0 +1,193 @@
+"""A model as a whole: where its files lie, what they hold, its network, VAE and prompts at work."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .backbones import LatentFormat
+from .behaviour import Behaviour
+from .causal_vae import CausalVideoVAE, open_vae, vae_file
+from .checkpoints import FileInfo, StarModel, describe, load_model
+from .downloads import PUBLISHED
+from .model_files import find_published, find_text_encoder, find_vae
+from .models.cogvideox_weights import CogVideoXConfig
+from .networks import BACKBONES, I2VGENXL, NetworkConfig, backbone_of
+from .resume import hash_of
+from .t5 import T5TextEncoder, load_t5
+from .text import ClipTextEncoder, join_prompt, load_text_encoder
+from .vae import VideoVAE
+
+WEIGHTS = Path(__file__).with_name("weights")
+BUILT_IN = {"tiny": (WEIGHTS / "tiny.safetensors", WEIGHTS / "tiny_vae.safetensors")}
+PUBLISHED_MODELS = [name for name, file in PUBLISHED.items() if file.folder == "diffusion_models"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """Where a model lies and what it needs; text_encoder is None for one with learned prompts."""
+
+    model: Path
+    vae: Path
+    text_encoder: Path | None
+    info: FileInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """prompt: what the video shows. positive, negative: what makes it good or bad. None: STAR's."""
+
+    prompt: str | None = None
+    positive: str | None = None
+    negative: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """Everything that restores: network, VAE, positive and negative embeddings (1 l d).
+
+    embeddings: by the prompts that they are of. sources: the files of network and VAE, or what
+    else tells their weights from others.
+    """
+
+    star: StarModel
+    vae: VideoVAE | CausalVideoVAE
+    embeddings: dict[Prompts, tuple[Tensor, Tensor]]
+    sources: tuple[Path | str, ...]
+
+    @cached_property
+    def identity(self) -> list[str]:
+        """Of the weights."""
+        return [hash_of(each) if isinstance(each, Path) else each for each in self.sources]
+
+
+def find_model(
+    name: str,
+    *,
+    vae: str | None = None,
+    text_encoder: str | None = None,
+    models_dir: str | None = None,
+) -> ModelFiles:
+    """The files of a model: built in, published (`light_deg`, `heavy_deg`) or named by its file.
+
+    Nothing is loaded. A published model, and a `vae` and `text_encoder` that are not given, are
+    sought, see `model_files`. ValueError if the model is no STAR network, or if a file is missing.
+    """
+    path, built_in_vae = BUILT_IN.get(name, (Path(name), None))
+    if name in PUBLISHED_MODELS and not path.exists():
+        path = find_published(name, models_dir=models_dir)
+    info = describe(path)
+    if info.config is None:
+        raise ValueError(
+            f"{path} seems to be a {info.title}: --model takes a STAR network or "
+            f"{', '.join((*BUILT_IN, *PUBLISHED_MODELS))}"
+            + (f" ({info.problems})" if info.problems else "")
+        )
+    places = {"model": path, "models_dir": models_dir}
+    backbone = BACKBONES[info.backbone or I2VGENXL.name]
+    if vae is None and built_in_vae:
+        vae_path = built_in_vae
+    else:
+        vae_path = vae_file(find_vae(vae and vae_file(vae), kinds=backbone.vae, **places))
+    if not info.prompts:
+        width, kinds = info.config["context_dim"], backbone.text_encoder
+        text_path = find_text_encoder(text_encoder, kinds=kinds, width=width, **places)
+    elif text_encoder is not None:
+        raise ValueError(
+            f"the model {name} has learned prompts and no text encoder: leave out --text-encoder"
+        )
+    else:
+        text_path = None
+    return ModelFiles(model=path, vae=vae_path, text_encoder=text_path, info=info)
+
+
+def load(
+    files: ModelFiles,
+    prompts: Iterable[Prompts] = (Prompts(),),
+    *,
+    behaviour: Behaviour,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Model:
+    """Load a model and encode prompts, on `device`; the rest waits on the CPU.
+
+    ValueError for prompts to a model that takes none, and for a VAE that does not fit.
+    """
+    star = load_model(files.model, dtype=dtype)
+    vae = open_vae(files.vae, scale=star.latents.scale, dtype=dtype)
+    check_vae(vae, star.config, star.latents)
+    model = Model(star=star, vae=vae, embeddings={}, sources=(files.model, files.vae))
+    add_prompts(model, files, prompts, behaviour=behaviour, device=device, dtype=dtype)
+    return model
+
+
+def add_prompts(
+    model: Model,
+    files: ModelFiles,
+    prompts: Iterable[Prompts],
+    *,
+    behaviour: Behaviour,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> None:
+    """Encode those prompts that a model has no embeddings of yet."""
+    wanted, star = dict.fromkeys(prompts), model.star
+    for each in wanted:
+        check_prompts(files, each)
+    if star.prompts is not None:
+        both = (star.prompts.positive, star.prompts.negative)
+        model.embeddings.update(dict.fromkeys(wanted, both))
+    new = [each for each in wanted if each not in model.embeddings]
+    if not new:
+        return
+    assert files.text_encoder is not None
+    usual = backbone_of(star.config).prompts
+    encoder = _text_encoder(files.text_encoder, star.config, device, dtype)
+
+    def encoded(prompts: Prompts) -> tuple[Tensor, Tensor]:
+        caption = join_prompt(
+            usual.prompt if prompts.prompt is None else prompts.prompt,
+            usual.positive if prompts.positive is None else prompts.positive,
+            behaviour.prompt_separator,
+        )
+        good = encoder.encode(caption).to(dtype)
+        bad = usual.negative if prompts.negative is None else prompts.negative
+        return good, torch.zeros_like(good) if bad is None else encoder.encode(bad).to(dtype)
+
+    model.embeddings.update({each: encoded(each) for each in new})
+
+
+def _text_encoder(
+    path: Path, config: NetworkConfig, device: torch.device | str, dtype: torch.dtype
+) -> ClipTextEncoder | T5TextEncoder:
+    if isinstance(config, CogVideoXConfig):  # in bfloat16: of twice the size few machines hold it
+        width, length = config.context_dim, config.context_length
+        return load_t5(path, width=width, length=length, device=device)
+    return load_text_encoder(path, width=config.context_dim, device=device, dtype=dtype)
+
+
+def check_prompts(files: ModelFiles, prompts: Prompts) -> None:
+    """ValueError for prompts to a model that takes none."""
+    if files.text_encoder is None and prompts != Prompts():
+        raise ValueError(
+            f"{files.model.name} has learned prompts and takes no text: leave out --prompt, "
+            "--positive and --negative"
+        )
+
+
+def check_vae(vae: VideoVAE | CausalVideoVAE, config: NetworkConfig, latents: LatentFormat) -> None:
+    """ValueError unless the latents of a VAE are those that a model was trained on."""
+    found, wanted = (vae.latent_channels, vae.scaling_factor), (config.in_dim, latents.scale)
+    if found != wanted:
+        raise ValueError(
+            f"this VAE makes latents of {found[0]} channels with scale {found[1]:g}, the model "
+            f"takes {wanted[0]} with {wanted[1]:g}: choose the VAE that belongs to the model"
+        )
+    if vae.latent_frames != latents.frames:
+        raise ValueError(
+            f"this VAE puts {vae.latent_frames} frames into one of latents, the model takes "
+            f"{latents.frames}: choose the VAE that belongs to the model"
+        )
