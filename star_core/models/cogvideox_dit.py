@@ -45,6 +45,8 @@ class CogVideoXDiT(nn.Module):
     positions of its own, blended; tile: smaller ones, sizes in latents.
     """
 
+    star_parts = ("patch_embed.proj.", "norm_out.", "proj_out.", "_local.")  # what STAR trains
+
     def __init__(
         self,
         config: CogVideoXConfig,

@@ -25,6 +25,8 @@ class CogVideoXConfig:
     """
 
     backbone: ClassVar = "cogvideox"
+    schedule: ClassVar = "scaled_linear"
+    hint_prior: ClassVar = 0.0
 
     in_dim: int = 16
     context_dim: int = 4096

@@ -31,6 +31,7 @@ class UNetConfig:
     """
 
     backbone: ClassVar = "i2vgenxl"
+    schedule: ClassVar = "cosine"
 
     in_dim: int = 4
     out_dim: int = 4

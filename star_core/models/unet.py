@@ -80,6 +80,8 @@ class ControlledVideoUNet(nn.Module):
     finest attention in space stays.
     """
 
+    star_parts = ("VideoControlNet.", ".local1.", ".local2.")  # what STAR trains
+
     def __init__(
         self,
         config: UNetConfig,

@@ -9,10 +9,12 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..backbones import SamplingDefaults
 from ..checkpoints import LearnedPrompts
-from ..diffusion.schedule import star_schedule
+from ..diffusion.levels import trained_schedule
 from ..losses import DFLossConfig, df_loss, velocity_loss
-from ..models.unet import ControlledVideoUNet, hint_prior_velocity
+from ..models.unet import hint_prior_velocity
+from ..networks import Network
 from .pixels import PixelCrop, decoded_part, random_crop
 
 Trains = Literal["all", "star", "lora"]
@@ -120,7 +122,7 @@ class Trained(nn.Module):
 
     def __init__(
         self,
-        network: ControlledVideoUNet,
+        network: Network,
         config: TrainConfig,
         *,
         prompts: Prompts | None = None,
@@ -134,7 +136,8 @@ class Trained(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """(loss, its parts)."""
-        config, schedule, network = self.config, star_schedule(), self.network
+        config, network = self.config, self.network
+        schedule = trained_schedule(SamplingDefaults(schedule=network.config.schedule))
         t, lq, noise = batch.t, batch.lq, batch.noise
         choose = batch.degraded[:, None, None, None, None]
         x_0 = torch.where(choose, lq, batch.hq)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.unet import ControlledVideoUNet
+from ..networks import Network
 from .objective import (
     Batch,
     Decoder,
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 
-def choose_trained(network: ControlledVideoUNet, trains: Trains) -> None:
+def choose_trained(network: Network, trains: Trains) -> None:
     """Gradients and dropout on in what is trained, off in all else.
 
     "lora" expects a network whose LoRA is in place already (`lora.add_lora`).
@@ -39,10 +39,11 @@ def choose_trained(network: ControlledVideoUNet, trains: Trains) -> None:
     if trains == "all":
         network.train().requires_grad_(True)
     elif trains == "star":
-        network.VideoControlNet.train().requires_grad_(True)
         for name, parameter in network.named_parameters():
-            if ".local1." in name or ".local2." in name:
+            if any(part in name for part in network.star_parts):
                 parameter.requires_grad_(True)
+        for name, part in network.named_children():
+            part.train(f"{name}." in network.star_parts)
     else:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(".lora_" in name)
@@ -80,14 +81,14 @@ class Average:
 
 def train(
     data: Samples,
-    network: ControlledVideoUNet,
+    network: Network,
     config: TrainConfig,
     out: Path,
     *,
-    write: Callable[[Path, ControlledVideoUNet, Prompts | None, int], None],
+    write: Callable[[Path, Any, Prompts | None, int], None],
     prompts: Prompts | None = None,
     decoder: Decoder | None = None,
-    validate: Callable[[ControlledVideoUNet, Prompts | None, int], dict[str, float]] | None = None,
+    validate: Callable[[Any, Prompts | None, int], dict[str, float]] | None = None,
     on_step: OnStep | None = None,
     every: int = 500,
 ) -> None:
