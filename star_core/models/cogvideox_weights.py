@@ -25,7 +25,7 @@ class CogVideoXConfig:
     """
 
     backbone: ClassVar = "cogvideox"
-    schedule: ClassVar = "scaled_linear"
+    schedule: ClassVar[Literal["scaled_linear"]] = "scaled_linear"
     hint_prior: ClassVar = 0.0
 
     in_dim: int = 16

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class UNetConfig:
     """
 
     backbone: ClassVar = "i2vgenxl"
-    schedule: ClassVar = "cosine"
+    schedule: ClassVar[Literal["cosine"]] = "cosine"
 
     in_dim: int = 4
     out_dim: int = 4
