@@ -136,22 +136,12 @@ class Plan:
         names = ("chunk", "slicing", "tile", "latent_tile")
         return {name: getattr(self, name) for name in names}
 
-    def smaller(self, stage: str | None = None) -> "Plan | None":
-        """The next that needs less memory in a stage (None: in any), None if there is none.
-
-        First offload, which changes nothing in the result, then smaller slices, which do not
-        either, then tiles, then shorter windows of frames.
-        """
-        if not self.offload:
-            return replace(self, slicing=replace(self.slicing, offload=True))
-        network = None if stage in ("encode", "decode") else self.smaller_denoising()
-        if stage == "denoise":
-            return network
-        tile = smaller_tile(self.task, self.tile, self.task.vae.factor)
-        return network if tile == self.tile else replace(network or self, tile=tile)
-
     def smaller_denoising(self) -> "Plan | None":
-        """`smaller("denoise")` where skips and weights wait on the host already."""
+        """The next that needs less memory to denoise, None if there is none.
+
+        First smaller slices, which change nothing in the result, then tiles, then shorter windows
+        of frames.
+        """
         task, slicing = self.task, self.slicing
         if slicing.temporal_pixels > SMALL_SLICES:
             return replace(self, slicing=replace(slicing, temporal_pixels=SMALL_SLICES))

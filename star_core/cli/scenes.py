@@ -92,6 +92,7 @@ class Wishes:
         """The common settings with what fits the memory, for the longest shot."""
         from ..geometry import output_size
         from ..models.unet import UNetConfig
+        from ..networks import I2VGENXL
         from ..plan import Task
         from ..plan_report import report
         from ..prediction import fitting, predict
@@ -99,6 +100,13 @@ class Wishes:
 
         info, whole, files = source.info, self.scene(None).settings, self._files
         assert files.info.config is not None
+        if files.info.backbone not in (None, I2VGENXL.name):
+            if self._args.memory is None:
+                return self._common
+            raise ValueError(
+                f"{files.model.name} cannot be planned yet: leave out --memory, and use --offload "
+                "and --tile"
+            )
         task = Task(
             frames=frames,
             size=output_size(info.width, info.height, job.scale, job.out_size),

@@ -197,22 +197,6 @@ def test_each_smaller_plan_needs_no_more_and_the_last_is_far_smaller():
     assert needed[-1] < 0.3 * needed[0]
 
 
-@pytest.mark.parametrize("stage", ["encode", "denoise", "decode", None])
-def test_a_plan_saves_by_offloading_first_and_ends_somewhere(stage):
-    plan = small(40, 800, 600)
-    first = plan.smaller(stage)
-    assert first is not None and first.offload and not plan.offload
-    seen = {first}
-    while (smaller := first.smaller(stage)) is not None:
-        first = smaller
-        assert first not in seen
-        seen.add(first)
-    if stage in ("encode", "decode"):
-        assert first.latent_tile is None and first.tile is not None
-    if stage == "denoise":
-        assert first.tile is None and max(first.windows) == 1
-
-
 @settings(max_examples=5, deadline=None)
 @given(share=st.floats(0.02, 1.2), offload=st.booleans())
 def test_a_plan_fits_if_any_does_and_curtails_nothing_where_nothing_needs_it(share, offload):
