@@ -194,3 +194,47 @@ def test_a_t5_that_masks_is_refused(host, tmp_path):
     clip.cond_stage_model.t5xxl.enable_attention_masks = True
     with pytest.raises(ValueError, match="type pixart"):
         host.conditioning.t5_conditioning(clip, "a", 7)
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "cogvideox"])
+def test_the_same_nodes_with_the_same_values_restore_with_either_backbone(
+    host, pack, tmp_path, backbone
+):
+    from star_core.backbones import COGVIDEOX_LATENTS
+    from star_core.checkpoints import LearnedPrompts, save_model
+    from star_core.model import BUILT_IN
+    from star_core.networks import build_network
+
+    def module(name: str) -> Any:
+        return importlib.import_module(name, pack.__name__)
+
+    path, vae_path = BUILT_IN["tiny"]
+    if backbone == "cogvideox":
+        path, vae_path = tmp_path / "x.safetensors", host.folder / "cogvideox_vae.safetensors"
+        config = load_model(host.path).config
+        prompts = LearnedPrompts(torch.ones(1, 7, 16), torch.zeros(1, 7, 16))
+        save_model(
+            path, build_network(config), sampling=SAMPLING, latents=COGVIDEOX_LATENTS,
+            prompts=prompts,
+        )  # fmt: skip
+    model = host.model_file.load_patcher(host.open_model(path))
+    vae = host.vae_module.host_vae(module(".star_core.causal_vae").open_vae(vae_path))
+    conditioning, denoise = module(".nodes.conditioning"), module(".nodes.denoise")
+    decode = module(".nodes.decode")
+    positive, negative = conditioning.StarTextEncode.execute(model, "", "", "").args
+    positive, negative, latent = conditioning.StarConditioning.execute(
+        positive, negative, model, vae, host.images, 2.0, 0, 0, "model", 0, 64
+    ).args
+    (model,) = denoise.StarGuidance.execute(model, 0.0, 0.0, 1.0, 1.0).args
+    (model,) = denoise.StarTemporalChunks.execute(model, 25, 5, "smooth").args
+    (sigmas,) = denoise.StarScheduler.execute(model, "model", 0, -1, "dpmpp_2m_sde").args
+    (sampler,) = denoise.StarSampler.execute("dpmpp_2m_sde", "frame", True).args
+    import comfy.sample  # pyright: ignore[reportMissingImports]
+
+    raw = latent["samples"]
+    out = comfy.sample.sample_custom(
+        model, FrameNoise(1).initial(tuple(raw.shape)), 3.0, sampler, sigmas, positive, negative,
+        raw, disable_pbar=True, seed=1,
+    )  # fmt: skip
+    (images,) = decode.StarVAEDecode.execute({**latent, "samples": out}, vae, 0, 64, 0, 1).args
+    assert images.shape == (6, 24, 40, 3) and images.isfinite().all()
