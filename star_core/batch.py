@@ -184,7 +184,7 @@ def on_ray(
     it ends everything. ValueError without Ray, or where there is no cluster.
     """
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError("this needs Ray: `pip install ray` on every machine") from error
 

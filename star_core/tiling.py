@@ -81,7 +81,7 @@ def tiled(
     if tile is None:
         return fn(x)
     pixels = max(unit_in, unit_out)
-    both = (tile, tile) if isinstance(tile, Tile) else tile
+    both = tile if isinstance(tile, tuple) else (tile, tile)
     rows, columns = (
         each.windows(size // unit_in, pixels) for each, size in zip(both, x.shape[-2:], strict=True)
     )

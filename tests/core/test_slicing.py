@@ -103,8 +103,9 @@ class ElsewhereSlicing(Slicing):
 
 def test_slices_need_less_memory_and_skips_elsewhere_still_less(network):
     x, y, t = torch.zeros(1, 4, 8, 18, 16), torch.zeros(1, 3, 8), torch.tensor([500])
-    size, peaks = {"spatial_pixels": 300, "temporal_pixels": 48}, []
-    for slicing in (None, Slicing(**size), ElsewhereSlicing(**size, offload=True)):
+    small, peaks = Slicing(spatial_pixels=300, temporal_pixels=48), []
+    elsewhere = ElsewhereSlicing(spatial_pixels=300, temporal_pixels=48, offload=True)
+    for slicing in (None, small, elsewhere):
         with network.working(slicing=slicing), LiveTensors() as used:
             network(x, t, y, x)
         peaks.append(used.peak)

@@ -168,7 +168,8 @@ class Clip:
         return {"t5xxl": [[(i, 1.0) for i in [*ids, 1]]]}
 
     def encode_from_tokens(self, tokens):
-        return self.cond_stage_model.t5xxl.encode_token_weights(tokens["t5xxl"])[0]
+        t5: Any = self.cond_stage_model.t5xxl
+        return t5.encode_token_weights(tokens["t5xxl"])[0]
 
 
 @pytest.mark.parametrize("prompt", ["", "a good bike", "a " * 20])
@@ -191,7 +192,8 @@ def test_texts_of_the_published_models_mean_this_models_own(host, tmp_path):
 
 def test_a_t5_that_masks_is_refused(host, tmp_path):
     clip = Clip(tmp_path)
-    clip.cond_stage_model.t5xxl.enable_attention_masks = True
+    t5: Any = clip.cond_stage_model.t5xxl
+    t5.enable_attention_masks = True
     with pytest.raises(ValueError, match="type pixart"):
         host.conditioning.t5_conditioning(clip, "a", 7)
 

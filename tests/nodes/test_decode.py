@@ -254,7 +254,7 @@ def test_inputs_stay_as_they_are_and_results_are_where_the_host_wants_them(node,
     decoded = decode(node, vae, latent)
     fixed = fix(node, decoded, images, smoothing=2.0)
     assert torch.equal(images, before) and torch.equal(latent["samples"], samples)
-    assert latent.keys() == {"samples", "star_size", "star_padding"}
+    assert latent.keys() == {"samples", "star_size", "star_padding", "star_frames"}
     for out in (decoded, fixed):
         assert out.device == mm.intermediate_device() and out.dtype == torch.float32
         assert out.is_contiguous() and out.shape == images.shape

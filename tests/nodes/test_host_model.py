@@ -18,7 +18,7 @@ from star_core.geometry import upsample
 from star_core.live_tensors import LiveTensors
 from star_core.model import BUILT_IN
 from star_core.models.slicing import Slicing
-from star_core.models.unet import ControlledVideoUNet, UNetConfig
+from star_core.models.unet import ControlledVideoUNet
 from star_core.noise import FrameNoise, brownian_noise
 from star_core.shortcuts import Shortcuts
 from star_core.tiling import Tile
@@ -257,9 +257,11 @@ def test_memory_is_asked_for_by_tile_and_by_where_skips_wait(host):
     whole, tiled, offloaded = map(max, asked)
     assert offloaded <= tiled < whole
     slicings = (Slicing(), Slicing(offload=True))
-    shape = (1, 4, 8, 90, 160)
+    shape, config = (1, 4, 8, 90, 160), host.model_file.UNetConfig()
     held, moved = (
-        host.model_file.activations(UNetConfig(), shape, torch.float16, slicing=slicing)
+        host.model_file.activations(
+            host.model_file.UNetConfig(), shape, torch.float16, slicing=slicing
+        )
         for slicing in slicings
     )
     assert moved < held
@@ -426,7 +428,7 @@ def test_torch_compile_works_on_chunks(host):
         set_torch_compile_wrapper,
     )
 
-    config = UNetConfig(
+    config = host.model_file.UNetConfig(
         in_dim=16,
         out_dim=16,
         dim=16,
@@ -471,7 +473,7 @@ def test_memory_asked_for_covers_the_full_size_network_and_not_much_more(
 ):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    config = UNetConfig()
+    config = host.model_file.UNetConfig()
     with FakeTensorMode(), torch.inference_mode():
         network = ControlledVideoUNet(config, dtype=torch.float16).eval()
         network.slicing = Slicing()
