@@ -259,9 +259,7 @@ def test_memory_is_asked_for_by_tile_and_by_where_skips_wait(host):
     slicings = (Slicing(), Slicing(offload=True))
     shape, config = (1, 4, 8, 90, 160), host.model_file.UNetConfig()
     held, moved = (
-        host.model_file.activations(
-            host.model_file.UNetConfig(), shape, torch.float16, slicing=slicing
-        )
+        host.model_file.activations(config, shape, torch.float16, slicing=slicing)
         for slicing in slicings
     )
     assert moved < held
