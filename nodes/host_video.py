@@ -22,6 +22,7 @@ from comfy_api.input_impl import VideoFromFile
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..star_core.canvas import Canvas
 from ..star_core.checkpoints import StarModel
 from ..star_core.model import Model, check_vae
 from ..star_core.model import Prompts as SceneOf
@@ -83,8 +84,14 @@ class HostSeat(Seat):
         stage, settings = star_vae(self._vae), self._settings
         if isinstance(module, HostNetwork):
             factor, channels = stage.video_vae.factor, stage.video_vae.latent_channels
-            width, height = (-(-side // factor) for side in self._size)
             config: Any = star_of(self._model).config
+            canvas = Canvas.of(
+                self._size,
+                vae_factor=factor,
+                levels=config.downsamplings,
+                behaviour=settings.behaviour,
+            )
+            height, width = (side // factor for side in canvas.padded)
             memory = activations(
                 config,
                 (1, channels, self._frames, height, width),
