@@ -30,7 +30,11 @@ def changed(folder, name, **settings):
     return write(folder, name, {**sidecar, **settings})
 
 
-@pytest.mark.parametrize("path", sorted(GOLDENS.rglob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted((*GOLDEN.glob("*.json"), *COGVIDEOX.glob("*.json"))),
+    ids=lambda path: path.stem,
+)
 def test_golden_case_is_reproduced(path):
     result = replay(path)
     expected = {"chunk_crash": "info"}
