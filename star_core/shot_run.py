@@ -3,6 +3,7 @@
 Two ways, because VAEs differ: latents of frames, and latents of windows of frames.
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Frames:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ShotRun:
+class ShotRun(ABC):
     """The restoration of one shot, with all that its steps share."""
 
     name: str
@@ -120,13 +121,13 @@ class ShotRun:
     def _enlarged(self, frame: Tensor) -> Tensor:
         return upsample(frame[:3], self.canvas.size, self.settings.sampling.upsample).clamp(0, 1)
 
+    @abstractmethod
     def found(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
         """What was found of the frames needed, in order: `latents` and `hint` of some of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decoded(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
         """Wanted frames (3 h w) of what was found, on the CPU. kind: latents or hint."""
-        raise NotImplementedError
 
     def _look(self, source: Tensor) -> Tensor:
         """What is encoded (1 3 h w) of a frame, in [-1, 1]."""

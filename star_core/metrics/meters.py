@@ -1,6 +1,7 @@
 """How a metric is fed: one pair of frames after the other, as far back as it must remember."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -13,13 +14,13 @@ Measure = Callable[[Tensor, Tensor], float]
 class Meter(AbstractContextManager["Meter"]):
     """Takes the frames of one video in their order; what it holds is freed when its block ends."""
 
+    @abstractmethod
     def add(self, restored: Tensor, reference: Tensor | None) -> None:
         """A frame (3 h w) in [0, 1] and its ground truth; None if there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def result(self) -> list[float] | float:
         """A value for each frame, nan where there is none, or one for the whole video."""
-        raise NotImplementedError
 
     def __exit__(self, *_: object) -> None:
         """Nothing is held."""
