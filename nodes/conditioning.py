@@ -2,12 +2,14 @@
 
 from comfy_api.latest import io, ui
 
+from ..star_core.checkpoints import FAITHFUL
 from ..star_core.degradation.estimate import estimate, plot
 from ..star_core.degradation.recommend import recommend
 from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
 from .host import (
     DegradationType,
     named,
+    preset_input,
     show_text,
     size_inputs,
     tile_inputs,
@@ -116,6 +118,7 @@ class StarTextEncode(io.ComfyNode):
                     tooltip="OpenCLIP ViT-H-14, of STAR Load Text Encoder or of Load CLIP. A "
                     "model with learned prompts needs none.",
                 ),
+                preset_input(),
                 DegradationType.Input(
                     "degradation",
                     optional=True,
@@ -134,14 +137,21 @@ class StarTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, prompt, quality_words, negative_prompt, clip=None, degradation=None
+        cls,
+        model,
+        prompt,
+        quality_words,
+        negative_prompt,
+        clip=None,
+        preset=FAITHFUL,
+        degradation=None,
     ) -> io.NodeOutput:
         with named("STAR Text Encode"):
             star = star_of(model)
             if degradation is not None:
                 quality_words = join_prompt(degradation.positive, quality_words, ", ")
                 negative_prompt = join_prompt(degradation.negative, negative_prompt, ", ")
-            prompts = prompts_for(star, clip, prompt, quality_words, negative_prompt)
+            prompts = prompts_for(star, clip, prompt, quality_words, negative_prompt, preset)
         return io.NodeOutput(*prompts)
 
 

@@ -9,6 +9,7 @@ import comfy.utils
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..star_core.checkpoints import FAITHFUL, SHARP
 from ..star_core.tiling import Tile
 
 # Recommended settings: `star_core.degradation.recommend.Recommendation`.
@@ -91,6 +92,17 @@ def size_inputs() -> list[io.Input]:
             "or from scale.",
         ),
     ]
+
+
+def preset_input() -> io.Input:
+    return io.Combo.Input(
+        "preset",
+        options=[FAITHFUL, SHARP],
+        default=FAITHFUL,
+        optional=True,
+        tooltip="Of a model with learned prompts, such as tiny: faithful keeps to what is certain, "
+        "sharp shows more detail. Other models take text instead.",
+    )
 
 
 def tile_inputs() -> list[io.Input]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..star_core.backbones import STAR_PROMPTS
 from ..star_core.behaviour import DEFAULT
-from ..star_core.checkpoints import ModelFile
+from ..star_core.checkpoints import FAITHFUL, ModelFile, check_preset
 from ..star_core.geometry import minimal_padding, output_size, pad, shrunk, upsample
 from ..star_core.model import check_vae
 from ..star_core.networks import CogVideoXConfig, backbone_of
@@ -33,16 +33,24 @@ class Prompts(NamedTuple):
 
 
 def prompts_for(
-    star: ModelFile, clip: comfy.sd.CLIP | None, prompt: str, quality: str, negative: str
+    star: ModelFile,
+    clip: comfy.sd.CLIP | None,
+    prompt: str,
+    quality: str,
+    negative: str,
+    preset: str = FAITHFUL,
 ) -> Prompts:
     """The model's learned prompts, or text as STAR reads it, if the model has none.
+
+    preset: of learned prompts; other models have nothing but the first.
 
     As many tokens as it was trained with, parentheses are no weights, nothing is masked. Where a
     text is the default of the published models, the model's own is meant. ValueError if a text
     encoder is missing or another model's.
     """
     if star.prompts is not None:
-        return Prompts(*([[learned.float(), {}]] for learned in star.prompts))
+        return Prompts(*([[learned.float(), {}]] for learned in star.prompts.of(preset)))
+    check_preset(preset, (FAITHFUL,))
     if clip is None:
         raise ValueError("this model needs a text encoder: connect STAR Load Text Encoder")
 

@@ -162,7 +162,7 @@ def restore_video(
         try:
             upscale(
                 Job(source=source, out=out, out_size=target, codec=codec),
-                settings,
+                Scene(settings=settings),
                 lambda prompts: whole,
                 get_scenes=scenes,
                 seat=HostSeat(model, vae, target, info.frame_count, settings),

@@ -5,11 +5,12 @@ from dataclasses import replace
 import torch
 from comfy_api.latest import io, ui
 
+from ..star_core.checkpoints import FAITHFUL
 from ..star_core.chunking import ChunkConfig
 from ..star_core.color_fix import COLOR_FIXES
 from ..star_core.pipeline import Settings
 from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
-from .host import DegradationType, named, size_inputs, tile_inputs, tile_of
+from .host import DegradationType, named, preset_input, size_inputs, tile_inputs, tile_of
 from .host_conditioning import Prompts, prompts_for, target_size
 from .host_model import star_of
 from .host_restore import compared, restore_images
@@ -109,6 +110,7 @@ def prompt_inputs() -> list[io.Input]:
             optional=True,
             tooltip="OpenCLIP ViT-H-14. A model with learned prompts needs none.",
         ),
+        preset_input(),
         DegradationType.Input(
             "degradation",
             optional=True,
@@ -123,6 +125,7 @@ def wanted(
     clip,
     degradation,
     *,
+    preset,
     prompt,
     steps,
     cfg,
@@ -157,7 +160,7 @@ def wanted(
         chunk=ChunkConfig.near(chunk_frames, chunk_overlap, star.latents.frames),
         **others,
     )
-    return settings, prompts_for(star, clip, prompt, quality, negative)
+    return settings, prompts_for(star, clip, prompt, quality, negative, preset)
 
 
 class StarRestore(io.ComfyNode):
@@ -209,6 +212,7 @@ class StarRestore(io.ComfyNode):
         stills,
         prompt,
         clip=None,
+        preset=FAITHFUL,
         degradation=None,
     ) -> io.NodeOutput:
         with named("STAR Restore"):
@@ -216,6 +220,7 @@ class StarRestore(io.ComfyNode):
                 model,
                 clip,
                 degradation,
+                preset=preset,
                 prompt=prompt,
                 seed=seed,
                 steps=steps,
@@ -309,6 +314,7 @@ class StarRestoreVideo(io.ComfyNode):
         filename_prefix,
         folder,
         clip=None,
+        preset=FAITHFUL,
         degradation=None,
     ) -> io.NodeOutput:
         with named("STAR Restore Video"):
@@ -316,6 +322,7 @@ class StarRestoreVideo(io.ComfyNode):
                 model,
                 clip,
                 degradation,
+                preset=preset,
                 prompt=prompt,
                 seed=seed,
                 steps=steps,

@@ -74,7 +74,7 @@ class Worker:
 
         def look() -> tuple[list[Scene], list[int]]:
             order = self._open_order(options)
-            return survey(order.job, order.settings, order.get_scenes)
+            return survey(order.job, order.whole, order.get_scenes)
 
         return _tried(number, look)
 
@@ -107,7 +107,7 @@ class Worker:
             order = self._open_order(options)
             result = upscale(
                 order.job,
-                order.settings,
+                order.whole,
                 self._get_model(order),
                 get_scenes=order.get_scenes if scenes is None else known,
                 on_progress=on_progress or self._note,

@@ -4,14 +4,14 @@ A file is self-describing if its safetensors metadata has the key `star`: JSON w
 fields of `UNetConfig`, `sampling`, those of `SamplingDefaults`, `latents`, those of `LatentFormat`,
 and `backbone`, a key of `networks.BACKBONES` (`i2vgenxl` if it is missing), for which the config is
 that backbone's. The tensors `prompts.positive` and `prompts.negative` (1 l d) stand for the text
-embeddings of a model without text encoder. STAR's published files have none of these; `networks`
-says how they are sampled.
+embeddings of a model without text encoder, `prompts.sharp` for its second preset. STAR's published
+files have none of these; `networks` says how they are sampled.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,11 +51,43 @@ __all__ = [
 _PROMPTS = "prompts."
 
 
+FAITHFUL, SHARP = "faithful", "sharp"
+
+
+def check_preset(preset: str | None, known: Sequence[str]) -> None:
+    """ValueError unless a model with these presets has this one. None is whatever comes first."""
+    if preset is None or preset in known:
+        return
+    if not known:
+        raise ValueError("presets are for models with learned prompts; tell this one what you want")
+    raise ValueError(f"this model has no preset {preset!r}: choose {', '.join(known)}")
+
+
 class LearnedPrompts(NamedTuple):
-    """Embeddings (1 l d) that take the place of encoded prompts."""
+    """Embeddings (1 l d) that take the place of encoded prompts.
+
+    positive: what restores faithfully. negative: what leaves the video as it is. sharp: what shows
+    more detail than is certain; None where a model has not learned that.
+    """
 
     positive: Tensor
     negative: Tensor
+    sharp: Tensor | None = None
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        return (FAITHFUL,) if self.sharp is None else (FAITHFUL, SHARP)
+
+    def of(self, preset: str | None) -> tuple[Tensor, Tensor]:
+        """Positive and negative of a preset, None for the first; ValueError if it has none such."""
+        check_preset(preset, self.presets)
+        positive = self.sharp if preset == SHARP and self.sharp is not None else self.positive
+        return positive, self.negative
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None) -> "LearnedPrompts":
+        sharp = None if self.sharp is None else self.sharp.to(device=device, dtype=dtype)
+        positive, negative = (p.to(device=device, dtype=dtype) for p in self[:2])
+        return LearnedPrompts(positive, negative, sharp)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +151,7 @@ def load_model(
         network=network,
         config=file.config,
         sampling=file.sampling,
-        prompts=file.prompts
-        and LearnedPrompts(*(prompt.to(device=device, dtype=dtype) for prompt in file.prompts)),
+        prompts=file.prompts and file.prompts.to(device, dtype),
         latents=file.latents,
     )
 
@@ -139,7 +170,8 @@ def save_model(
     """Write a self-describing file that `load_model` reads; further metadata is added to it."""
     tensors = network.state_dict()
     if prompts is not None:
-        tensors |= {_PROMPTS + name: value for name, value in prompts._asdict().items()}
+        learned = prompts._asdict().items()
+        tensors |= {_PROMPTS + name: value for name, value in learned if value is not None}
     write_tensors(
         path,
         tensors,
@@ -211,7 +243,7 @@ class FileInfo:
     cannot be used; "" if there is nothing to say.
 
     `backbone` (its name), `config`, `sampling` and `latents` are those of STAR's network, None for
-    other kinds of file.
+    other kinds of file. `presets`: of a network with learned prompts.
     """
 
     path: str
@@ -226,7 +258,7 @@ class FileInfo:
     config: dict | None
     sampling: dict | None
     latents: dict | None
-    prompts: bool
+    presets: tuple[str, ...]
     problems: str
     metadata: dict[str, str]
 
@@ -240,8 +272,9 @@ class FileInfo:
         for name in ("config", "sampling"):
             if fields := getattr(self, name):
                 lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in fields.items()))
-        if self.prompts:
+        if self.presets:
             lines.append("prompts: embedded, no text encoder needed")
+            lines.append(f"presets: {', '.join(self.presets)}")
         if self.problems:
             lines.append(f"problems: {self.problems}")
         lines += [f"metadata: {k}: {v}" for k, v in self.metadata.items() if k != "star"]
@@ -252,7 +285,7 @@ def describe(path: str | os.PathLike[str]) -> FileInfo:
     """Say what a checkpoint is, without loading it. Raises ValueError if it is none."""
     file = open_tensors(path)
     kind = _backbone(file).kind if "star" in file.metadata else identify(file)
-    backbone = config = sampling = latents = None
+    backbone = config = sampling = latents = prompts = None
     problems = [kind.advice]
     own = kind in [backbone.kind for backbone in BACKBONES.values()]
     if own or kind in (VENHANCER, VIDEO_UNET):
@@ -262,6 +295,7 @@ def describe(path: str | os.PathLike[str]) -> FileInfo:
         if own:
             backbone = _backbone(file).name
             config, sampling, latents = map(asdict, described)
+            prompts = _prompts(file)
     return FileInfo(
         path=str(file.path),
         kind=kind.name,
@@ -275,7 +309,7 @@ def describe(path: str | os.PathLike[str]) -> FileInfo:
         config=config,
         sampling=sampling,
         latents=latents,
-        prompts=_PROMPTS + "positive" in file,
+        presets=prompts.presets if prompts else (),
         problems="; ".join(filter(None, problems)),
         metadata=file.metadata,
     )
@@ -289,12 +323,16 @@ def _network_tensors(file: TensorFile) -> Mapping[str, Tensor]:
 
 
 def _prompts(file: TensorFile) -> LearnedPrompts | None:
-    keys = [_PROMPTS + name for name in LearnedPrompts._fields]
-    if not any(key in file for key in keys):
+    found = {
+        name: file[_PROMPTS + name] for name in LearnedPrompts._fields if _PROMPTS + name in file
+    }
+    if not found:
         return None
-    if missing := [key for key in keys if key not in file]:
-        raise ValueError(f"{file.path} is incomplete: {missing[0]!r} is missing; write it again")
-    return LearnedPrompts(*(file[key] for key in keys))
+    for name in ("positive", "negative"):
+        if name not in found:
+            missing = repr(_PROMPTS + name)
+            raise ValueError(f"{file.path} is incomplete: {missing} is missing; write it again")
+    return LearnedPrompts(**found)
 
 
 def _backbone(file: TensorFile) -> Backbone:

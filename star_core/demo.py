@@ -23,7 +23,7 @@ from .metrics import compare
 from .model import find_model, load
 from .pipeline import Settings
 from .progress import Progress
-from .upscale import Job, upscale
+from .upscale import Job, Scene, upscale
 from .video_io import VideoSource, open_sink, open_video
 
 DATA = Path(__file__).with_name("demo_data")
@@ -110,7 +110,7 @@ def demo(
             frames=(0, count),
             overwrite=True,
         ),
-        settings,
+        Scene(settings=settings),
         lambda prompts: load(
             files, prompts, behaviour=settings.behaviour, device=device, dtype=dtype
         ),

@@ -11,7 +11,7 @@ from torch import Tensor
 from .backbones import LatentFormat
 from .behaviour import Behaviour
 from .causal_vae import CausalVideoVAE, open_vae, vae_file
-from .checkpoints import FileInfo, StarModel, describe, load_model
+from .checkpoints import FileInfo, StarModel, check_preset, describe, load_model
 from .downloads import PUBLISHED
 from .model_files import find_published, find_text_encoder, find_vae
 from .models.cogvideox_weights import CogVideoXConfig
@@ -38,11 +38,15 @@ class ModelFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """prompt: what the video shows. positive, negative: what makes it good or bad. None: STAR's."""
+    """prompt: what the video shows. positive, negative: what makes it good or bad. None: STAR's.
+
+    preset: of a model with learned prompts, which takes no text.
+    """
 
     prompt: str | None = None
     positive: str | None = None
     negative: str | None = None
+    preset: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,7 +96,7 @@ def find_model(
         vae_path = built_in_vae
     else:
         vae_path = vae_file(find_vae(vae and vae_file(vae), kinds=backbone.vae, **places))
-    if not info.prompts:
+    if not info.presets:
         width, kinds = info.config["context_dim"], backbone.text_encoder
         text_path = find_text_encoder(text_encoder, kinds=kinds, width=width, **places)
     elif text_encoder is not None:
@@ -138,8 +142,7 @@ def add_prompts(
     for each in wanted:
         check_prompts(files, each)
     if star.prompts is not None:
-        both = (star.prompts.positive, star.prompts.negative)
-        model.embeddings.update(dict.fromkeys(wanted, both))
+        model.embeddings.update({each: star.prompts.of(each.preset) for each in wanted})
     new = [each for each in wanted if each not in model.embeddings]
     if not new:
         return
@@ -170,8 +173,9 @@ def _text_encoder(
 
 
 def check_prompts(files: ModelFiles, prompts: Prompts) -> None:
-    """ValueError for prompts to a model that takes none."""
-    if files.text_encoder is None and prompts != Prompts():
+    """ValueError for prompts to a model that takes none, and for a preset that it has not."""
+    check_preset(prompts.preset, files.info.presets)
+    if files.text_encoder is None and prompts != Prompts(preset=prompts.preset):
         raise ValueError(
             f"{files.model.name} has learned prompts and takes no text: leave out --prompt, "
             "--positive and --negative"

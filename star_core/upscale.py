@@ -66,14 +66,14 @@ class Order:
 
     job: Job
     files: ModelFiles
-    settings: Settings
+    whole: Scene
     dtype: torch.dtype
     get_scenes: Callable[[VideoSource], Sequence[Scene]] | None = None
 
     @property
     def loading(self) -> dict[str, Any]:
         """How `load` is to load."""
-        settings = self.settings
+        settings = self.whole.settings
         return {"behaviour": settings.behaviour, "device": settings.device, "dtype": self.dtype}
 
 
@@ -177,7 +177,7 @@ def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]
 
 def upscale(
     job: Job,
-    settings: Settings,
+    whole: Scene,
     get_model: Callable[[Sequence[Prompts]], Model],
     *,
     get_scenes: Callable[[VideoSource], Sequence[Scene]] | None = None,
@@ -188,20 +188,20 @@ def upscale(
     """Do a job. Scenes and the model are asked for once everything else is known to be in order.
 
     get_scenes: the shots of the whole source in order, with the behaviour, device and seed of
-    `settings`; None for one shot with these settings, which stills always are. get_model: is given
+    `whole`; None for this one alone, which stills always are. get_model: is given
     the prompts of the scenes. seat, on_progress: see `restore`. on_frame: is given each restored
     frame (c h w) in [0, 1]. An exception from either ends the job; the same job goes on with what
     it had finished. Returns frames, width, height and fps of the result. ValueError for whatever a
     user can mend.
     """
     with ExitStack() as stack:
-        work, scenes = None, [Scene(settings=settings)]
+        work, scenes = None, [whole]
         if job.stills:
-            clips = stack.enter_context(_stills(job, settings))
+            clips = stack.enter_context(_stills(job, whole.settings))
         else:
             source = open_video(job.source, deinterlace=job.deinterlace)
             work = stack.enter_context(Work(work_folder(job.out), keep=job.keep_work))
-            clips = [_clip(source, job.out, job, settings, scratch=work.folder)]
+            clips = [_clip(source, job.out, job, whole.settings, scratch=work.folder)]
             scenes = get_scenes(source) if get_scenes else scenes
         model = get_model([scene.prompts for scene in scenes])
         for clip in clips:
@@ -235,17 +235,17 @@ def upscale(
 
 
 def survey(
-    job: Job, settings: Settings, get_scenes: Callable[[VideoSource], Sequence[Scene]] | None
+    job: Job, whole: Scene, get_scenes: Callable[[VideoSource], Sequence[Scene]] | None
 ) -> tuple[list[Scene], list[int]]:
     """The scenes of a job, and the number of frames of each part of it that `find_part` can do.
 
     Arguments as of `upscale`. Stills have no such parts. ValueError for whatever a user can mend.
     """
-    scenes = [Scene(settings=settings)]
+    scenes = [whole]
     if job.stills:
         return scenes, []
     source = open_video(job.source, deinterlace=job.deinterlace)
-    clip = _clip(source, job.out, job, settings)
+    clip = _clip(source, job.out, job, whole.settings)
     if get_scenes:
         scenes = list(get_scenes(source))
     return scenes, [len(part.wanted) for part, _ in clip.parts(scenes)]

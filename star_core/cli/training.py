@@ -80,13 +80,15 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="with --preset tiny: go on from the model and VAE in DIR, such as star_core/weights",
     )
-
     parser.add_argument(
-        "--refit",
-        action="store_true",
-        help="with --preset tiny: end with the last layer fitted by least squares",
+        "--sharp",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="with --start: share of the samples that learn the preset sharp (default 0)",
     )
-
+    add_weights(parser)
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     group = parser.add_argument_group("with --model")
     group.add_argument("--vae", metavar="FILE", help="the VAE that belongs to the model")
     group.add_argument("--text-encoder", metavar="FILE", help="OpenCLIP ViT-H-14")
@@ -109,7 +111,6 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--learning-rate", type=float, default=5e-5, metavar="X", help="(5e-5)")
     group.add_argument("--validate", metavar="FOLDER", help="shards kept apart")
     group.add_argument("--every", type=int, default=500, metavar="N", help="checkpoints (500)")
-    group.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     group.add_argument(
         "--checkpointing", action="store_true", help="less memory, a third more to compute"
     )
@@ -142,7 +143,9 @@ def run_train(args: argparse.Namespace) -> None:
             steps=args.steps,
             seed=args.seed,
             start=Path(args.start) if args.start else None,
-            refit=args.refit,
+            sharp=args.sharp,
+            metric_weights=Path(args.weights) if args.weights else None,
+            bf16=args.bf16,
             on_step=_Report(),
         )
         return
@@ -200,11 +203,12 @@ def add_ablation(parser: argparse.ArgumentParser) -> None:
         "--clips", nargs="+", required=True, metavar="FILE", help="clean videos kept apart"
     )
     parser.add_argument(
-        "--steps", type=int, default=1000, metavar="N", help="of each run (default 1000)"
+        "--steps", type=int, default=500, metavar="N", help="of each run (default 500)"
     )
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2"
     )
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument(
         "--only", metavar="WORD", help="variants with this in their name, such as LIEM"
     )
@@ -231,6 +235,7 @@ def run_ablation(args: argparse.Namespace) -> None:
         out=Path(args.out),
         steps=args.steps,
         seeds=args.seeds,
+        bf16=args.bf16,
         metric_weights=Path(args.weights) if args.weights else None,
     )
     vae = load_vae(BUILT_IN["tiny"][1])

@@ -82,6 +82,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--negative", metavar="TEXT", help="what it must not look like (STAR's words)"
     )
     group.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="of a model with learned prompts; tiny has faithful (default) and sharp",
+    )
+    group.add_argument(
         "--cfg", type=float, metavar="X", help="guidance scale; 1 is none and twice as fast"
     )
     group.add_argument(
@@ -253,13 +258,13 @@ def run_upscale(args: argparse.Namespace) -> None:
     order, wanted = ordered(args)
     result = upscale(
         order.job,
-        order.settings,
+        order.whole,
         lambda prompts: load(order.files, prompts, **order.loading),
         get_scenes=order.get_scenes,
         on_progress=Progress(),
     )
     if args.json:
-        settings = order.settings
+        settings = order.whole.settings
         shots = wanted.report or [told(wanted.scene(None))]
         report = {
             "input": args.source,
@@ -351,7 +356,7 @@ def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
     order = Order(
         job=job,
         files=files,
-        settings=whole.settings,
+        whole=whole,
         dtype=dtype,
         get_scenes=lambda source: wanted.scenes(source, job),
     )

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -22,19 +22,21 @@ from ..losses import DFLossConfig
 from ..metrics import compare
 from ..metrics.catalogue import Setup
 from ..models.liem import SpatialLIEM
-from ..models.unet import ControlledVideoUNet
 from ..models.unet_blocks import BasicTransformerBlock
 from ..vae import VideoVAE
 from ..video_io import open_video
-from .objective import Prompts, TrainConfig
+from .linear_decoder import linear_decoder
+from .objective import Prompts
 from .pairs import LatentPairs
-from .tiny import CROP, NETWORK, started
+from .tiny import NETWORK, RECIPE, first_samples, started
 from .trainer import OnStep, train
 from .validation import Validation
 from .videos import enlarged
 
 Liem = Literal["none", "spatial", "temporal", "both", "after"]
 METRICS = ("psnr", "ssim", "lpips", "warping_error")
+RESULT = "result.json"
+CROP = (6, 18, 20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +100,9 @@ class Ablation:
     pairs: Path
     clips: Sequence[Path]
     out: Path
-    steps: int = 1000
-    batch: int = 3
+    steps: int = 500
+    batch: int = 2
+    bf16: bool = False
     seeds: Sequence[int] = (0, 1, 2)
     frames: int = 8
     metric_weights: Path | None = None
@@ -125,12 +128,9 @@ def ablate(
         if on_run:
             on_run(index, len(runs), f"{variant.name}, seed {seed}")
         folder = ablation.out / f"{variant.name.replace(' ', '_').replace(',', '')}-{seed}"
-        file = folder / "result.json"
+        file = folder / RESULT
         if not file.exists():
-            figures = run_variant(variant, seed, ablation, vae, kept_apart, folder, on_step)
-            temporary = file.with_suffix(".part")
-            temporary.write_text(json.dumps(figures) + "\n")
-            temporary.replace(file)
+            run_variant(variant, seed, ablation, vae, kept_apart, folder, on_step)
         results.setdefault(variant.name, []).append(json.loads(file.read_text()))
         (ablation.out / "ablation.md").write_text(table(results))
     picture = plot(results)
@@ -148,16 +148,29 @@ def run_variant(
     kept_apart: Sequence[tuple[Tensor, Tensor]],
     folder: Path,
     on_step: OnStep | None = None,
-) -> dict[str, float]:
-    """Trains one variant and measures its averaged weights: means over clips, by metric."""
+) -> None:
+    """Trains one variant; `folder`/result.json: means over clips of its averaged weights."""
     pairs = LatentPairs(ablation.pairs, CROP)
     network, prompts = started(replace(NETWORK, hint_prior=round(pairs.spread(), 2)), seed)
     place_liem(network, variant.liem)
-    figures: dict[str, float] = {}
+    config = replace(
+        RECIPE,
+        steps=ablation.steps,
+        batch=ablation.batch,
+        seed=seed,
+        df=variant.df,
+        bf16=ablation.bf16,
+        # DF loss weighs most where little noise is left.
+        start=0.25,
+        early=0.25,
+        decay_from=ablation.steps // 2,
+    )
     see = Validation((), vae, folder)
 
     @torch.no_grad()
-    def measure(network: ControlledVideoUNet, prompts: Prompts | None, step: int) -> dict:
+    def measure(out: Path, network: Any, prompts: Prompts | None, step: int) -> None:
+        if step < config.steps:
+            return
         network.eval()
         rows = []
         for clean, large in kept_apart:
@@ -167,31 +180,22 @@ def run_variant(
                 list(restored), list(clean), metrics=METRICS, setup=setup, skip_missing=True
             )
             rows.append(found.means)
-        network.train()
-        figures.update({key: statistics.fmean(row[key] for row in rows) for key in rows[0]})
-        return dict(figures)
+        figures = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
+        temporary = out / "result.part"
+        temporary.write_text(json.dumps(figures) + "\n")
+        temporary.replace(out / RESULT)
 
-    config = TrainConfig(
-        steps=ablation.steps,
-        batch=ablation.batch,
-        seed=seed,
-        df=variant.df,
-        decay_from=ablation.steps * 2 // 3,
-    )
     train(
         pairs,
         network,
         config,
         folder,
         prompts=prompts,
-        write=lambda *_: None,
-        validate=measure,
+        shown=linear_decoder(vae, first_samples(pairs, seed)),
+        write=measure,
         on_step=on_step,
         every=max(1, ablation.steps // 4),
     )
-    if not figures:  # it was interrupted between its last step and its result
-        measure(network, prompts, config.steps)
-    return figures
 
 
 def clip_pair(path: Path, frames: int) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,11 @@ from ..checkpoints import ModelFile, save_model
 from ..degradation import Recipe
 from ..models.unet import ControlledVideoUNet
 from ..text import load_text_encoder
-from ..vae import VideoVAE, load_vae
+from ..vae import load_vae
 from .initialise import start_network
 from .lora import add_lora, write_lora
-from .objective import Decoder, Prompts, TrainConfig, sample_generator
+from .objective import Prompts, TrainConfig, sample_generator
+from .pixels import decoder_of
 from .trainer import OnStep, start_accelerate, train
 from .validation import Validation
 from .videos import VideoSamples
@@ -61,7 +62,7 @@ def finetune(
     prompts, words = None, None
     encode: Callable[[str], Tensor] | None = None
     if file.prompts is not None:
-        prompts = Prompts.of(file.prompts)
+        prompts = Prompts(file.prompts)
     elif text_encoder is None:
         raise ValueError(f"{model} has no learned prompts: name a text encoder")
     else:
@@ -105,16 +106,6 @@ def finetune(
         on_step=on_step,
         every=every,
     )
-
-
-def decoder_of(vae: VideoVAE) -> Decoder:
-    """A VAE's decoder for losses: all frames of a part at once."""
-    vae.model.eval().requires_grad_(False)
-
-    def decode(latents: Tensor) -> Tensor:
-        return vae.decode(latents, window=latents.shape[2], overlap=0)
-
-    return Decoder(decode, vae.factor)
 
 
 class _Writer:

@@ -1,23 +1,26 @@
 """What is minimised: velocity loss plus DF loss of a batch, and how a batch is drawn."""
 
 import hashlib
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..backbones import SamplingDefaults
 from ..checkpoints import LearnedPrompts
 from ..diffusion.levels import trained_schedule
-from ..losses import DFLossConfig, df_loss, velocity_loss
+from ..losses import DFLossConfig, df_loss
 from ..models.unet import hint_prior_velocity
 from ..networks import Network
-from .pixels import PixelCrop, decoded_part, random_crop
+from .pixels import Decoder, PixelCrop, decoded_part, random_crop
 
 Trains = Literal["all", "star", "lora"]
+RESTORE, DEGRADE, SHARPEN = range(3)
+FLOOR = 2e-4  # squared error, in pixels, below which no clip is left to be restored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +28,15 @@ class TrainConfig:
     """steps: optimiser steps in all. batch: samples of each process in a step.
 
     trains: all of the network; "star", its ControlNet and LIEM, as STAR was trained; or "lora".
+    optimizer: "muon" trains the large matrices by torch's Muon, at this learning rate too, the
+    rest by AdamW; from scratch it takes half the steps.
     decay_from: step at which the learning rate starts to fall to zero along a cosine.
     noise_level: no timestep at or above it is trained. early: share of samples drawn from the
     last quarter below it, where sampling starts and most is decided. start: share of samples at
     the very noise level that sampling starts from.
     degraded: share of samples that learn, under the negative prompt, to leave the hint as it is.
+    sharp: share that learn, under the sharp prompt, to please a perceptual metric too, whose
+    weight beside the velocity loss is `perceptual`.
     clip: largest norm of all gradients together. ema: decay of the average that is written.
     bf16: whether the network computes in bfloat16. checkpointing: activations are computed again
     on the way back instead of kept.
@@ -39,6 +46,7 @@ class TrainConfig:
     steps: int
     batch: int = 3
     trains: Trains = "all"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1.5e-3
     weight_decay: float = 1e-4
     decay_from: int | None = None
@@ -47,6 +55,8 @@ class TrainConfig:
     early: float = 0.85
     start: float = 0.0
     degraded: float = 0.1
+    sharp: float = 0.0
+    perceptual: float = 2.0
     clip: float = 1.0
     ema: float = 0.995
     seed: int = 0
@@ -76,49 +86,53 @@ class Samples(Protocol):
 
 
 class Batch(NamedTuple):
-    """Samples with their draws. hq, lq, noise (b c f h w), t (b,), degraded (b,) bool.
+    """Samples with their draws. hq, lq, noise (b c f h w), t (b,).
 
-    parts: what of each sample's latents is decoded for losses in pixels.
+    task: RESTORE, DEGRADE or SHARPEN (b,). parts: what of each sample's latents is decoded for
+    losses in pixels.
     """
 
     hq: Tensor
     lq: Tensor
     noise: Tensor
     t: Tensor
-    degraded: Tensor
+    task: Tensor
     text: Tensor | None
     parts: list[tuple[slice, slice, slice]]
 
 
-class Decoder(NamedTuple):
-    """A VAE's decoder with gradients, (b c f h w) -> (b 3 f h·factor w·factor)."""
-
-    decode: Callable[[Tensor], Tensor]
-    factor: int
-
-
 class Prompts(nn.Module):
-    """Two learned text embeddings (1 l d) in place of a text encoder: restored and degraded."""
+    """Learned text embeddings (1 l d) in place of a text encoder, see `LearnedPrompts`."""
 
-    def __init__(self, tokens: int, dim: int, generator: torch.Generator) -> None:
+    positive: nn.Parameter
+    negative: nn.Parameter
+    sharp: nn.Parameter | None
+
+    def __init__(self, learned: LearnedPrompts) -> None:
         super().__init__()
-        self.positive = nn.Parameter(torch.randn(1, tokens, dim, generator=generator))
-        self.negative = nn.Parameter(torch.randn(1, tokens, dim, generator=generator))
-
-    @classmethod
-    def of(cls, learned: LearnedPrompts) -> "Prompts":
-        """Those of a file."""
-        _, tokens, dim = learned.positive.shape
-        prompts = cls(tokens, dim, torch.Generator())
-        prompts.load_state_dict({k: v.float() for k, v in learned._asdict().items()})
-        return prompts
+        for name, value in learned._asdict().items():
+            parameter = None if value is None else nn.Parameter(value.detach().float().clone())
+            self.register_parameter(name, parameter)
 
     def learned(self) -> LearnedPrompts:
-        return LearnedPrompts(self.positive, self.negative)
+        return LearnedPrompts(self.positive, self.negative, self.sharp)
+
+    def of_tasks(self, tasks: Tensor) -> Tensor:
+        """(b,) -> (b l d)."""
+        # All of them take part, or processes would wait for gradients that others do not have.
+        by_task = self.positive, self.negative, self.sharp
+        return torch.cat([prompt for prompt in by_task if prompt is not None])[tasks]
 
 
 class Trained(nn.Module):
-    """Network, prompts and loss in one module, so that its gradients are shared by processes."""
+    """Network, prompts and loss in one module, so that its gradients are shared by processes.
+
+    shown: kernel of `linear_decoder`. Errors of the velocity are then weighed as pixels show them,
+    and every clip by what its hint leaves to do. perceptual: distance (b,) of two batches of
+    pictures (b 3 h w) in [0, 1], for what is sharpened.
+    """
+
+    shown: Tensor | None
 
     def __init__(
         self,
@@ -127,25 +141,29 @@ class Trained(nn.Module):
         *,
         prompts: Prompts | None = None,
         decoder: Decoder | None = None,
+        shown: Tensor | None = None,
+        perceptual: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network, self.prompts = network, prompts
-        self.config, self.decoder = config, decoder
+        self.config, self.decoder, self.perceptual = config, decoder, perceptual
+        self.register_buffer("shown", shown, persistent=False)
         if config.df_space == "pixels" and decoder is None:
             raise ValueError("a DF loss in pixels needs the VAE's decoder")
+        if config.sharp and (decoder is None or perceptual is None or prompts is None):
+            raise ValueError("sharpening needs learned prompts, the VAE's decoder and a metric")
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """(loss, its parts)."""
         config, network = self.config, self.network
         schedule = trained_schedule(SamplingDefaults(schedule=network.config.schedule))
         t, lq, noise = batch.t, batch.lq, batch.noise
-        choose = batch.degraded[:, None, None, None, None]
-        x_0 = torch.where(choose, lq, batch.hq)
+        degraded = batch.task == DEGRADE
+        x_0 = torch.where(degraded[:, None, None, None, None], lq, batch.hq)
         x_t = schedule.add_noise(x_0, noise, t)
         y = batch.text
         if self.prompts is not None:
-            degraded = batch.degraded[:, None, None]
-            y = torch.where(degraded, self.prompts.negative, self.prompts.positive)
+            y = self.prompts.of_tasks(batch.task)
         assert y is not None, "neither text nor learned prompts"
         device = x_t.device.type
         with torch.autocast(device, torch.bfloat16) if config.bf16 else nullcontext():
@@ -155,19 +173,34 @@ class Trained(nn.Module):
         if network.config.hint_prior:
             # In units of what the hint leaves open, all noise levels count alike.
             _, uncertainty = hint_prior_velocity(x_t, t, lq, network.config.hint_prior)
-        velocity = velocity_loss(v / uncertainty, target / uncertainty)
+        error = (v - target) / uncertainty
+        if self.shown is None:
+            velocity = error.square().mean((1, 2, 3, 4))
+        else:
+            spread = network.config.hint_prior or 1.0
+            left = seen_energy(lq - batch.hq, self.shown) + FLOOR
+            velocity = seen_energy(spread * error, self.shown) / left
         frequency = torch.zeros_like(velocity)
         if config.df.beta:
             ours, theirs = schedule.x_0(x_t, v, t), x_0
             if config.df_space == "pixels":
                 ours, theirs = (self._decoded(z, batch.parts) for z in (ours, theirs))
             frequency = df_loss(ours, theirs, t, config.df)
-        kept = ~batch.degraded
+        loss = velocity + frequency
+        kept, sharp = ~degraded, batch.task == SHARPEN
         parts = {
             "velocity": velocity[kept].mean().item() if kept.any() else float("nan"),
             "df": frequency.mean().item(),
         }
-        return (velocity + frequency).mean(), parts
+        if sharp.any():
+            assert self.perceptual is not None
+            of = [part for part, chosen in zip(batch.parts, sharp.tolist(), strict=True) if chosen]
+            both = (self._decoded(z[sharp], of) for z in (schedule.x_0(x_t, v, t), x_0))
+            pictures = (rearrange(z, "b c f h w -> (b f) c h w") / 2 + 0.5 for z in both)
+            distance = self.perceptual(*pictures).view(len(of), -1).mean(1)
+            parts["perceptual"] = distance.mean().item()
+            loss = loss.index_add(0, sharp.nonzero().flatten(), config.perceptual * distance)
+        return loss.mean(), parts
 
     def _decoded(self, latents: Tensor, parts: list[tuple[slice, slice, slice]]) -> Tensor:
         assert self.decoder is not None
@@ -177,6 +210,13 @@ class Trained(nn.Module):
             for sample, part in zip(latents.split(1), parts, strict=True)
         ]
         return torch.cat(pixels)
+
+
+def seen_energy(latents: Tensor, shown: Tensor) -> Tensor:
+    """Mean square (b,) of what a difference of latents (b c f h w) is in pixels."""
+    frames = rearrange(latents, "b c f h w -> (b f) c h w")
+    pixels = F.conv2d(frames, shown, padding=1)
+    return pixels.square().view(len(latents), -1).mean(1)
 
 
 def number_of(*what: object) -> int:
@@ -201,7 +241,7 @@ def draw_timestep(config: TrainConfig, generator: torch.Generator) -> int:
 
 def draw_batch(data: Samples, indices: range, config: TrainConfig) -> Batch:
     """Samples of these numbers with timesteps, noise and all else that is drawn."""
-    samples, t, noise, degraded, parts = [], [], [], [], []
+    samples, t, noise, tasks, parts = [], [], [], [], []
     for index in indices:
         generator = sample_generator(config.seed, index)
         sample = data.sample(generator)
@@ -209,8 +249,10 @@ def draw_batch(data: Samples, indices: range, config: TrainConfig) -> Batch:
         t.append(draw_timestep(config, generator))
         noise.append(torch.randn(sample.hq.shape, generator=generator))
         chance = torch.rand((), generator=generator).item()
-        degraded.append(sample.text is None and chance < config.degraded)
-        if config.df_space == "pixels":
+        degraded = sample.text is None and chance < config.degraded
+        sharp = config.degraded <= chance < config.degraded + config.sharp
+        tasks.append(DEGRADE if degraded else SHARPEN if sharp else RESTORE)
+        if config.df_space == "pixels" or config.sharp:
             frames, height, width = sample.hq.shape[1:]
             parts.append(random_crop((frames, height, width), config.crop, generator))
     texts = [sample.text for sample in samples if sample.text is not None]
@@ -219,7 +261,7 @@ def draw_batch(data: Samples, indices: range, config: TrainConfig) -> Batch:
         lq=torch.stack([sample.lq for sample in samples]),
         noise=torch.stack(noise),
         t=torch.tensor(t),
-        degraded=torch.tensor(degraded),
+        task=torch.tensor(tasks),
         text=torch.stack(texts) if texts else None,
         parts=parts,
     )

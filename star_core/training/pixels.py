@@ -2,10 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from ..vae import VideoVAE
+
+
+class Decoder(NamedTuple):
+    """A VAE's decoder with gradients, (b c f h w) -> (b 3 f h·factor w·factor)."""
+
+    decode: Callable[[Tensor], Tensor]
+    factor: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +73,13 @@ def decoded_part(
     samples = latents[:, :, frames, around[0], around[1]].split(1)
     pixels = [checkpoint(decode, sample, use_reentrant=False) for sample in samples]
     return torch.cat([sample[..., inner[0], inner[1]] for sample in pixels])
+
+
+def decoder_of(vae: VideoVAE) -> Decoder:
+    """A VAE's decoder for losses: all frames of a part at once."""
+    vae.model.eval().requires_grad_(False)
+
+    def decode(latents: Tensor) -> Tensor:
+        return vae.decode(latents, window=latents.shape[2], overlap=0)
+
+    return Decoder(decode, vae.factor)

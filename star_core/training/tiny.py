@@ -10,24 +10,26 @@ import torch
 from torch import nn
 
 from ..backbones import LatentFormat, SamplingDefaults
-from ..checkpoints import load_model, save_model
+from ..checkpoints import LearnedPrompts, load_model, save_model
 from ..degradation import HEAVY, MILD, TRAINING
+from ..metrics.lpips import load_lpips
 from ..models.encoder import UNetConfig
 from ..models.unet import ControlledVideoUNet
-from ..tensor_files import open_tensors
-from ..vae import VideoVAE, load_vae
+from ..vae import load_vae
 from .autoencoder import preview_rgb, train_vae
 from .clips import ClipConfig, clip_shards
-from .objective import Prompts, TrainConfig, sample_generator
+from .linear_decoder import linear_decoder
+from .objective import Prompts, Sample, TrainConfig, sample_generator
 from .pairs import LatentPairs, encode_pairs
-from .readout import features, fit_last_layer, linear_decoder
+from .pixels import PixelCrop, decoder_of
 from .trainer import OnStep, train
 
 logger = logging.getLogger(__name__)
 
 MODEL_FILE, VAE_FILE = "tiny.safetensors", "tiny_vae.safetensors"
-CROP = (5, 26, 28)
+CROP = (12, 18, 20)
 TOKENS = 4
+CLIPS = ClipConfig(size=(12, 104, 112), candidates=4)
 # Shares of the clips: the two that results are judged by, and what surrounds them.
 RECIPES = ((0.38, HEAVY), (0.2, MILD), (0.42, TRAINING))
 NETWORK = UNetConfig(
@@ -42,6 +44,19 @@ NETWORK = UNetConfig(
     attn_scales=(0.25,),
     dropout=0.0,
     norm_groups=8,
+    hint_prior=0.7,  # about what the pairs measure
+    guess_input=True,
+)
+# Mostly where one evaluation starts: that is what the file asks for.
+RECIPE = TrainConfig(
+    steps=1,
+    optimizer="muon",
+    learning_rate=3e-3,
+    early=0.5,
+    start=0.7,
+    degraded=0.05,
+    ema=0.99,
+    crop=PixelCrop(frames=2, height=18, width=20, margin=0),
 )
 SAMPLING = SamplingDefaults(
     steps=1,
@@ -61,11 +76,13 @@ def train_tiny(
     *,
     steps: int,
     vae_steps: int = 1400,
-    shards: int = 12,
-    per_shard: int = 500,
+    shards: int = 20,
+    per_shard: int = 100,
     seed: int = 0,
     start: Path | None = None,
-    refit: bool = False,
+    sharp: float = 0.0,
+    metric_weights: Path | None = None,
+    bf16: bool = False,
     on_step: OnStep | None = None,
 ) -> None:
     """Trains the built-in model on the videos and pictures below `data`.
@@ -73,9 +90,13 @@ def train_tiny(
     Leaves `out`/tiny.safetensors and `out`/tiny_vae.safetensors, and what it needs to go on with
     more `steps` where it stopped. seed: of clips, degradations, initial weights and noise.
     start: a folder with those two files to go on from, such as `star_core/weights`.
-    refit: ends with the last layer fitted by least squares, see `refit_tiny`.
+    sharp: share of the samples that learn the preset of that name, with LPIPS, whose weights lie in
+    `metric_weights`; only with `start`.
+    bf16: whether the network computes in bfloat16.
     """
-    clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, ClipConfig()))
+    clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, CLIPS))
+    if sharp and start is None:
+        raise ValueError("the preset sharp is learned by a trained model: name it with --start")
     vae_file = out / VAE_FILE
     init = None
     if start is not None:
@@ -97,55 +118,35 @@ def train_tiny(
     opened = torch.load(clips[0], mmap=True, weights_only=True)
     latents = LatentFormat(scale=vae.scaling_factor, rgb=preview_rgb(vae, opened[:50]))
     latent_pairs = LatentPairs(pairs, CROP)
-    config = TrainConfig(steps=steps, seed=seed)
+    config = replace(
+        RECIPE, steps=steps, decay_from=steps * 3 // 4, seed=seed, bf16=bf16, sharp=sharp
+    )
+    losses = {}
+    if sharp:
+        losses = {
+            "decoder": decoder_of(vae),
+            "perceptual": load_lpips("alex", folder=metric_weights),
+        }
     if init is None:
         spread = round(latent_pairs.spread(), 2)
         network, prompts = started(replace(NETWORK, hint_prior=spread), seed)
     else:
         network = init.network
-        assert init.prompts is not None and isinstance(network, ControlledVideoUNet)
-        prompts = Prompts.of(init.prompts)
+        learned = init.prompts
+        assert learned is not None and isinstance(network, ControlledVideoUNet)
+        if sharp and learned.sharp is None:
+            learned = learned._replace(sharp=learned.positive)
+        prompts = Prompts(learned)
     train(
         latent_pairs,
         network,
         config,
         out,
         prompts=prompts,
+        shown=linear_decoder(vae, first_samples(latent_pairs, seed)),
+        **losses,
         write=partial(write_tiny, latents=latents),
         on_step=on_step,
-    )
-    if refit:
-        refit_tiny(out / MODEL_FILE, vae, LatentPairs(pairs), seed=seed)
-
-
-def refit_tiny(
-    path: Path, vae: VideoVAE, pairs: LatentPairs, *, clips: int = 54, seed: int = 0
-) -> None:
-    """Fits a model's last layer anew; two thirds of the clips are seen where sampling starts."""
-    model = load_model(path, dtype=torch.float32)
-    network, prompts = model.network, model.prompts
-    assert prompts is not None and isinstance(network, ControlledVideoUNet)
-    seen = []
-    drawn = [pairs.sample(sample_generator(seed, index)) for index in range(clips)]
-    decoder = linear_decoder(vae, drawn[:24])
-    for index, sample in enumerate(drawn):
-        generator = sample_generator(seed + 1, index)
-        t = model.sampling.noise_level - 1
-        if index % 3 == 0:
-            t = int(torch.randint(t // 6, t, (), generator=generator))
-        noise = torch.randn(sample.hq.shape, generator=generator)
-        seen.append(features(network, prompts.positive, sample, noise, decoder, t))
-    fit_last_layer(network, seen, decoder)
-    metadata = {k: v for k, v in open_tensors(path).metadata.items() if k == "steps"}
-    save_model(
-        path,
-        network,
-        sampling=model.sampling,
-        latents=model.latents,
-        prompts=prompts,
-        dtype=torch.float16,
-        metadata=metadata,
-        overwrite=True,
     )
 
 
@@ -163,7 +164,14 @@ def started(config: UNetConfig, seed: int) -> tuple[ControlledVideoUNet, Prompts
     for layer in (network.out[-1], noise_input[0]):
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
-    return network, Prompts(TOKENS, config.context_dim, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    shape = 1, TOKENS, config.context_dim
+    prompts = (torch.randn(shape, generator=generator) for _ in range(2))
+    return network, Prompts(LearnedPrompts(*prompts))
+
+
+def first_samples(pairs: LatentPairs, seed: int, count: int = 24) -> list[Sample]:
+    return [pairs.sample(sample_generator(seed, index)) for index in range(count)]
 
 
 def write_tiny(

@@ -5,17 +5,16 @@ run sees what an uninterrupted one does, and several processes see together what
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..networks import Network
 from .objective import (
     Batch,
-    Decoder,
     Prompts,
     Samples,
     TrainConfig,
@@ -24,6 +23,7 @@ from .objective import (
     draw_batch,
     number_of,
 )
+from .pixels import Decoder
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,45 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return rate
 
 
+class Muon(torch.optim.Muon):
+    """Torch's Muon on weights of any shape: everything but the first side is columns."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], *, lr: float, weight_decay: float) -> None:
+        self.weights = weights
+        self.matrices = [nn.Parameter(weight.detach().flatten(1)) for weight in weights]
+        super().__init__(
+            self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for weight in self.weights:
+            weight.grad = None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for weight, matrix in zip(self.weights, self.matrices, strict=True):
+            # The matrix shares the weight's memory.
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+        super().step(closure)
+
+
+def make_optimizers(
+    named: Mapping[str, nn.Parameter], config: TrainConfig
+) -> list[torch.optim.Optimizer]:
+    """AdamW; with Muon beside it for matrices of which both sides are longer than 16."""
+    lr, decay = config.learning_rate, config.weight_decay
+    rest, matrices = list(named.values()), []
+    if config.optimizer == "muon":
+        matrices = [p for p in rest if p.ndim > 1 and min(len(p), p[0].numel()) > 16]
+        taken = {id(p) for p in matrices}
+        rest = [p for p in rest if id(p) not in taken]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr, weight_decay=decay)]
+    if matrices:
+        optimizers.append(Muon(matrices, lr=lr, weight_decay=decay))
+    return optimizers
+
+
 class Average:
     """Exponential moving average of what is trained, by name, float32."""
 
@@ -88,6 +127,8 @@ def train(
     write: Callable[[Path, Any, Prompts | None, int], None],
     prompts: Prompts | None = None,
     decoder: Decoder | None = None,
+    shown: Tensor | None = None,
+    perceptual: nn.Module | None = None,
     validate: Callable[[Any, Prompts | None, int], dict[str, float]] | None = None,
     on_step: OnStep | None = None,
     every: int = 500,
@@ -110,11 +151,11 @@ def train(
         from .checkpointing import recompute
 
         recompute(network)
-    trained = Trained(network, config, prompts=prompts, decoder=decoder).to(device)
+    trained = Trained(
+        network, config, prompts=prompts, decoder=decoder, shown=shown, perceptual=perceptual
+    ).to(device)
     named = {name: p for name, p in trained.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        list(named.values()), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimizers = make_optimizers(named, config)
     average = Average(named, config.ema)
     state_file, first = out / "state.pt", 0
     if state_file.exists():
@@ -122,10 +163,11 @@ def train(
         for name, parameter in named.items():
             parameter.detach().copy_(state["trained"][name])
             average.values[name].copy_(state["average"][name])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(known)
         first = state["step"]
         logger.info("resuming at step %d", first)
-    wrapped, optimizer = accelerator.prepare(trained, optimizer)
+    wrapped, *optimizers = accelerator.prepare(trained, *optimizers)
     log = Log(out / "log") if accelerator.is_main_process else None
 
     def save(step: int) -> None:
@@ -138,7 +180,7 @@ def train(
             "step": step,
             "trained": {name: parameter.detach() for name, parameter in named.items()},
             "average": average.values,
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
         temporary = state_file.with_suffix(".part")
         torch.save(state, temporary)
@@ -146,18 +188,21 @@ def train(
 
     processes, rank = accelerator.num_processes, accelerator.process_index
     for step in range(first, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, config)
         begin = (step * processes + rank) * config.batch
         batch = draw_batch(data, range(begin, begin + config.batch), config)
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         with torch.random.fork_rng():
             # Dropout takes no generator.
             torch.manual_seed(number_of(config.seed, "dropout", begin))
             loss, parts = wrapped(Batch(*(moved(value, device) for value in batch)))
             accelerator.backward(loss)
         parts["gradient"] = float(accelerator.clip_grad_norm_(list(named.values()), config.clip))
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         average.update(named)
         if log and (step + 1) % 10 == 0:
             log.scalars(step + 1, parts)

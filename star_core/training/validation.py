@@ -65,7 +65,7 @@ class Validation:
         self, network: ControlledVideoUNet, prompts: Prompts | None, large: Tensor
     ) -> Tensor:
         """(f 3 h w) in [0, 1] of the enlarged degraded clip."""
-        y = self.text if prompts is None else prompts.positive
+        y: Tensor | None = self.text if prompts is None else prompts.positive
         assert y is not None
         schedule, t = star_schedule(), torch.tensor([self.t], device=y.device)
         lq = self.vae.encode(rearrange(large * 2 - 1, "f c h w -> 1 c f h w")).to(y.device)

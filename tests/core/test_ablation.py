@@ -20,7 +20,7 @@ def outputs(liem, scale):
     """Of a network whose gates are scaled."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = ControlledVideoUNet(replace(SMALL, hint_prior=0.0)).eval()
+        network = ControlledVideoUNet(replace(SMALL, hint_prior=0.0, guess_input=False)).eval()
     place_liem(network, liem)
     for key, parameter in network.named_parameters():
         if ".local" in key:

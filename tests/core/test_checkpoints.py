@@ -37,7 +37,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def prompts():
-    return LearnedPrompts(torch.randn(1, 2, 16), torch.randn(1, 2, 16))
+    return LearnedPrompts(*torch.randn(3, 1, 2, 16))
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_self_describing_file_brings_everything_back(model_file, network, prom
     model = load_model(model_file)
     assert (model.config, model.sampling) == (SMALL, SAMPLING)
     assert model.prompts is not None
-    assert all(torch.equal(*pair) for pair in zip(model.prompts, prompts, strict=True))
+    torch.testing.assert_close(tuple(model.prompts), tuple(prompts), rtol=0, atol=0)
     weights = network.state_dict()
     for key, tensor in model.network.state_dict().items():
         assert torch.equal(tensor, weights[key])
@@ -144,7 +144,7 @@ def test_describe_tells_a_model_without_loading_it(model_file):
     info = describe(model_file)
     assert (info.kind, info.format, info.problems) == ("star-i2vgenxl", "safetensors", "")
     assert info.config == asdict(SMALL) and info.sampling == asdict(SAMPLING)
-    assert info.prompts and set(info.dtypes) == {"float32"}
+    assert info.presets == ("faithful", "sharp") and set(info.dtypes) == {"float32"}
     text = str(info)
     assert "STAR network on I2VGen-XL" in text and "steps 3" in text and "for tests" in text
     json.dumps(asdict(info))

@@ -17,23 +17,23 @@ from star_core.training.autoencoder import TINY_VAE, start_as_resampler
 from star_core.training.checkpointing import recompute
 from star_core.training.clips import ClipConfig, cut_clips
 from star_core.training.objective import (
-    Decoder,
+    SHARPEN,
+    Prompts,
     TrainConfig,
     Trained,
     draw_batch,
     draw_timestep,
 )
 from star_core.training.pairs import LatentPairs, encode_pairs
-from star_core.training.pixels import PixelCrop
+from star_core.training.pixels import Decoder, PixelCrop
 from star_core.training.tiny import (
     MODEL_FILE,
     NETWORK,
     SAMPLING,
-    refit_tiny,
     started,
     write_tiny,
 )
-from star_core.training.trainer import choose_trained, learning_rate, train
+from star_core.training.trainer import Muon, choose_trained, learning_rate, train
 from star_core.vae import vae_from_config
 from star_core.video_io import open_sink
 
@@ -92,8 +92,9 @@ def test_loss_reaches_network_controlnet_gates_and_prompts_after_the_first_step(
         assert any(g is not None and g.any() for g in gradients), part
 
 
-def test_a_resumed_training_ends_where_an_uninterrupted_one_does(pairs, tmp_path):
-    steady = replace(CONFIG, degraded=0.3)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(pairs, tmp_path, optimizer):
+    steady = replace(CONFIG, degraded=0.3, optimizer=optimizer)
     whole = run(pairs, tmp_path / "whole", steady, every=2)
 
     class Stop(Exception):
@@ -107,6 +108,74 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(pairs, tmp_path
         run(pairs, tmp_path / "cut", steady, every=2, on_step=stop)
     cut = run(pairs, tmp_path / "cut", steady, every=2).network.state_dict()
     assert all(torch.equal(value, cut[key]) for key, value in whole.network.state_dict().items())
+
+
+def test_muon_trains_a_convolution_as_the_matrix_that_it_is():
+    conv = torch.nn.Parameter(torch.randn(20, 4, 3, 3))
+    matrix = torch.nn.Parameter(conv.detach().flatten(1).clone())
+    ours = Muon([conv], lr=0.1, weight_decay=0.01)
+    theirs = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        gradient = torch.randn(20, 4, 3, 3)
+        conv.grad, matrix.grad = gradient, gradient.flatten(1)
+        for optimizer in (ours, theirs):
+            optimizer.step()
+            optimizer.zero_grad()
+        assert conv.grad is None
+    torch.testing.assert_close(conv.flatten(1), matrix)
+
+
+def test_errors_count_as_pixels_show_them_in_shares_of_what_the_hint_leaves(pairs):
+    network, prompts = started(replace(SMALL, dropout=0.0), 0)
+    config = replace(CONFIG, degraded=0.0, start=1.0, df=DFLossConfig(beta=0))
+    batch = draw_batch(pairs, range(3), config)
+    shown = torch.zeros(1, 4, 3, 3)
+    shown[0, 1, 1, 1] = 10.0
+    untrained, _ = Trained(network, config, prompts=prompts, shown=shown)(batch)
+    # An untrained network copies the hint but for the little that noise tells.
+    assert untrained.item() == pytest.approx(1, abs=0.1)
+    unseen = batch._replace(hq=batch.hq.clone())
+    unseen.hq[:, (0, 2, 3)] += 1.0
+    same, _ = Trained(network, config, prompts=prompts, shown=shown)(unseen)
+    assert same.item() == pytest.approx(untrained.item(), rel=1e-3)
+    unseen.hq[:, 1] += unseen.hq[:, 1] - unseen.lq[:, 1]
+    twice, _ = Trained(network, config, prompts=prompts, shown=shown)(unseen)
+    assert twice.item() == pytest.approx(1, abs=0.1)
+
+
+class Distance(torch.nn.Module):
+    """In one channel alone; counts what it is shown."""
+
+    def forward(self, restored, reference):
+        self.pictures = len(restored)
+        return (restored - reference)[:, 0].abs().mean((1, 2))
+
+
+def test_only_what_is_sharpened_meets_the_metric_and_the_sharp_prompt(pairs):
+    network, prompts = started(SMALL, 0)
+    torch.nn.init.normal_(last(network).weight)
+    prompts = Prompts(prompts.learned()._replace(sharp=prompts.positive))
+    assert prompts.sharp is not None
+    crop = PixelCrop(frames=2, height=2, width=3)
+    config = replace(CONFIG, sharp=0.5, perceptual=3.0, crop=crop)
+    metric = Distance()
+    with pytest.raises(ValueError, match="sharpening needs"):
+        Trained(network, config, prompts=prompts)
+    decoder = Decoder(lambda z: z[:, :3], 1)
+    trained = Trained(network, config, prompts=prompts, decoder=decoder, perceptual=metric)
+    batch = draw_batch(pairs, range(6), config)
+    sharp = batch.task == SHARPEN
+    assert 0 < sharp.sum() < 6
+    trained.zero_grad()
+    loss, parts = trained(batch)
+    loss.backward()
+    assert metric.pictures == sharp.sum() * crop.frames
+    assert prompts.sharp.grad is not None and prompts.sharp.grad.any()
+    trained.zero_grad()
+    trained(draw_batch(pairs, range(6), replace(config, sharp=0.0)))[0].backward()
+    assert prompts.sharp.grad is None or not prompts.sharp.grad.any()
+    assert prompts.positive.grad is not None and prompts.positive.grad.any()
+    assert parts["perceptual"] > 0
 
 
 def test_written_model_describes_itself_and_moves_slower_than_the_trained_one(pairs, tmp_path):
@@ -343,22 +412,3 @@ def test_the_clips_of_a_shard_are_degraded_by_the_shares_of_the_recipes(tmp_path
     lq = LatentPairs(tmp_path).shards[0]["lq"].float()
     noisy = (lq - lq.median(0).values).abs().mean((1, 2, 3, 4))
     assert 0 < (noisy > noisy.mean()).sum() < 8
-
-
-def test_a_refitted_model_has_another_last_layer_and_nothing_else(pairs, tmp_path):
-    run(pairs, tmp_path)
-    whole = LatentPairs(pairs.folder)
-
-    class VAE:
-        factor = 2
-
-        def decode(self, latents, **_):
-            return latents[:, :3].repeat_interleave(2, -1).repeat_interleave(2, -2)
-
-    before = load_model(tmp_path / MODEL_FILE, dtype=torch.float32)
-    refit_tiny(tmp_path / MODEL_FILE, VAE(), whole, clips=4)  # pyright: ignore
-    after = load_model(tmp_path / MODEL_FILE, dtype=torch.float32)
-    assert (after.config, after.sampling) == (before.config, before.sampling)
-    old, new = (model.network.state_dict() for model in (before, after))
-    changed = {key for key in old if not torch.equal(old[key], new[key])}
-    assert changed == {"out.2.weight", "out.2.bias"}

@@ -13,7 +13,15 @@ from star_core.training.lora import add_lora, merge_lora, without_lora, write_lo
 from star_core.training.tiny import NETWORK
 from star_core.training.trainer import choose_trained
 
-SMALL = replace(NETWORK, in_dim=4, out_dim=4, dim_mult=(1, 1), attn_scales=(1.0,), hint_prior=0.0)
+SMALL = replace(
+    NETWORK,
+    in_dim=4,
+    out_dim=4,
+    dim_mult=(1, 1),
+    attn_scales=(1.0,),
+    hint_prior=0.0,
+    guess_input=False,
+)
 
 
 @pytest.fixture(scope="module")

@@ -141,13 +141,13 @@ def test_windows_of_a_long_video_come_one_after_the_other(host, clip, monkeypatc
 
 
 def _with_chunks(upscale, chunk):
-    def changed(job, settings, get_model, *, get_scenes, **options):
-        settings = replace(settings, chunk=chunk)
+    def changed(job, whole, get_model, *, get_scenes, **options):
+        settings = replace(whole.settings, chunk=chunk)
 
         def scenes(source):
             return [replace(scene, settings=settings) for scene in get_scenes(source)]
 
-        return upscale(job, settings, get_model, get_scenes=scenes, **options)
+        return upscale(job, whole, get_model, get_scenes=scenes, **options)
 
     return changed
 
