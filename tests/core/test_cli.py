@@ -57,7 +57,7 @@ def settings_of(*arguments) -> Settings:
     """What `upscale` would restore with."""
     parser = argparse.ArgumentParser()
     add_upscale(parser)
-    return ordered(parser.parse_args([str(argument) for argument in arguments]))[0].settings
+    return ordered(parser.parse_args([str(argument) for argument in arguments]))[0].whole.settings
 
 
 def refused(capsys, *arguments) -> str:
