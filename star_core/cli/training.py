@@ -203,7 +203,7 @@ def add_ablation(parser: argparse.ArgumentParser) -> None:
         "--clips", nargs="+", required=True, metavar="FILE", help="clean videos kept apart"
     )
     parser.add_argument(
-        "--steps", type=int, default=500, metavar="N", help="of each run (default 500)"
+        "--steps", type=int, default=250, metavar="N", help="of each run (default 250)"
     )
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2"

@@ -36,7 +36,7 @@ from .videos import enlarged
 Liem = Literal["none", "spatial", "temporal", "both", "after"]
 METRICS = ("psnr", "ssim", "lpips", "warping_error")
 RESULT = "result.json"
-CROP = (6, 18, 20)
+CROP = (4, 18, 20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class Ablation:
     pairs: Path
     clips: Sequence[Path]
     out: Path
-    steps: int = 500
+    steps: int = 250
     batch: int = 2
     bf16: bool = False
     seeds: Sequence[int] = (0, 1, 2)

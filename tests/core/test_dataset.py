@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+import webdataset
 
 from star_core.degradation import MILD, STAR_LIGHT
 from star_core.metrics import psnr
@@ -76,6 +77,15 @@ def test_a_shard_is_a_webdataset_with_frames_record_and_caption(shards, folder, 
     original = torch.stack(list(open_video(folder / "a.mkv", frames=(4, 10))))
     assert (stored - original).abs().mean() < 0.02
     assert (tmp_path / "00000001.txt").read_text() == "Waves, moving."
+
+
+def test_webdataset_reads_the_shards(shards):
+    files = [str(path) for path in sorted(shards[0].glob("*.tar"))]
+    samples = list(webdataset.WebDataset(files, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"{n:08d}" for n in range(len(samples))]
+    assert len(samples) == len(stored_clips(shards[0])) > 2
+    assert samples[1]["txt"].decode() == "Waves, moving."
+    assert json.loads(samples[1]["json"])["frames"] == [4, 10]
 
 
 def test_a_text_beside_a_video_comes_before_the_table(folder):
