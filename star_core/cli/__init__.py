@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:  # torch has no class of its own for a full main memory
         if not re.search(r"out of memory|not enough memory|can't allocate memory", str(error)):
             raise
-        reason = "not enough memory: try --tile 256, a smaller --chunk-frames or a smaller --scale"
+        # Smaller tiles have been tried by then.
+        reason = "not enough memory: try a smaller --chunk-frames or a smaller --scale"
     return _complain(f"error: {reason}", CAN_BE_MENDED)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..backbones import SamplingDefaults
 from ..checkpoints import LearnedPrompts
 from ..diffusion.levels import trained_schedule
-from ..losses import DFLossConfig, df_loss
+from ..losses import DFLossConfig, df_loss, velocity_loss
 from ..models.unet import hint_prior_velocity
 from ..networks import Network
 from .pixels import Decoder, PixelCrop, decoded_part, random_crop
@@ -128,8 +128,8 @@ class Trained(nn.Module):
     """Network, prompts and loss in one module, so that its gradients are shared by processes.
 
     shown: kernel of `linear_decoder`. Errors of the velocity are then weighed as pixels show them,
-    and every clip by what its hint leaves to do. perceptual: distance (b,) of two batches of
-    pictures (b 3 h w) in [0, 1], for what is sharpened.
+    and every sample by the error that knowing nothing but its hint leaves.
+    perceptual: distance (b,) of two batches of pictures (b 3 h w) in [0, 1], of what is sharpened.
     """
 
     shown: Tensor | None
@@ -169,17 +169,18 @@ class Trained(nn.Module):
         with torch.autocast(device, torch.bfloat16) if config.bf16 else nullcontext():
             v = network(x_t, t, y, lq)
         v = v.float()
-        target, uncertainty = schedule.velocity(x_0, noise, t), torch.ones(())
+        target, prior = schedule.velocity(x_0, noise, t), torch.zeros_like(v)
+        uncertainty = torch.ones((), device=v.device)
         if network.config.hint_prior:
             # In units of what the hint leaves open, all noise levels count alike.
-            _, uncertainty = hint_prior_velocity(x_t, t, lq, network.config.hint_prior)
-        error = (v - target) / uncertainty
+            prior, uncertainty = hint_prior_velocity(x_t, t, lq, network.config.hint_prior)
         if self.shown is None:
-            velocity = error.square().mean((1, 2, 3, 4))
+            velocity = velocity_loss(v / uncertainty, target / uncertainty)
         else:
-            spread = network.config.hint_prior or 1.0
-            left = seen_energy(lq - batch.hq, self.shown) + FLOOR
-            velocity = seen_energy(spread * error, self.shown) / left
+            ours, priors = (
+                seen_energy((said - target) / uncertainty, self.shown) for said in (v, prior)
+            )
+            velocity = ours / (priors + FLOOR)
         frequency = torch.zeros_like(velocity)
         if config.df.beta:
             ours, theirs = schedule.x_0(x_t, v, t), x_0

@@ -11,20 +11,10 @@ from hypothesis import strategies as st
 from star_core.diffusion.denoiser import Denoiser
 from star_core.diffusion.schedule import star_schedule
 from star_core.models.attention import AttentionWindow, within
-from star_core.models.unet import ControlledVideoUNet, UNetConfig
+from star_core.models.unet import ControlledVideoUNet
 from star_core.shortcuts import FAST, BatchedFeatures, DeepFeatures, Shortcuts
 from star_core.tiling import Tile, joined
-
-CONFIG = UNetConfig(
-    dim=16,
-    context_dim=8,
-    dim_mult=(1, 2),
-    num_heads=2,
-    head_dim=8,
-    num_res_blocks=1,
-    attn_scales=(1.0, 0.5),
-    norm_groups=4,
-)
+from tests.two_levels import CONFIG, two_level_network
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,11 +25,7 @@ def no_gradients():
 
 @pytest.fixture(scope="module")
 def network():
-    network = ControlledVideoUNet(CONFIG).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in network.parameters():
-        parameter.normal_(0.1, parameter[0].numel() ** -0.5, generator=generator)
-    return network
+    return two_level_network()
 
 
 def randn(seed, *shape):

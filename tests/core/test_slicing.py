@@ -11,18 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from star_core.live_tensors import LiveTensors
 from star_core.models.slicing import ClipNorm, Slicing, over_frames
-from star_core.models.unet import ControlledVideoUNet, UNetConfig
-
-CONFIG = UNetConfig(
-    dim=16,
-    context_dim=8,
-    dim_mult=(1, 2),
-    num_heads=2,
-    head_dim=8,
-    num_res_blocks=1,
-    attn_scales=(1.0, 0.5),
-    norm_groups=4,
-)
+from tests.two_levels import two_level_network
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,11 +22,7 @@ def no_gradients():
 
 @pytest.fixture(scope="module")
 def network():
-    network = ControlledVideoUNet(CONFIG).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in network.parameters():
-        parameter.normal_(0.1, parameter[0].numel() ** -0.5, generator=generator)
-    return network
+    return two_level_network()
 
 
 @settings(max_examples=30)
