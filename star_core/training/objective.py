@@ -169,18 +169,20 @@ class Trained(nn.Module):
         with torch.autocast(device, torch.bfloat16) if config.bf16 else nullcontext():
             v = network(x_t, t, y, lq)
         v = v.float()
-        target, prior = schedule.velocity(x_0, noise, t), torch.zeros_like(v)
-        uncertainty = torch.ones((), device=v.device)
-        if network.config.hint_prior:
+        target, uncertainty = schedule.velocity(x_0, noise, t), torch.ones((), device=v.device)
+        spread = network.config.hint_prior
+        if spread:
             # In units of what the hint leaves open, all noise levels count alike.
-            prior, uncertainty = hint_prior_velocity(x_t, t, lq, network.config.hint_prior)
+            _, uncertainty = hint_prior_velocity(x_t, t, lq, spread)
         if self.shown is None:
             velocity = velocity_loss(v / uncertainty, target / uncertainty)
         else:
-            ours, priors = (
-                seen_energy((said - target) / uncertainty, self.shown) for said in (v, prior)
+            wrong = hint_prior_velocity(schedule.add_noise(batch.hq, noise, t), t, lq, spread)[0]
+            wrong = wrong - schedule.velocity(batch.hq, noise, t)
+            velocity = seen_energy(v - target, self.shown)
+            velocity = velocity / (
+                seen_energy(wrong, self.shown) + FLOOR * uncertainty.flatten() ** 2
             )
-            velocity = ours / (priors + FLOOR)
         frequency = torch.zeros_like(velocity)
         if config.df.beta:
             ours, theirs = schedule.x_0(x_t, v, t), x_0
