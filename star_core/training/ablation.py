@@ -4,6 +4,7 @@ Paper, tables 3 to 5. What is measured here is a network of 3 million parameters
 minutes, on clips that it has not seen.
 """
 
+import importlib.util
 import json
 import math
 import statistics
@@ -16,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..curves import curves, write_png
+from ..curves import write_png
 from ..degradation import HEAVY, degrade_video
 from ..losses import DFLossConfig
 from ..metrics import compare
@@ -28,6 +29,7 @@ from ..video_io import open_video
 from .linear_decoder import linear_decoder
 from .objective import Prompts
 from .pairs import LatentPairs
+from .spread_plot import spreads
 from .tiny import NETWORK, RECIPE, first_samples, started
 from .trainer import OnStep, train
 from .validation import Validation
@@ -133,9 +135,10 @@ def ablate(
             run_variant(variant, seed, ablation, vae, kept_apart, folder, on_step)
         results.setdefault(variant.name, []).append(json.loads(file.read_text()))
         (ablation.out / "ablation.md").write_text(table(results))
-    picture = plot(results)
-    if picture is not None:
-        write_png(picture, ablation.out / "ablation.png")
+        shown = {name: [row["psnr"] for row in rows] for name, rows in results.items()}
+        if importlib.util.find_spec("PIL"):
+            picture = spreads(shown, title="PSNR, dB: each seed, and their mean")
+            write_png(picture, ablation.out / "ablation.png")
     (ablation.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     return table(results)
 
@@ -222,17 +225,3 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             cells.append(f"{statistics.fmean(values):.4g} ± {spread:.2g}")
         lines.append(f"| {number} | {name} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def plot(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Tensor | None:
-    """PSNR of every variant by its number: mean, lowest and highest; None without Pillow."""
-    rows = [[row["psnr"] for row in rows] for rows in results.values()]
-    shown = {
-        "mean": [statistics.fmean(values) for values in rows],
-        "lowest": [min(values) for values in rows],
-        "highest": [max(values) for values in rows],
-    }
-    try:
-        return curves(shown, title="PSNR, dB, by variant")
-    except ValueError:
-        return None

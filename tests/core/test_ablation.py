@@ -9,6 +9,7 @@ from star_core.models.unet import ControlledVideoUNet
 from star_core.training import ablation
 from star_core.training.ablation import VARIANTS, Ablation, ablate, place_liem, table
 from star_core.training.autoencoder import TINY_VAE, start_as_resampler
+from star_core.training.spread_plot import spreads
 from star_core.training.tiny import NETWORK
 from star_core.vae import vae_from_config
 from star_core.video_io import open_sink
@@ -104,3 +105,12 @@ def test_an_ablation_runs_goes_on_where_it_stopped_and_tells_mean_and_spread(tmp
 def test_the_table_gives_mean_and_deviation():
     rows = {"a": [{"psnr": 20.0}, {"psnr": 22.0}], "b": [{"psnr": 21.0}, {"psnr": 21.0}]}
     assert "| 0 | a | 2 | 21 ± 1.4 |" in table(rows)
+
+
+def test_a_plot_marks_every_run_and_the_mean_in_its_row():
+    pytest.importorskip("PIL")
+    picture = spreads({"a": [1.0, 3.0], "b": [1.0, 1.0, 4.0]}, title="x")
+    orange = (picture - torch.tensor([0xD5, 0x5E, 0x00])[:, None, None] / 255).abs().amax(0) < 0.05
+    rows, columns = orange.nonzero().T
+    same_mean = [columns[(rows > top) & (rows < top + 30)] for top in (50, 80)]
+    assert len(same_mean[0]) and torch.equal(*(columns.unique() for columns in same_mean))
