@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from star_core.checkpoints import open_model
+from star_core.checkpoints import LearnedPrompts, open_model
 from star_core.model import BUILT_IN
 from star_core.models.unet import UNetConfig
 from star_core.text import join_prompt
@@ -72,6 +72,21 @@ def test_learned_prompts_stand_in_for_text(nodes, model):
     assert learned is not None
     assert torch.equal(positive[0][0], learned.positive.float())
     assert torch.equal(negative[0][0], learned.negative.float())
+
+
+def test_a_preset_is_a_learned_prompt_and_text_models_have_none(nodes):
+    prompts_for = nodes.host_conditioning.prompts_for
+    learned = LearnedPrompts(*torch.randn(3, 1, 4, 8, generator=torch.Generator().manual_seed(1)))
+    given = [
+        prompts_for(SimpleNamespace(prompts=learned), None, "", "", "", preset)[0][0][0]
+        for preset in ("faithful", "sharp")
+    ]
+    assert torch.equal(given[0], learned.positive) and torch.equal(given[1], learned.sharp)
+    plain = SimpleNamespace(prompts=learned._replace(sharp=None))
+    with pytest.raises(ValueError, match="no preset 'sharp': choose faithful"):
+        prompts_for(plain, None, "", "", "", "sharp")
+    with pytest.raises(ValueError, match="no preset 'sharp'"):
+        prompts_for(full_size(), Clip(), "", "", "", "sharp")
 
 
 def test_text_is_joined_as_on_the_command_line_and_read_without_weights(nodes):
