@@ -40,12 +40,13 @@ class PromptDefaults:
     """What a model is told where the user says nothing.
 
     prompt: what the video shows. positive, negative: what makes it good or bad; negative None
-    stands for an embedding of zeros.
+    stands for an embedding of zeros. untold: share of the captions that training leaves out.
     """
 
     prompt: str
     positive: str
     negative: str | None
+    untold: float = 0.5
 
 
 DEFAULT_PROMPT = "a good video"

@@ -148,7 +148,7 @@ def add_prompts(
         return
     assert files.text_encoder is not None
     usual = backbone_of(star.config).prompts
-    encoder = _text_encoder(files.text_encoder, star.config, device, dtype)
+    encoder = open_text_encoder(files.text_encoder, star.config, device, dtype)
 
     def encoded(prompts: Prompts) -> tuple[Tensor, Tensor]:
         caption = join_prompt(
@@ -163,9 +163,10 @@ def add_prompts(
     model.embeddings.update({each: encoded(each) for each in new})
 
 
-def _text_encoder(
+def open_text_encoder(
     path: Path, config: NetworkConfig, device: torch.device | str, dtype: torch.dtype
 ) -> ClipTextEncoder | T5TextEncoder:
+    """That of a network. ValueError for a file that is none, or another network's."""
     if isinstance(config, CogVideoXConfig):  # in bfloat16: of twice the size few machines hold it
         width, length = config.context_dim, config.context_length
         return load_t5(path, width=width, length=length, device=device)

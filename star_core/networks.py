@@ -159,7 +159,7 @@ COGVIDEOX = Backbone(
     published=_cogvideox_published,
     vae=(VAE_COGVIDEOX,),
     text_encoder=(T5,),
-    prompts=PromptDefaults(prompt="", positive="", negative=None),
+    prompts=PromptDefaults(prompt="", positive="", negative=None, untold=0.1),
     reference=COGVIDEOX_REFERENCE,
 )
 BACKBONES = {backbone.name: backbone for backbone in (I2VGENXL, COGVIDEOX)}

@@ -249,15 +249,13 @@ def _print_plan(args: argparse.Namespace) -> None:
     from ..training.plan import plan_training
 
     path = BUILT_IN[args.model][0] if args.model in BUILT_IN else args.model
-    config, factor = UNetConfig(), 4 if args.model in BUILT_IN else 8
+    config, frames, factor = UNetConfig(), args.frames, 4 if args.model in BUILT_IN else 8
     if path and Path(path).exists():
-        found = open_model(path).config
-        if not isinstance(found, UNetConfig):
-            raise ValueError(f"{path} is no STAR on I2VGen-XL: only that is trained here")
-        config = found
+        file = open_model(path)
+        config, frames = file.config, -(-args.frames // file.latents.frames)
     plan = plan_training(
         config,
-        frames=args.frames,
+        frames=frames,
         height=args.size[1] // factor,
         width=args.size[0] // factor,
         trains=args.trains,

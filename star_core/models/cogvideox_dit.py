@@ -22,7 +22,6 @@ from diffusers.models.transformers.cogvideox_transformer_3d import (
 )
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..tiling import Tile, joined
 from .attention import Attention, scaled_dot_product
@@ -58,7 +57,6 @@ class CogVideoXDiT(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
         self.slicing: Slicing | None = None
         self.tile: Tile | None = None
         with torch.device(device or "cpu"):
@@ -86,6 +84,19 @@ class CogVideoXDiT(nn.Module):
         if operations is not nn:
             _use_layers_of(operations, self)
         self.to(dtype)
+
+    @property
+    def blocks(self) -> Iterator[nn.Module]:
+        """What gradient checkpointing computes again as a whole."""
+        return iter(self.transformer_blocks)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError for latents that do not make whole patches."""
+        if height % PATCH or width % PATCH:
+            raise ValueError(
+                f"the network takes latents of even height and width, got {width}x{height}: pad "
+                f"the video to multiples of {8 * PATCH} pixels"
+            )
 
     @contextmanager
     def working(
@@ -122,11 +133,7 @@ class CogVideoXDiT(nn.Module):
         if deep is not None:
             raise ValueError("this model keeps no features: leave out their reuse")
         h, w = x.shape[-2:]
-        if h % PATCH or w % PATCH:
-            raise ValueError(
-                f"the network takes latents of even height and width, got {w}x{h}: pad the video "
-                f"to multiples of {8 * PATCH} pixels"
-            )
+        self.check_size(h, w)
         rows, columns = (
             self._tile(PATCH * trained).on_grid(side, step=PATCH)
             for trained, side in zip(self.config.grid, (h, w), strict=True)
@@ -161,10 +168,7 @@ class CogVideoXDiT(nn.Module):
         else:
             image = image + sincos_table(self.config, grid, x.device).to(image)
         for block in self.transformer_blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                image, text = checkpoint(block, image, text, emb, grid, rotary, use_reentrant=False)
-            else:
-                image, text = block(image, text, emb, grid, rotary, self.slicing)
+            image, text = block(image, text, emb, grid, rotary, self.slicing)
         image = self.proj_out(self.norm_out(self.norm_final(image), temb=emb))
         return rearrange(
             image,

@@ -27,7 +27,9 @@ from .encoder import (
 from .slicing import Slicing, over_frames
 from .unet_blocks import (
     Factory,
+    ResBlock,
     SpatialTransformer,
+    TemporalTransformer,
     Upsample,
     sinusoidal_embedding,
     timestep_mlp,
@@ -125,6 +127,12 @@ class ControlledVideoUNet(nn.Module):
         )
         self.VideoControlNet = VideoControlNet(config, make=make)
         self.attention_window = None
+
+    @property
+    def blocks(self) -> Iterator[nn.Module]:
+        """What gradient checkpointing computes again as a whole."""
+        kinds = ResBlock, SpatialTransformer, TemporalTransformer
+        return (module for module in self.modules() if isinstance(module, kinds))
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError for latents that the skips cannot meet (specification, 2.6)."""

@@ -5,23 +5,24 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..models.unet_blocks import ResBlock, SpatialTransformer, TemporalTransformer
+from ..models.unet_blocks import ResBlock
+from ..networks import Network
 
 
-def recompute(network: nn.Module) -> None:
+def recompute(network: Network) -> None:
     """From now on; done again it changes nothing. Costs about one forward pass more."""
-    for module in network.modules():
-        if "forward" not in vars(module):
-            if isinstance(module, ResBlock):
-                _wrap_res_block(module)
-            elif isinstance(module, SpatialTransformer | TemporalTransformer):
-                _wrap(module)
+    for block in network.blocks:
+        if "forward" not in vars(block):
+            if isinstance(block, ResBlock):
+                _wrap_res_block(block)
+            else:
+                _wrap(block)
 
 
 def _wrap(module: nn.Module) -> None:
     forward = module.forward
 
-    def checkpointed(*args: Any, **kwargs: Any) -> Tensor:
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     module.forward = checkpointed

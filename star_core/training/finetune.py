@@ -1,17 +1,17 @@
 """Trains a model file on shards of clips: as STAR was trained, whole, or as a LoRA."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..causal_vae import CausalVideoVAE, open_vae
 from ..checkpoints import ModelFile, save_model
 from ..degradation import Recipe
-from ..models.unet import ControlledVideoUNet
-from ..text import load_text_encoder
-from ..vae import load_vae
+from ..model import check_vae, open_text_encoder
+from ..networks import Network, backbone_of
 from .initialise import start_network
 from .lora import add_lora, write_lora
 from .objective import Prompts, TrainConfig, sample_generator
@@ -57,8 +57,20 @@ def finetune(
     """
     device = start_accelerate().device
     network, file = start_network(model)
-    vae = load_vae(vae_file, device=device)
+    vae = open_vae(vae_file, scale=file.latents.scale, device=device)
+    check_vae(vae, file.config, file.latents)
     network.check_size(*(side // vae.factor for side in material.size))
+    if (material.frames - 1) % vae.latent_frames:
+        raise ValueError(
+            f"the VAE takes 1 frame and a multiple of {vae.latent_frames} more, got "
+            f"{material.frames} frames"
+        )
+    decoder = None
+    if config.df_space == "pixels":
+        if isinstance(vae, CausalVideoVAE):
+            raise ValueError("this VAE decodes whole clips only: take --df-space latents")
+        decoder = decoder_of(vae)
+    config, usual = replace(config, shift=file.sampling.shift), backbone_of(file.config).prompts
     prompts, words = None, None
     encode: Callable[[str], Tensor] | None = None
     if file.prompts is not None:
@@ -66,11 +78,13 @@ def finetune(
     elif text_encoder is None:
         raise ValueError(f"{model} has no learned prompts: name a text encoder")
     else:
-        width = file.config.context_dim
-        encoder = load_text_encoder(text_encoder, width=width, device=device)
+        encoder = open_text_encoder(text_encoder, file.config, device, torch.float32)
+        untold = encoder.encode("")
+        if usual.negative is None:
+            untold = torch.zeros_like(untold)
 
         def embedding(caption: str) -> Tensor:
-            return encoder.encode(caption)[0]
+            return (encoder.encode(caption) if caption else untold)[0].float()
 
         encode, words = embedding, embedding("")[None]
     if config.trains == "lora":
@@ -86,14 +100,14 @@ def finetune(
             interval=material.interval,
             upsampling=file.sampling.upsample,
             text=encode,
+            untold=usual.untold,
         )
 
     validate = None
     if material.kept_apart is not None:
         apart = samples(material.kept_apart)
         pairs = [apart.pair(sample_generator(0, i))[:2] for i in range(min(4, len(apart.clips)))]
-        level = file.sampling.noise_level
-        validate = Validation(pairs, vae, out, noise_level=level, text=words)
+        validate = Validation(pairs, vae, out, sampling=file.sampling, text=words)
     train(
         samples(material.data),
         network,
@@ -101,7 +115,7 @@ def finetune(
         out,
         write=_Writer(file),
         prompts=prompts,
-        decoder=decoder_of(vae),
+        decoder=decoder,
         validate=validate,
         on_step=on_step,
         every=every,
@@ -114,9 +128,7 @@ class _Writer:
     def __init__(self, file: ModelFile) -> None:
         self.file = file
 
-    def __call__(
-        self, out: Path, network: ControlledVideoUNet, prompts: Prompts | None, step: int
-    ) -> None:
+    def __call__(self, out: Path, network: Network, prompts: Prompts | None, step: int) -> None:
         if any(".lora_" in name for name, _ in network.named_parameters()):
             write_lora(out / LORA_FILE, network, overwrite=True)
             return

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import ModelFile, open_model
-from ..models.encoder import UNetConfig
-from ..models.unet import ControlledVideoUNet
+from ..networks import Network, build_network
 from ..tensor_files import load_into
 
 logger = logging.getLogger(__name__)
@@ -24,17 +23,15 @@ def start_network(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = torch.float32,
-) -> tuple[ControlledVideoUNet, ModelFile]:
-    """The network of a file with official names, with what it lacks of LIEM and ControlNet.
+) -> tuple[Network, ModelFile]:
+    """The network of a file with official names, with what one on I2VGen-XL lacks of STAR.
 
     A ControlNet that is absent becomes a copy of the encoder, and what leads into and out of it
     zero, so that it changes nothing yet. A LIEM that is absent becomes zero too: half open
     everywhere, which the norm behind it takes out again. ValueError if anything else is missing.
     """
     file = open_model(path)
-    if not isinstance(file.config, UNetConfig):
-        raise ValueError(f"{path} is no STAR on I2VGen-XL: only that is trained here")
-    network = ControlledVideoUNet(file.config, device="meta")
+    network = build_network(file.config, device="meta")
     tensors = completed(file.tensors, network.state_dict())
     load_into(network, tensors, device=device, dtype=dtype, name=str(path))
     return network, file
@@ -53,7 +50,9 @@ def completed(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> di
         "LIEM of the UNet": [k for k in wanted if _is_liem(k) and not k.startswith(_CONTROL)],
         "LIEM of the ControlNet": [k for k in wanted if _is_liem(k) and k.startswith(_CONTROL)],
     }
-    absent = {name: keys for name, keys in parts.items() if not any(k in tensors for k in keys)}
+    absent = {
+        name: keys for name, keys in parts.items() if keys and not any(k in tensors for k in keys)
+    }
     for name, keys in absent.items():
         logger.info("the file has no %s: it starts neutral", name)
         if name.startswith("LIEM"):

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.unet_blocks import BasicTransformerBlock
 from ..tensor_files import write_tensors
 
 # What the host puts before the keys of a network.
@@ -36,23 +35,21 @@ def add_lora(
         raise ValueError(f"the rank of a LoRA is at least 1, got {rank}")
     generator = torch.Generator().manual_seed(seed)
     names = []
-    for name, block in network.named_modules():
-        if not isinstance(block, BasicTransformerBlock):
+    for name, layer in list(network.named_modules()):
+        inside = "transformer_blocks." in name and "local" not in name  # but not in LIEM
+        if type(layer) is not nn.Linear or not inside:
             continue
-        for inner, layer in list(block.named_modules()):
-            if type(layer) is not nn.Linear or ".local" in f".{inner}":
-                continue
-            layer.__class__ = LoraLinear
-            assert isinstance(layer, LoraLinear)
-            where = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-            layer.lora_down = nn.Linear(layer.in_features, rank, bias=False, **where)
-            layer.lora_up = nn.Linear(rank, layer.out_features, bias=False, **where)
-            layer.alpha = float(rank if alpha is None else alpha)
-            with torch.no_grad():
-                drawn = torch.randn(rank, layer.in_features, generator=generator)
-                layer.lora_down.weight.copy_(drawn / layer.in_features**0.5)
-                layer.lora_up.weight.zero_()
-            names.append(f"{name}.{inner}")
+        layer.__class__ = LoraLinear
+        assert isinstance(layer, LoraLinear)
+        where = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        layer.lora_down = nn.Linear(layer.in_features, rank, bias=False, **where)
+        layer.lora_up = nn.Linear(rank, layer.out_features, bias=False, **where)
+        layer.alpha = float(rank if alpha is None else alpha)
+        with torch.no_grad():
+            drawn = torch.randn(rank, layer.in_features, generator=generator)
+            layer.lora_down.weight.copy_(drawn / layer.in_features**0.5)
+            layer.lora_up.weight.zero_()
+        names.append(name)
     return names
 
 

@@ -40,6 +40,7 @@ class TrainConfig:
     clip: largest norm of all gradients together. ema: decay of the average that is written.
     bf16: whether the network computes in bfloat16. checkpointing: activations are computed again
     on the way back instead of kept.
+    shift: of the schedule, see `SamplingDefaults`.
     df_space: where spectra are compared, in latents, or in pixels of a decoded `crop`.
     """
 
@@ -62,6 +63,7 @@ class TrainConfig:
     seed: int = 0
     bf16: bool = False
     checkpointing: bool = False
+    shift: float = 1.0
     df: DFLossConfig = field(default_factory=DFLossConfig)
     df_space: Literal["latents", "pixels"] = "latents"
     crop: PixelCrop = field(default_factory=PixelCrop)
@@ -156,7 +158,9 @@ class Trained(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """(loss, its parts)."""
         config, network = self.config, self.network
-        schedule = trained_schedule(SamplingDefaults(schedule=network.config.schedule))
+        schedule = trained_schedule(
+            SamplingDefaults(schedule=network.config.schedule, shift=config.shift)
+        )
         t, lq, noise = batch.t, batch.lq, batch.noise
         degraded = batch.task == DEGRADE
         x_0 = torch.where(degraded[:, None, None, None, None], lq, batch.hq)

@@ -1,15 +1,13 @@
 """What full-size training takes, counted with tensors that have no data."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models.encoder import UNetConfig
-from ..models.unet import ControlledVideoUNet
-from ..models.unet_blocks import ResBlock, SpatialTransformer, TemporalTransformer
+from ..networks import Network, NetworkConfig, build_network
 from .checkpointing import recompute
 from .lora import add_lora
 from .objective import Trains
@@ -58,7 +56,7 @@ class TrainingPlan:
 
 
 def plan_training(
-    config: UNetConfig,
+    config: NetworkConfig,
     *,
     frames: int = 32,
     height: int = 90,
@@ -73,20 +71,19 @@ def plan_training(
     and losses in pixels are not counted. Data parallel: every GPU holds everything.
     """
 
-    def run(again: bool) -> tuple["_Kept", int, ControlledVideoUNet]:
+    def run(again: bool) -> tuple["_Kept", int, Network]:
         attention = _FusedAttention()
-        network = ControlledVideoUNet(
-            replace(config, dropout=0.0), attention=attention, device="meta", dtype=torch.bfloat16
-        )
+        network = build_network(config, attention=attention, device="meta", dtype=torch.bfloat16)
         if trains == "lora":
             add_lora(network, rank)
         choose_trained(network, trains)
+        network.eval()  # no dropout
         kept = _Kept(network)
         if again:
             recompute(network)
         like: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
         x = torch.empty(1, config.in_dim, frames, height, width, **like)
-        y = torch.empty(1, 77, config.context_dim, **like)
+        y = torch.empty(1, config.context_length, config.context_dim, **like)
         t = torch.zeros(1, device="meta", dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
@@ -113,14 +110,13 @@ def plan_training(
 class _Kept:
     """Counts what autograd keeps, every storage once and weights not; `largest` of one block."""
 
-    def __init__(self, network: ControlledVideoUNet) -> None:
+    def __init__(self, network: Network) -> None:
         self.known = {p.untyped_storage()._cdata for p in network.parameters()}
         self.alive: list[Tensor] = []  # or a new storage would get an old one's place
         self.bytes = self.largest = self._before = 0
-        for module in network.modules():
-            if isinstance(module, ResBlock | SpatialTransformer | TemporalTransformer):
-                module.register_forward_pre_hook(self._begin)
-                module.register_forward_hook(self._end)
+        for block in network.blocks:
+            block.register_forward_pre_hook(self._begin)
+            block.register_forward_hook(self._end)
 
     def _begin(self, *_: Any) -> None:
         self._before = self.bytes

@@ -8,9 +8,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..diffusion.schedule import star_schedule
+from ..backbones import SamplingDefaults
+from ..causal_vae import CausalVideoVAE
+from ..diffusion.levels import trained_schedule
 from ..metrics import compare
-from ..models.unet import ControlledVideoUNet
+from ..networks import Network
 from ..vae import VideoVAE
 from ..video_io import open_sink
 from .objective import Prompts, sample_generator
@@ -21,27 +23,26 @@ METRICS = ("psnr", "ssim", "flicker")
 class Validation:
     """Restores clips by a single evaluation at the noise level that sampling starts from.
 
-    clips: clean and degraded frames of the same size (f 3 h w) in [0, 1]. text: embedding (1 l d)
-    where prompts are not learned. Degraded, restored and clean frames side by side go to
-    `out`/validation/STEP_CLIP.mp4.
+    clips: clean and degraded frames of the same size (f 3 h w) in [0, 1]. sampling: of the model.
+    text: embedding (1 l d) where prompts are not learned. Degraded, restored and clean frames side
+    by side go to `out`/validation/STEP_CLIP.mp4.
     """
 
     def __init__(
         self,
         clips: Sequence[tuple[Tensor, Tensor]],
-        vae: VideoVAE,
+        vae: VideoVAE | CausalVideoVAE,
         out: Path,
         *,
-        noise_level: int = 900,
+        sampling: SamplingDefaults | None = None,
         text: Tensor | None = None,
     ) -> None:
         self.clips, self.vae, self.text = clips, vae, text
-        self.folder, self.t = out / "validation", noise_level - 1
+        self.folder, sampling = out / "validation", sampling or SamplingDefaults()
+        self.schedule, self.t = trained_schedule(sampling), sampling.noise_level - 1
 
     @torch.no_grad()
-    def __call__(
-        self, network: ControlledVideoUNet, prompts: Prompts | None, step: int
-    ) -> dict[str, float]:
+    def __call__(self, network: Network, prompts: Prompts | None, step: int) -> dict[str, float]:
         """Mean figures of the restored clips and of the degraded ones."""
         training = {module: module.training for module in network.modules()}
         network.eval()
@@ -61,13 +62,11 @@ class Validation:
             for module, mode in training.items():
                 module.training = mode
 
-    def restored(
-        self, network: ControlledVideoUNet, prompts: Prompts | None, large: Tensor
-    ) -> Tensor:
+    def restored(self, network: Network, prompts: Prompts | None, large: Tensor) -> Tensor:
         """(f 3 h w) in [0, 1] of the enlarged degraded clip."""
         y: Tensor | None = self.text if prompts is None else prompts.positive
         assert y is not None
-        schedule, t = star_schedule(), torch.tensor([self.t], device=y.device)
+        schedule, t = self.schedule, torch.tensor([self.t], device=y.device)
         lq = self.vae.encode(rearrange(large * 2 - 1, "f c h w -> 1 c f h w")).to(y.device)
         noise = torch.randn(lq.shape, generator=sample_generator(0, 0)).to(lq)
         x_t = schedule.add_noise(lq, noise, t)

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..causal_vae import CausalVideoVAE
 from ..degradation import Recipe, clean_target, degrade_video
 from ..geometry import upsample
 from ..vae import VideoVAE
@@ -94,7 +95,7 @@ class VideoSamples:
     def __init__(
         self,
         folder: Path,
-        vae: VideoVAE,
+        vae: VideoVAE | CausalVideoVAE,
         recipe: Recipe,
         *,
         frames: int = 32,

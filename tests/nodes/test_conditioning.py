@@ -81,7 +81,7 @@ def test_a_preset_is_a_learned_prompt_and_text_models_have_none(nodes):
         prompts_for(SimpleNamespace(prompts=learned), None, "", "", "", preset)[0][0][0]
         for preset in ("faithful", "sharp")
     ]
-    assert torch.equal(given[0], learned.positive) and torch.equal(given[1], learned.sharp)
+    torch.testing.assert_close(given, [learned.positive, learned.sharp], rtol=0, atol=0)
     plain = SimpleNamespace(prompts=learned._replace(sharp=None))
     with pytest.raises(ValueError, match="no preset 'sharp': choose faithful"):
         prompts_for(plain, None, "", "", "", "sharp")
