@@ -89,10 +89,7 @@ def patch_chunks(
     The windows lie outside guidance, so that its statistics are those of a window, as in STAR.
     """
     model = model.clone()
-    frames_each = star_of(model).latents.frames
-    # Windows of latents where these hold several frames each.
-    length = max(1, -(-chunk.length // frames_each))
-    overlap = min(-(-chunk.overlap // frames_each), length - 1)
+    length, overlap = chunk.in_latents(star_of(model).latents.frames)
 
     def predict(executor, x: Tensor, sigma: Tensor, model_options: Options, seed=None) -> Tensor:
         windows = overlapping_windows(x.shape[2], length, overlap, mode=mode)

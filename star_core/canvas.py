@@ -67,7 +67,7 @@ class Part:
                 pieces=[
                     replace(piece, frames=_shifted(piece.frames, -needed.start)) for piece in pieces
                 ],
-                decode_windows=[],
+                decode_windows=[_shifted(piece.frames, -needed.start) for piece in pieces],
             )
         decode_windows = _touching(
             adjacent_or_overlapping(len(shot), decode_window, behaviour.decode_overlap), inside

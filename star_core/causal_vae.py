@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +19,78 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .canvas import Part
+from .chunking import cut_to, filled_to
 from .known_files import VAE_COGVIDEOX, identify
+from .models import causal_frames
 from .tensor_files import TensorFile, load_into, open_tensors
 from .tiling import Tile, tiled
-from .vae import VideoVAE, load_vae
+from .vae import VAEGeometry, VideoVAE, load_vae
+from .vae import geometry_of as svd_geometry_of
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
 OVERLAP = 64  # pixels that neighbouring tiles share
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalVAEGeometry:
+    """What it takes to build the VAE, as diffusers names it; the defaults are as published.
+
+    sample_height, sample_width: of the frames that it was trained on.
+    """
+
+    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
+    layers_per_block: int = 3
+    latent_channels: int = 16
+    norm_num_groups: int = 32
+    temporal_compression_ratio: int = 4
+    sample_height: int = 480
+    sample_width: int = 720
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+
+    @property
+    def factor(self) -> int:
+        """By how much latents are smaller than the frame."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def latent_frames(self) -> int:
+        """Frames of the video that one of latents holds."""
+        return self.temporal_compression_ratio
+
+    def build(self) -> CausalVideoVAE:
+        """A VAE with random weights."""
+        return causal_vae_from_config(asdict(self))
+
+    def tile(self, tile: Tile | None) -> tuple[Tile, Tile]:
+        """High and wide at most as it was trained; of `tile` where that is smaller."""
+        rows, columns = (
+            min(trained, tile.size) if tile else trained
+            for trained in (self.sample_height, self.sample_width)
+        )
+        overlap = tile.overlap if tile else OVERLAP
+        return (
+            Tile(size=rows, overlap=min(overlap, rows // 2)),
+            Tile(size=columns, overlap=min(overlap, columns // 2)),
+        )
+
+    def tiles(self, sides: tuple[int, int], tile: Tile | None) -> tuple[list[range], list[range]]:
+        """Rows and columns, in latents, of frames (height, width) that are worked on together."""
+        rows, columns = (
+            each.windows(side // self.factor, self.factor)
+            for each, side in zip(self.tile(tile), sides, strict=True)
+        )
+        return rows, columns
+
+    def encoded(self, part: Part, *, hold: bool) -> list[int]:
+        """How many frames are encoded together, each time: windows, and what they hold."""
+        windows = [filled_to(len(piece.frames), self.latent_frames) for piece in part.pieces]
+        shared = [piece.shared for piece in part.pieces if piece.shared and hold]
+        return windows + [cut_to(frames, self.latent_frames) for frames in shared]
 
 
 class CausalVideoVAE:
@@ -39,8 +103,9 @@ class CausalVideoVAE:
 
     def __init__(self, model: AutoencoderKLCogVideoX) -> None:
         self.model = model
-        self.factor = 2 ** (len(model.config["block_out_channels"]) - 1)
-        self.latent_frames = int(model.config["temporal_compression_ratio"])
+        names = [field.name for field in fields(CausalVAEGeometry)]
+        self.geometry = CausalVAEGeometry(**{name: model.config[name] for name in names})
+        self.factor, self.latent_frames = self.geometry.factor, self.geometry.latent_frames
         self.latent_channels: int = model.config["latent_channels"]
         self.scaling_factor: float = model.config["scaling_factor"]
 
@@ -50,13 +115,11 @@ class CausalVideoVAE:
         *,
         noise: Tensor | None = None,
         tile: Tile | None = None,
-        frames_at_once: int | None = None,
     ) -> Tensor:
         """Latents (b c 1+k h/8 w/8) of a window (b 3 1+4k h w).
 
-        noise: normal noise of the latents' shape for a sample of the posterior; None for its mean.
-        frames_at_once: a multiple of 8, for less memory; its norms then know of so many frames
-        only, not of the whole window as in the reference. ValueError for other sizes.
+        Its norms know of the whole window, as in the reference. noise: normal noise of the latents'
+        shape for a sample of the posterior; None for its mean. ValueError for other sizes.
         """
         f, *sides = video.shape[2:]
         if (f - 1) % self.latent_frames or any(side % self.factor for side in sides):
@@ -64,8 +127,7 @@ class CausalVideoVAE:
                 f"the VAE takes 4k+1 frames whose width and height are multiples of {self.factor}, "
                 f"got {f} frames {sides[1]}x{sides[0]}: pad them first"
             )
-        self.model.num_sample_frames_batch_size = min(frames_at_once or f, f)
-        tiles = self._tiles(tile)
+        tiles = self.geometry.tile(tile)
         moments = tiled(self._moments, video, tiles, unit_in=self.factor, unit_out=1)
         latents, log_variance = moments.chunk(2, dim=1)
         if noise is not None:
@@ -73,23 +135,13 @@ class CausalVideoVAE:
             latents = latents + std * noise.to(std)
         return latents * self.scaling_factor
 
-    def _tiles(self, tile: Tile | None) -> tuple[Tile, Tile]:
-        """High and wide at most as it was trained; of `tile` where that is smaller."""
-        config = self.model.config
-        rows, columns = (
-            min(config[side], tile.size) if tile else config[side]
-            for side in ("sample_height", "sample_width")
-        )
-        overlap = tile.overlap if tile else OVERLAP
-        return (
-            Tile(size=rows, overlap=min(overlap, rows // 2)),
-            Tile(size=columns, overlap=min(overlap, columns // 2)),
-        )
-
     def _moments(self, video: Tensor) -> Tensor:
         video = video.to(self.model.device, self.model.dtype)
-        (posterior,) = self.model.encode(video, return_dict=False)
-        return posterior.parameters.float()
+        if torch.is_grad_enabled():
+            self.model.num_sample_frames_batch_size = video.shape[2]
+            (posterior,) = self.model.encode(video, return_dict=False)
+            return posterior.parameters.float()
+        return causal_frames.encode(self.model.encoder, video).float()
 
     def decode(self, latents: Tensor, *, tile: Tile | None = None) -> Tensor:
         """Video (b 3 1+4k h w) of the latents (b c 1+k h/8 w/8) of a window.
@@ -101,13 +153,22 @@ class CausalVideoVAE:
         frames = (latents.shape[2] - 1) * self.latent_frames + 1
         if latents.shape[2] % 2 == 0:
             latents = torch.cat([latents, latents[:, :, -1:]], dim=2)
-        video = tiled(self._decode, latents, self._tiles(tile), unit_in=1, unit_out=self.factor)
+        tiles = self.geometry.tile(tile)
+        video = tiled(self._decode, latents, tiles, unit_in=1, unit_out=self.factor)
         return video[:, :, :frames]
+
+    decode_window = decode  # a clip is one window
 
     def _decode(self, latents: Tensor) -> Tensor:
         z = (latents / self.scaling_factor).to(self.model.device, self.model.dtype)
-        (video,) = self.model.decode(z, return_dict=False)
-        return video.float()
+        if torch.is_grad_enabled():
+            (video,) = self.model.decode(z, return_dict=False)
+            return video.float()
+        cache: causal_frames.Cache = {}
+        groups = [z[:, :, group.start : group.stop] for group in decode_groups(z.shape[2])]
+        decoder = self.model.decoder
+        videos = [causal_frames.decode(decoder, group, cache).float() for group in groups]
+        return torch.cat(videos, dim=2)
 
 
 def decode_groups(latent_frames: int) -> list[range]:
@@ -142,9 +203,8 @@ def load_causal_vae(
     to infer it from the shapes. ValueError for a file that is no such VAE.
     """
     tensors = in_diffusers_naming(file)
-    stated = config or json.loads(file.metadata.get("star_vae", "null"))
     with torch.device("meta"):
-        vae = causal_vae_from_config(stated or inferred_config(tensors))
+        vae = causal_vae_from_config(_config(file, tensors, config))
     load_into(vae.model, tensors, device=device, dtype=dtype, name=str(file.path))
     vae.model.eval().requires_grad_(False)
     return vae
@@ -162,18 +222,42 @@ def open_vae(
     scale: of the latents, for a file of CogVideoX's that does not state it. ValueError as in
     `vae.load_vae` for what is no VAE.
     """
-    weights = vae_file(path)
-    if weights.is_dir() or identify(file := open_tensors(weights)) is not VAE_COGVIDEOX:
+    found = _open(path)
+    if found is None:
         return load_vae(path, device=device, dtype=dtype)
-    config, stated = weights.with_name("config.json"), {}
-    if config.is_file():
-        stated = json.loads(config.read_text(encoding="utf-8"))
-    if stated.get("_class_name") != "AutoencoderKLCogVideoX":
-        stated = {}
-    vae = load_causal_vae(file, stated or None, device=device, dtype=dtype)
+    file, stated = found
+    vae = load_causal_vae(file, stated, device=device, dtype=dtype)
     if scale is not None and not stated and "star_vae" not in file.metadata:
         vae.scaling_factor = scale
     return vae
+
+
+def geometry_of(path: str | os.PathLike[str]) -> VAEGeometry | CausalVAEGeometry:
+    """Of the file or folder of either backbone's VAE, which is not loaded."""
+    found = _open(path)
+    if found is None:
+        return svd_geometry_of(path)
+    file, stated = found
+    with torch.device("meta"):
+        return causal_vae_from_config(_config(file, in_diffusers_naming(file), stated)).geometry
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[TensorFile, dict[str, Any] | None] | None:
+    """The weights and what config.json beside them says; None for no VAE of CogVideoX's."""
+    weights = vae_file(path)
+    if weights.is_dir() or identify(file := open_tensors(weights)) is not VAE_COGVIDEOX:
+        return None
+    config, stated = weights.with_name("config.json"), {}
+    if config.is_file():
+        stated = json.loads(config.read_text(encoding="utf-8"))
+    return file, stated if stated.get("_class_name") == "AutoencoderKLCogVideoX" else None
+
+
+def _config(
+    file: TensorFile, tensors: Mapping[str, Tensor], stated: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    known = stated or json.loads(file.metadata.get("star_vae", "null"))
+    return known or inferred_config(tensors)
 
 
 def vae_file(path: str | os.PathLike[str]) -> Path:

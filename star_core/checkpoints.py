@@ -262,6 +262,12 @@ class FileInfo:
     problems: str
     metadata: dict[str, str]
 
+    @property
+    def size(self) -> NetworkConfig:
+        """Of STAR's network."""
+        assert self.backbone is not None and self.config is not None
+        return BACKBONES[self.backbone].config(**self.config)
+
     def __str__(self) -> str:
         dtypes = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
         lines = [

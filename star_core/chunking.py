@@ -52,14 +52,26 @@ class ChunkConfig:
         if self.segment is not None and self.segment < 1:
             raise ValueError(f"segment must be at least 1 frame, got {self.segment}")
 
+    def in_latents(self, each: int) -> tuple[int, int]:
+        """Length and overlap of windows of latents, of `each` frames, that hold no fewer."""
+        length = -(-self.length // each)
+        return length, min(-(-self.overlap // each), length - 1)
+
     @classmethod
     def near(cls, length: int, overlap: int, latent_frames: int) -> "ChunkConfig":
         """With lengths rounded down to those that fill whole latents."""
-        length, overlap = (
-            frames and (frames - 1) // latent_frames * latent_frames + 1
-            for frames in (length, overlap)
-        )
+        length, overlap = (frames and cut_to(frames, latent_frames) for frames in (length, overlap))
         return cls(length=length, overlap=overlap, latent_frames=latent_frames)
+
+
+def cut_to(frames: int, latent_frames: int) -> int:
+    """The most frames that fill whole latents, see `ChunkConfig`."""
+    return (frames - 1) // latent_frames * latent_frames + 1
+
+
+def filled_to(frames: int, latent_frames: int) -> int:
+    """The fewest frames that fill whole latents and hold as many."""
+    return -(-(frames - 1) // latent_frames) * latent_frames + 1
 
 
 def usual_overlap(length: int, share: float, latent_frames: int = 1) -> int:
@@ -68,7 +80,7 @@ def usual_overlap(length: int, share: float, latent_frames: int = 1) -> int:
     latent_frames: see `ChunkConfig`.
     """
     overlap = max(int(length * share), min(length - 1, 1))
-    return -(-(overlap - 1) // latent_frames) * latent_frames + 1 if overlap else 0
+    return filled_to(overlap, latent_frames) if overlap else 0
 
 
 def _check(length: int, overlap: int) -> None:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .causal_vae import CausalVideoVAE
 from .diffusion.schedule import star_schedule
 from .live_tensors import META, LiveMetaTensors
 from .models.slicing import Slicing
 from .models.unet import ControlledVideoUNet
-from .networks import Network, NetworkConfig, build_network
-from .vae import VAEGeometry, VideoVAE, vae_from_config
+from .networks import Geometry, Network, NetworkConfig, build_network
+from .vae import VideoVAE
 
 
 class Peak(NamedTuple):
@@ -94,32 +95,31 @@ def network_bytes(config: NetworkConfig, dtype: torch.dtype) -> int:
 
 
 @cache
-def vae_bytes(geometry: VAEGeometry, dtype: torch.dtype) -> int:
+def vae_bytes(geometry: Geometry, dtype: torch.dtype) -> int:
     """Of the weights."""
     return _bytes(_vae(geometry, dtype).model)
 
 
 @cache
 @torch.inference_mode()
-def encoding(geometry: VAEGeometry, dtype: torch.dtype, height: int, width: int) -> Cost:
-    """Of one frame, or a tile of it, in pixels."""
-    vae, frame = _vae(geometry, dtype), torch.empty(1, 3, height, width, device=META)
+def encoding(geometry: Geometry, dtype: torch.dtype, frames: int, height: int, width: int) -> Cost:
+    """Of frames that are encoded together, or a tile of them, in pixels."""
+    vae, video = _vae(geometry, dtype), torch.empty(1, 3, frames, height, width, device=META)
     with LiveMetaTensors() as live, _Flops() as counter:
-        vae.encode_frame(frame)
+        vae.encode(video)
     return Cost(live.peak, counter.total)
 
 
 @cache
 @torch.inference_mode()
-def decoding(
-    geometry: VAEGeometry, dtype: torch.dtype, frames: int, height: int, width: int
-) -> Cost:
+def decoding(geometry: Geometry, dtype: torch.dtype, frames: int, height: int, width: int) -> Cost:
     """Of a window of frames, or a tile of them, in pixels; with the frames that come out."""
     vae = _vae(geometry, dtype)
     sides = height // vae.factor, width // vae.factor
-    latents = torch.empty(1, vae.latent_channels, frames, *sides, device=META)
+    count = -(-(frames - 1) // vae.latent_frames) + 1
+    latents = torch.empty(1, vae.latent_channels, count, *sides, device=META)
     with LiveMetaTensors() as live, _Flops() as counter:
-        vae.decode(latents, window=frames, overlap=0)
+        vae.decode_window(latents)
     return Cost(live.peak, counter.total)
 
 
@@ -199,9 +199,9 @@ def _network(config: NetworkConfig, dtype: torch.dtype) -> Network:
 
 
 @cache
-def _vae(geometry: VAEGeometry, dtype: torch.dtype) -> VideoVAE:
+def _vae(geometry: Geometry, dtype: torch.dtype) -> VideoVAE | CausalVideoVAE:
     with META:
-        vae = vae_from_config(asdict(geometry))
+        vae = geometry.build()
     # Not the model's own `to`, which warns; and not all of it is on the meta device yet.
     nn.Module.to(vae.model, META, dtype)
     vae.model.eval().requires_grad_(False)

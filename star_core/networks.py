@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Union
 
+import torch
 from torch import Tensor
 
 from .backbones import (
@@ -25,6 +26,7 @@ from .backbones import (
     SamplingDefaults,
 )
 from .behaviour import COGVIDEOX_REFERENCE, REFERENCE, Behaviour
+from .causal_vae import CausalVAEGeometry
 from .known_files import (
     CLIP_OPEN_CLIP,
     CLIP_TRANSFORMERS,
@@ -40,8 +42,9 @@ from .known_files import (
     identify,
 )
 from .models import cogvideox_weights
-from .models.cogvideox_weights import CogVideoXConfig
+from .models.cogvideox_weights import COGVIDEOX_2B, CogVideoXConfig
 from .models.unet import ControlledVideoUNet, UNetConfig
+from .vae import VAEGeometry
 
 if TYPE_CHECKING:
     from .models.cogvideox_dit import CogVideoXDiT
@@ -50,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 NetworkConfig = Union[UNetConfig, CogVideoXConfig]  # noqa: UP007
 Network = Union[ControlledVideoUNet, "CogVideoXDiT"]
+Geometry = Union[VAEGeometry, CausalVAEGeometry]  # noqa: UP007
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,10 @@ class Backbone:
     name: in the metadata of files and of `config`, the class that states a size. kind: of its
     published files. infer: the size from the tensors of a file that does not state it. weights: a
     file's tensors under the network's names. published: how a network of that size is used where
-    its file does not say. vae, text_encoder: kinds of the other files that it needs. prompts: where
-    the user gives none. reference: what the original does.
+    its file does not say. vae, text_encoder: kinds of the other files that it needs. geometry: of
+    the published VAE. text_parameters, text_dtype: how many the text encoder has, and what they
+    are; None where they are as the rest. prompts: where the user gives none. reference: what the
+    original does.
     """
 
     name: str
@@ -71,6 +77,9 @@ class Backbone:
     published: Callable[[NetworkConfig], tuple[SamplingDefaults, LatentFormat]]
     vae: tuple[FileKind, ...]
     text_encoder: tuple[FileKind, ...]
+    geometry: Geometry
+    text_parameters: int
+    text_dtype: torch.dtype | None
     prompts: PromptDefaults
     reference: Behaviour
 
@@ -147,6 +156,9 @@ I2VGENXL = Backbone(
     published=lambda config: (SamplingDefaults(), SD_LATENTS),
     vae=(VAE_DIFFUSERS, VAE_SVD, SVD),
     text_encoder=(CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, STABLE_DIFFUSION_2),
+    geometry=VAEGeometry(),
+    text_parameters=354_032_641,  # of OpenCLIP ViT-H-14's text half
+    text_dtype=None,
     prompts=STAR_PROMPTS,
     reference=REFERENCE,
 )
@@ -159,10 +171,18 @@ COGVIDEOX = Backbone(
     published=_cogvideox_published,
     vae=(VAE_COGVIDEOX,),
     text_encoder=(T5,),
+    geometry=CausalVAEGeometry(),
+    text_parameters=4_762_310_656,  # of t5-v1_1-xxl's encoder
+    text_dtype=torch.bfloat16,
     prompts=PromptDefaults(prompt="", positive="", negative=None, untold=0.1),
     reference=COGVIDEOX_REFERENCE,
 )
 BACKBONES = {backbone.name: backbone for backbone in (I2VGENXL, COGVIDEOX)}
+SIZES: dict[str, NetworkConfig] = {
+    "i2vgenxl": UNetConfig(),
+    "cogvideox-5b": CogVideoXConfig(),
+    "cogvideox-2b": COGVIDEOX_2B,
+}
 
 
 def backbone_of(what: NetworkConfig | Mapping[str, Tensor]) -> Backbone:

@@ -3,6 +3,7 @@
 `prediction` says what a plan takes and finds one that fits.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -12,17 +13,18 @@ import torch
 
 from .backbones import SamplingDefaults
 from .behaviour import DEFAULT, Behaviour
-from .canvas import Canvas, Part
-from .chunking import ChunkConfig
+from .canvas import Canvas, Part, Piece
+from .chunking import ChunkConfig, filled_to, overlapping_windows, usual_overlap
 from .models.slicing import Slicing
 from .models.unet import UNetConfig
+from .networks import Geometry, NetworkConfig
 from .shortcuts import Shortcuts
 from .tiling import Tile
 from .vae import VAEGeometry
 
 # From the least curtailed to the smallest. Tiles in pixels of the result; a quarter is shared.
 TILES = (2048, 1536, 1280, 1024, 768, 640, 512, 384, 256)
-CHUNKS = (24, 16, 12, 8, 6, 4, 2, 1)
+CHUNKS = (40, 32, 24, 16, 12, 8, 6, 4, 2, 1)  # frames, or as many more as fill whole latents
 SMALL_SLICES = 128  # pixels of temporal layers
 
 
@@ -32,13 +34,16 @@ class Task:
 
     frames: of the clip. size: (width, height) of the result. config, vae: of the model, SVD's VAE
     by default. text_encoder: whether the model has one, which is gone when denoising begins.
+    one_clip: all frames are encoded and decoded together where latents hold several, and windows
+    are those of latents, as in a host; otherwise each window is by itself.
     """
 
     frames: int
     size: tuple[int, int]
-    config: UNetConfig = field(default_factory=UNetConfig)
-    vae: VAEGeometry = field(default_factory=VAEGeometry)
+    config: NetworkConfig = field(default_factory=UNetConfig)
+    vae: Geometry = field(default_factory=VAEGeometry)
     text_encoder: bool = True
+    one_clip: bool = False
     dtype: torch.dtype = torch.float16
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     behaviour: Behaviour = DEFAULT
@@ -67,10 +72,16 @@ class Task:
         height, width = self.padded
         return height // self.vae.factor, width // self.vae.factor
 
-    def latent_bytes(self, frames: int) -> int:
-        """Of the latents of some frames in float32."""
+    def latent_bytes(self, count: int) -> int:
+        """Of latents of whole frames in float32."""
         height, width = self.latents
-        return 4 * self.config.in_dim * frames * height * width
+        return 4 * self.config.in_dim * count * height * width
+
+    def usual_chunk(self, length: int | None = None, **more: Any) -> ChunkConfig:
+        """Windows of so many frames, None for the model's own, where nobody says more."""
+        length, each = length or self.sampling.chunk_frames, self.vae.latent_frames
+        overlap = usual_overlap(length, self.behaviour.overlap, each)
+        return ChunkConfig(length=length, overlap=overlap, latent_frames=each, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +105,16 @@ class Plan:
     @cached_property
     def part(self) -> Part:
         """Its windows of frames."""
+        frames = range(self.task.frames)
+        if self.task.one_clip and self.task.vae.latent_frames > 1:
+            latents = -(-(len(frames) - 1) // self.task.vae.latent_frames) + 1
+            windows = overlapping_windows(
+                latents, *self.chunk.in_latents(self.task.vae.latent_frames)
+            )
+            piece = Piece(frames=frames, windows=windows)
+            return Part(wanted=frames, needed=frames, pieces=[piece], decode_windows=[frames])
         return Part.of(
-            range(self.task.frames),
+            frames,
             chunk=self.chunk,
             decode_window=self.task.sampling.decode_window,
             behaviour=self.task.behaviour,
@@ -103,8 +122,18 @@ class Plan:
 
     @property
     def windows(self) -> list[int]:
-        """How many frames the network sees together, of each window."""
+        """How many latents follow each other in each window that the network sees."""
         return [len(window) for piece in self.part.pieces for window in piece.windows]
+
+    @property
+    def window_frames(self) -> list[int]:
+        """The frames that these stand for."""
+        return [(count - 1) * self.task.vae.latent_frames + 1 for count in self.windows]
+
+    @cached_property
+    def encoded(self) -> Counter[int]:
+        """How many frames are encoded together, and how often."""
+        return Counter(self.task.vae.encoded(self.part, hold=self.chunk.hold))
 
     @property
     def latents(self) -> int:
@@ -114,21 +143,17 @@ class Plan:
     @property
     def network_tiles(self) -> list[tuple[int, int]]:
         """Height and width in latents of each of the network's tiles."""
-        (height, width), tile = self.task.latents, self.latent_tile
-        if tile is None:
-            return [(height, width)]
-        step = 2**self.task.config.downsamplings
-        tile = tile.in_latents(self.task.vae.factor, step=step)
-        rows, columns = tile.on_grid(height, step=step, rest=2), tile.on_grid(width, step=step)
+        tile, config = self.latent_tile, self.task.config
+        if tile is not None:
+            tile = tile.in_latents(self.task.vae.factor, step=2**config.downsamplings)
+        rows, columns = config.tiles(self.task.latents, tile)
         return [(len(row), len(column)) for row, column in product(rows, columns)]
 
     @property
     def vae_tiles(self) -> list[tuple[int, int]]:
         """Height and width in pixels of each of the VAE's tiles."""
-        if self.tile is None:
-            return [self.task.padded]
         factor = self.task.vae.factor
-        rows, columns = (self.tile.windows(side // factor, factor) for side in self.task.padded)
+        rows, columns = self.task.vae.tiles(self.task.padded, self.tile)
         return [(len(row) * factor, len(column) * factor) for row, column in product(rows, columns)]
 
     def settings(self) -> dict[str, Any]:
@@ -145,20 +170,30 @@ class Plan:
         task, slicing = self.task, self.slicing
         if slicing.temporal_pixels > SMALL_SLICES:
             return replace(self, slicing=replace(slicing, temporal_pixels=SMALL_SLICES))
-        step = task.vae.factor * 2**task.config.downsamplings
-        tile = smaller_tile(task, self.latent_tile, step)
+        factor = task.vae.factor
+        largest = factor * max(map(max, self.network_tiles))
+        tile = smaller_tile(self.latent_tile, largest, factor * 2**task.config.downsamplings)
         if tile != self.latent_tile:
             return replace(self, latent_tile=tile)
-        longest = max(self.windows)
-        shorter = [length for length in CHUNKS if length < longest]
+        longest, each = min(self.chunk.length, max(self.window_frames)), task.vae.latent_frames
+        shorter = [n for n in (filled_to(n, each) for n in CHUNKS) if n < longest]
         if not shorter:
             return None
-        overlap = min(self.chunk.overlap, shorter[0] // 4)
-        return replace(self, chunk=replace(self.chunk, length=shorter[0], overlap=overlap))
+        length = shorter[0]
+        near = ChunkConfig.near(length, min(self.chunk.overlap, length // 4), each)
+        return replace(self, chunk=replace(self.chunk, length=length, overlap=near.overlap))
+
+    def smaller_decoding(self) -> "Plan | None":
+        """The next that needs less memory to encode and decode, None if there is none."""
+        tile = smaller_tile(self.tile, max(map(max, self.vae_tiles)), self.task.vae.factor)
+        return None if tile == self.tile else replace(self, tile=tile)
 
 
-def smaller_tile(task: Task, tile: Tile | None, step: int) -> Tile | None:
-    """The next tile that cuts the frame, at least 4 steps wide; the same if there is none."""
-    size = max(task.padded) if tile is None else tile.size
+def smaller_tile(tile: Tile | None, largest: int, step: int) -> Tile | None:
+    """The next tile, at least 4 steps wide; the same if there is none.
+
+    largest: side of the largest part that is worked on where there is no tile, in pixels.
+    """
+    size = largest if tile is None else tile.size
     smaller = [Tile(size=n, overlap=n // 4) for n in TILES if 4 * step <= n < size]
     return smaller[0] if smaller else tile

@@ -35,7 +35,7 @@ def report(plan: Plan, prediction: Prediction, memory: int | None = None) -> str
 
 
 def _choices(plan: Plan) -> list[tuple[str, str]]:
-    task, windows, slicing = plan.task, plan.windows, plan.slicing
+    task, windows, slicing = plan.task, plan.window_frames, plan.slicing
     frames = sum(windows)
     rows = [("all frames in one window", "nothing")]
     if len(windows) > 1:
@@ -51,15 +51,16 @@ def _choices(plan: Plan) -> list[tuple[str, str]]:
                 f"the same numbers; {gib(traffic(plan))} go there and back in each pass",
             )
         )
-    for what, tile, tiles, (height, width) in (
-        ("network", plan.latent_tile, plan.network_tiles, task.latents),
-        ("VAE", plan.tile, plan.vae_tiles, task.padded),
+    for what, tiles, (height, width), pixels in (
+        ("network", plan.network_tiles, task.latents, task.vae.factor),
+        ("VAE", plan.vae_tiles, task.padded, 1),
     ):
-        if tile is not None and len(tiles) > 1:
+        if len(tiles) > 1:
             times = sum(h * w for h, w in tiles) / (height * width)
+            rows_high, columns_wide = (pixels * max(side) for side in zip(*tiles, strict=True))
             rows.append(
                 (
-                    f"{what} in {len(tiles)} tiles of at most {tile.size} pixels",
+                    f"{what} in {len(tiles)} tiles of at most {columns_wide}x{rows_high} pixels",
                     f"{times:.2f} times the pixels; tiles see only themselves and are blended",
                 )
             )

@@ -5,6 +5,7 @@ Nothing here was measured beforehand. Bytes and FLOPs are those of the code itse
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -13,11 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .chunking import ChunkConfig, chunked, usual_overlap
+from .chunking import ChunkConfig, chunked
 from .diffusion.denoiser import Denoiser
+from .diffusion.levels import guidance_of
 from .diffusion.samplers import SAMPLERS
-from .diffusion.schedule import star_schedule
 from .footprint import (
+    Cost,
     Pass,
     decoding,
     encoding,
@@ -28,12 +30,11 @@ from .footprint import (
     vae_bytes,
 )
 from .live_tensors import META, LiveMetaTensors
+from .networks import backbone_of
 from .pipeline import Settings
-from .plan import Plan, Task, smaller_tile
+from .plan import Plan, Task
 
 Stage = Literal["prompt", "encode", "denoise", "decode"]
-
-TEXT_PARAMETERS = 354_032_641  # of OpenCLIP ViT-H-14's text half
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def predict(plan: Plan) -> Prediction:
     }
     if task.text_encoder:  # comes first, and is gone when the rest begins
         waiting = network_bytes(task.config, task.dtype) + vae_bytes(task.vae, task.dtype)
-        memory["prompt"] = Bytes(TEXT_PARAMETERS * task.dtype.itemsize, waiting)
+        backbone = backbone_of(task.config)
+        size = (backbone.text_dtype or task.dtype).itemsize
+        memory["prompt"] = Bytes(backbone.text_parameters * size, waiting)
     encode, decode = _vae_flops(plan)
     return Prediction(
         memory=memory,
@@ -92,16 +95,14 @@ def fitting(
     memory: int | None = None,
     *,
     offload: bool = True,
-    merged: int = ChunkConfig().merged,
+    chunk: ChunkConfig | None = None,
 ) -> Plan:
     """The least curtailed plan that fits into `memory` bytes; if none does, the smallest.
 
-    offload: whether it may. memory None: whatever it takes. merged: see `ChunkConfig`.
+    offload: whether it may. memory None: whatever it takes. chunk: windows as they are wanted, None
+    for `Task.usual_chunk`.
     """
-    length = ChunkConfig().length
-    overlap = usual_overlap(length, task.behaviour.overlap)
-    chunk = ChunkConfig(length=length, overlap=overlap, merged=merged)
-    plan = Plan(task=task, chunk=chunk)
+    plan = Plan(task=task, chunk=chunk or task.usual_chunk())
     if memory is None or all(
         stage(plan).device <= memory for stage in (encode_memory, decode_memory, denoise_memory)
     ):
@@ -110,9 +111,9 @@ def fitting(
         plan = replace(plan, slicing=replace(plan.slicing, offload=True))
     plan = _fitting_denoising(plan, memory)
     while max(encode_memory(plan).device, decode_memory(plan).device) > memory:
-        if (tile := smaller_tile(task, plan.tile, task.vae.factor)) == plan.tile:
+        if (smaller := plan.smaller_decoding()) is None:
             break
-        plan = replace(plan, tile=tile)
+        plan = smaller
     return plan
 
 
@@ -138,13 +139,14 @@ def _fitting_denoising(plan: Plan, memory: int) -> Plan:
 
 def encode_memory(plan: Plan) -> Bytes:
     task, tiles = plan.task, plan.vae_tiles
-    peak = max(encoding(task.vae, task.dtype, *side).peak for side in set(tiles))
+    frames = max(plan.encoded)
+    peak = max(encoding(task.vae, task.dtype, frames, *side).peak for side in set(tiles))
     if len(tiles) > 1:  # what is joined, and the tile before
-        values = 2 * task.vae.latent_channels / task.vae.factor**2  # of a pixel
+        latents = -(-(frames - 1) // task.vae.latent_frames) + 1
+        values = 2 * task.vae.latent_channels * latents / task.vae.factor**2  # of a pixel
         peak += sum(int(4 * values * h * w) for h, w in (task.padded, max(tiles)))
-    height, width = task.padded
-    host = 4 * 3 * height * width + task.latent_bytes(_longest_piece(plan))
-    return _with_weights(plan, peak, host, "vae")
+    host = _pixel_bytes(plan, frames) + task.latent_bytes(_longest_piece(plan))
+    return _with_weights(plan, peak, host + _windows_before(plan), "vae")
 
 
 def decode_memory(plan: Plan) -> Bytes:
@@ -171,6 +173,7 @@ def denoise_memory(plan: Plan) -> Bytes:
         device += sum(task.dtype.itemsize * values * h * w for h, w in (task.latents, max(tiles)))
     # The clip that is restored, frame by frame and as a whole.
     host = 2 * task.latent_bytes(_longest_piece(plan)) + max(peak.host for peak in peaks)
+    host += _windows_before(plan)
     if run.kept:
         window = task.shortcuts.attention_window
         kept = sum(reusing(forward, window).kept for forward in passes) * run.kept // frames
@@ -179,7 +182,22 @@ def denoise_memory(plan: Plan) -> Bytes:
 
 
 def _longest_piece(plan: Plan) -> int:
-    return max(len(piece.frames) for piece in plan.part.pieces)
+    """In latents."""
+    return max(piece.windows[-1].stop for piece in plan.part.pieces)
+
+
+def _pixel_bytes(plan: Plan, frames: int) -> int:
+    height, width = plan.task.padded
+    return 4 * 3 * frames * height * width
+
+
+def _windows_before(plan: Plan) -> int:
+    """Of frames: where pieces are decoded by themselves, each holds what the one before restored,
+    and what of that it blends into."""
+    pieces, each = plan.part.pieces, plan.task.vae.latent_frames
+    if each == 1 or len(pieces) == 1:
+        return 0
+    return 2 * _pixel_bytes(plan, max(len(piece.frames) for piece in pieces))
 
 
 def traffic(plan: Plan) -> int:
@@ -223,12 +241,14 @@ def _vae_flops(plan: Plan) -> tuple[int, int]:
     """Of encoding and of decoding."""
     task, tiles = plan.task, Counter(plan.vae_tiles)
     windows = Counter(map(len, plan.part.decode_windows))
-    encode = sum(n * encoding(task.vae, task.dtype, *side).flops for side, n in tiles.items())
-    decode = sum(
-        number * times * decoding(task.vae, task.dtype, frames, *side).flops
-        for (side, number), (frames, times) in product(tiles.items(), windows.items())
-    )
-    return task.frames * encode, decode
+
+    def flops(cost: Callable[..., Cost], clips: Counter[int]) -> int:
+        return sum(
+            number * times * cost(task.vae, task.dtype, frames, *side).flops
+            for (side, number), (frames, times) in product(tiles.items(), clips.items())
+        )
+
+    return flops(encoding, plan.encoded), flops(decoding, windows)
 
 
 @dataclass(frozen=True)
@@ -258,8 +278,8 @@ def rehearsed(plan: Plan) -> Rehearsal:
 @torch.inference_mode()
 def _piece(task: Task, windows: tuple[range, ...]) -> Rehearsal:
     """Of frames that are denoised together."""
-    sampling, schedule = task.sampling, star_schedule()
-    sigmas = Settings(sampling=sampling, behaviour=task.behaviour).sigmas
+    sampling = task.sampling
+    schedule, sigmas = Settings(sampling=sampling, behaviour=task.behaviour).levels
     frames = windows[-1].stop
     size = (1, task.config.in_dim, frames, *task.latents)
     calls: Counter[tuple[int, bool]] = Counter()
@@ -284,7 +304,7 @@ def _piece(task: Task, windows: tuple[range, ...]) -> Rehearsal:
             positive=prompt,
             negative=prompt,
             hint=torch.empty(size, device=META),
-            guidance_scale=sampling.cfg,
+            guidance_scale=guidance_of(sampling),
             guidance_rescale=sampling.cfg_rescale,
             dtype=task.dtype,
             shortcuts=task.shortcuts,

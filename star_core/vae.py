@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .canvas import Part
 from .chunking import adjacent_or_overlapping, window_weights
 from .known_files import identify
 from .models.temporal_conv import speed_up_temporal_convs
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 class VAEGeometry:
     """What shapes tell of a VAE, as diffusers names it; the defaults are those of SVD."""
 
+    latent_frames: ClassVar = 1  # frames of the video that one of latents holds
+
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     latent_channels: int = 4
@@ -48,6 +51,21 @@ class VAEGeometry:
         """By how much latents are smaller than the frame."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    def build(self) -> VideoVAE:
+        """A VAE with random weights."""
+        return vae_from_config(asdict(self))
+
+    def tiles(self, sides: tuple[int, int], tile: Tile | None) -> tuple[list[range], list[range]]:
+        """Rows and columns, in latents, of frames (height, width) that are worked on together."""
+        height, width = (side // self.factor for side in sides)
+        if tile is None:
+            return [range(height)], [range(width)]
+        return tile.windows(height, self.factor), tile.windows(width, self.factor)
+
+    def encoded(self, part: Part, *, hold: bool) -> list[int]:
+        """How many frames are encoded together, each time."""
+        return [1] * len(part.needed)
+
 
 class VideoVAE:
     """Video in [-1, 1] to latents and back, both (b c f h w), float32 on the model's device.
@@ -56,7 +74,7 @@ class VideoVAE:
     switches them off.
     """
 
-    latent_frames = 1  # frames of the video that one of latents holds
+    latent_frames = VAEGeometry.latent_frames
 
     def __init__(self, model: AutoencoderKLTemporalDecoder) -> None:
         self.model = model

@@ -98,17 +98,15 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def add_manifest(parser: argparse.ArgumentParser) -> None:
-    networks = ("i2vgenxl", "cogvideox-5b", "cogvideox-2b")
+    networks = ("i2vgenxl", "cogvideox-5b", "cogvideox-2b")  # `networks.SIZES`, without torch
     parser.add_argument("network", choices=networks, help="whose, in the published naming")
 
 
 def run_manifest(args: argparse.Namespace) -> None:
-    from ..models.cogvideox_weights import COGVIDEOX_2B, CogVideoXConfig, in_sat_naming
-    from ..models.unet import UNetConfig
-    from ..networks import build_network
+    from ..models.cogvideox_weights import in_sat_naming
+    from ..networks import I2VGENXL, SIZES, build_network
 
-    sizes = {"cogvideox-5b": CogVideoXConfig(), "cogvideox-2b": COGVIDEOX_2B}
-    weights = build_network(sizes.get(args.network, UNetConfig()), device="meta").state_dict()
-    if args.network in sizes:
+    weights = build_network(SIZES[args.network], device="meta").state_dict()
+    if args.network != I2VGENXL.name:
         weights = in_sat_naming(weights)
     print(json.dumps({key: list(value.shape) for key, value in weights.items()}))

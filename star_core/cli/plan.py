@@ -36,12 +36,19 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         "--reference", action="store_true", help="windows and padding of the original"
     )
     parser.add_argument(
+        "--chunk-frames",
+        type=int,
+        metavar="N",
+        help="most frames that the network sees together (default the model's own)",
+    )
+    parser.add_argument(
         "--model",
         default="i2vgenxl",
         metavar="FILE",
-        help="i2vgenxl (STAR's full size, default; needs no files), tiny, or a file",
+        help="i2vgenxl (default), cogvideox-5b or cogvideox-2b, STAR's full sizes, which need no "
+        "files; tiny, or a file",
     )
-    parser.add_argument("--vae", metavar="FILE", help="a VAE of another size than SVD's")
+    parser.add_argument("--vae", metavar="FILE", help="a VAE of another size than the published")
     parser.add_argument(
         "--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="precision"
     )
@@ -56,29 +63,32 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 def run_plan(args: argparse.Namespace) -> None:
     import torch
 
-    from ..behaviour import DEFAULT, REFERENCE
+    from ..behaviour import DEFAULT
     from ..geometry import output_size
+    from ..networks import backbone_of
     from ..plan import Task
     from ..plan_plot import growth
     from ..plan_report import report
     from ..prediction import fitting, predict
     from ..shortcuts import FAST, Shortcuts
 
+    model = _model(args.model, args.vae)
     scale = args.scale if args.scale is not None else None if args.out_size else 4.0
     task = Task(
         frames=args.frames,
         size=output_size(args.size[0], args.size[1], scale, args.out_size),
         dtype=getattr(torch, args.dtype),
-        behaviour=REFERENCE if args.reference else DEFAULT,
+        behaviour=backbone_of(model["config"]).reference if args.reference else DEFAULT,
         shortcuts=FAST if args.fast else Shortcuts(),
-        **_model(args.model, args.vae),
+        **model,
     )
     if args.plot:
         if args.memory is None:
             raise ValueError("a plot compares with plans for the memory given: add --memory 12G")
         Path(args.plot).write_text(growth(task, args.memory), encoding="utf-8")
         return
-    plan = fitting(task, args.memory, offload=not args.no_offload)
+    chunk = task.usual_chunk(args.chunk_frames)
+    plan = fitting(task, args.memory, offload=not args.no_offload, chunk=chunk)
     prediction = predict(plan)
     if not args.json:
         print(report(plan, prediction, args.memory))
@@ -93,7 +103,7 @@ def run_plan(args: argparse.Namespace) -> None:
         "passes": prediction.passes,
         "chunk_frames": plan.chunk.length,
         "chunk_overlap": plan.chunk.overlap,
-        "windows": plan.windows,
+        "windows": plan.window_frames,
         "tile": plan.tile and plan.tile.size,
         "latent_tile": plan.latent_tile and plan.latent_tile.size,
         "slices": {
@@ -112,27 +122,29 @@ def run_plan(args: argparse.Namespace) -> None:
 def _model(name: str, vae: str | None) -> dict[str, Any]:
     """Fields of `Task` about the model."""
     from ..backbones import SamplingDefaults
+    from ..causal_vae import geometry_of
     from ..checkpoints import describe
     from ..model import BUILT_IN, PUBLISHED_MODELS
-    from ..models.unet import UNetConfig
-    from ..vae import geometry_of
+    from ..networks import BACKBONES, I2VGENXL, SIZES, backbone_of
 
     path, own_vae = BUILT_IN.get(name, (name, None))
-    fields: dict[str, Any] = {}
-    if name not in ("i2vgenxl", *PUBLISHED_MODELS):
+    if name in (*SIZES, *PUBLISHED_MODELS):
+        config = SIZES.get(name) or BACKBONES.get(name, I2VGENXL).config()
+        text_encoder = True
+        sampling, _ = backbone_of(config).published(config)
+    else:
         info = describe(path)
         if info.config is None or info.sampling is None:
             raise ValueError(
-                f"{path} seems to be a {info.title}: --model takes i2vgenxl, "
+                f"{path} seems to be a {info.title}: --model takes {', '.join(SIZES)}, "
                 f"{', '.join(BUILT_IN)} or the file of a STAR network"
             )
-        if "dim_mult" not in info.config:
-            raise ValueError(f"{path} is a {info.title}: only STAR on I2VGen-XL can be planned for")
-        fields = {
-            "config": UNetConfig(**info.config),
-            "sampling": SamplingDefaults(**info.sampling),
-            "text_encoder": not info.presets,
-        }
-    if (vae_path := vae or own_vae) is not None:
-        fields["vae"] = geometry_of(vae_path)
-    return fields
+        config, text_encoder = info.size, not info.presets
+        sampling = SamplingDefaults(**info.sampling)
+    vae_path = vae or own_vae
+    return {
+        "config": config,
+        "sampling": sampling,
+        "text_encoder": text_encoder,
+        "vae": geometry_of(vae_path) if vae_path else backbone_of(config).geometry,
+    }

@@ -90,27 +90,17 @@ class Wishes:
 
     def _planned(self, source: "VideoSource", job: "Job", frames: int) -> "Settings":
         """The common settings with what fits the memory, for the longest shot."""
+        from ..causal_vae import geometry_of
         from ..geometry import output_size
-        from ..models.unet import UNetConfig
-        from ..networks import I2VGENXL
         from ..plan import Task
         from ..plan_report import report
         from ..prediction import fitting, predict
-        from ..vae import geometry_of
 
         info, whole, files = source.info, self.scene(None).settings, self._files
-        assert files.info.config is not None
-        if files.info.backbone not in (None, I2VGENXL.name):
-            if self._args.memory is None:
-                return self._common
-            raise ValueError(
-                f"{files.model.name} cannot be planned yet: leave out --memory, and use --offload "
-                "and --tile"
-            )
         task = Task(
             frames=frames,
             size=output_size(info.width, info.height, job.scale, job.out_size),
-            config=UNetConfig(**files.info.config),
+            config=files.info.size,
             vae=geometry_of(files.vae),
             text_encoder=files.text_encoder is not None,
             dtype=self._dtype,
@@ -118,7 +108,7 @@ class Wishes:
             behaviour=whole.behaviour,
             shortcuts=whole.shortcuts,
         )
-        plan = fitting(task, self._memory, merged=self._common.chunk.merged)
+        plan = fitting(task, self._memory, chunk=self._common.chunk)
         sys.stderr.write(f"{report(plan, predict(plan), self._memory)}\n")
         return replace(self._common, **plan.settings())
 

@@ -315,13 +315,6 @@ def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
     backbone = BACKBONES[files.info.backbone or I2VGENXL.name]
     memory = _memory(args, device)
     behaviour = backbone.reference if args.reference else DEFAULT
-    if backbone is not I2VGENXL:
-        if args.memory is not None:
-            raise ValueError(
-                "--memory plans for networks on I2VGen-XL alone: choose --chunk-frames, --tile and "
-                "--offload yourself"
-            )
-        memory = None
     own, latents = SamplingDefaults(**(files.info.sampling or {})), files.info.latents or {}
     length, overlap = args.chunk_frames, args.chunk_overlap
     latent_frames = latents.get("frames", 1)

@@ -25,12 +25,9 @@ from torch import Tensor, nn
 
 from ..tiling import Tile, joined
 from .attention import Attention, scaled_dot_product
-from .cogvideox_weights import CogVideoXConfig
+from .cogvideox_weights import PATCH, CogVideoXConfig
 from .liem import SpatialLIEM, TemporalLIEM
 from .slicing import Slicing
-
-PATCH = 2  # latents a side
-OVERLAP = 8  # latents that neighbouring tiles share at least
 
 
 class CogVideoXDiT(nn.Module):
@@ -134,10 +131,7 @@ class CogVideoXDiT(nn.Module):
             raise ValueError("this model keeps no features: leave out their reuse")
         h, w = x.shape[-2:]
         self.check_size(h, w)
-        rows, columns = (
-            self._tile(PATCH * trained).on_grid(side, step=PATCH)
-            for trained, side in zip(self.config.grid, (h, w), strict=True)
-        )
+        rows, columns = self.config.tiles((h, w), self.tile)
         if len(rows) == len(columns) == 1:
             return self._velocity(x, t, y, hint)
         return joined(
@@ -147,12 +141,6 @@ class CogVideoXDiT(nn.Module):
             rows,
             columns,
         )
-
-    def _tile(self, trained: int) -> Tile:
-        """Of a side that was trained to be so many latents long."""
-        size, overlap = (self.tile.size, self.tile.overlap) if self.tile else (trained, OVERLAP)
-        size = min(size, trained) // PATCH * PATCH
-        return Tile(size=size, overlap=min(overlap, size - PATCH))
 
     def _velocity(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor) -> Tensor:
         f, h, w = x.shape[2:]

@@ -13,6 +13,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..tiling import Tile
+
+PATCH = 2  # latents a side
+OVERLAP = 8  # latents that neighbouring tiles share where nobody says how many
+
 
 @dataclass(frozen=True, kw_only=True)
 class CogVideoXConfig:
@@ -55,6 +60,22 @@ class CogVideoXConfig:
     def downsamplings(self) -> int:
         """Sides of latents are multiples of 2, the size of a patch, as of one down-sampling."""
         return 1
+
+    def tiles(self, sides: tuple[int, int], tile: Tile | None) -> tuple[list[range], list[range]]:
+        """Rows and columns of latents (height, width) that are worked on together.
+
+        No more than it was trained on, and of `tile` where that is smaller.
+        """
+        rows, columns = (
+            self._tile(PATCH * trained, tile).on_grid(side, step=PATCH)
+            for trained, side in zip(self.grid, sides, strict=True)
+        )
+        return rows, columns
+
+    def _tile(self, trained: int, tile: Tile | None) -> Tile:
+        size, overlap = (tile.size, tile.overlap) if tile else (trained, OVERLAP)
+        size = min(size, trained) // PATCH * PATCH
+        return Tile(size=size, overlap=min(overlap, size - PATCH))
 
 
 COGVIDEOX_2B = CogVideoXConfig(dim=1920, num_heads=30, num_layers=30, positions="sincos")

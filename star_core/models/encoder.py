@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..tiling import Tile
 from .slicing import Slicing, over_frames
 from .unet_blocks import (
     Downsample,
@@ -69,6 +70,14 @@ class UNetConfig:
     @property
     def emb_channels(self) -> int:
         return 4 * self.dim
+
+    def tiles(self, sides: tuple[int, int], tile: Tile | None) -> tuple[list[range], list[range]]:
+        """Rows and columns of latents (height, width) that are worked on together."""
+        height, width = sides
+        if tile is None:
+            return [range(height)], [range(width)]
+        step = 2**self.downsamplings
+        return tile.on_grid(height, step=step, rest=2), tile.on_grid(width, step=step)
 
     def attention_at(self, level: int) -> bool:
         return 0.5**level in self.attn_scales

@@ -200,11 +200,7 @@ class ControlledVideoUNet(nn.Module):
         """
         height, width = x.shape[-2:]
         self.check_size(height, width)
-        rows, columns = [range(height)], [range(width)]
-        if self.tile:
-            step = 2**self.config.downsamplings
-            rows = self.tile.on_grid(height, step=step, rest=2)
-            columns = self.tile.on_grid(width, step=step)
+        rows, columns = self.config.tiles((height, width), self.tile)
         if len(rows) == len(columns) == 1:
             return self._velocity(x, t, y, hint, deep)
 

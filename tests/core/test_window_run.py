@@ -38,7 +38,7 @@ class LosslessVAE(CausalVideoVAE):
         self.model: Any = nn.Linear(1, 1)
         self.factor, self.latent_frames, self.latent_channels = 1, 4, 12
 
-    def encode(self, video, *, noise=None, tile=None, frames_at_once=None):
+    def encode(self, video, *, noise=None, tile=None):
         assert (video.shape[2] - 1) % 4 == 0
         first = video[:, :, :1].expand(-1, -1, 4, -1, -1)
         groups = torch.cat([first, video[:, :, 1:]], dim=2).split(4, dim=2)
