@@ -1,25 +1,33 @@
 """What is predicted of a run of the second backbone, held against real tensors and the real run."""
 
+import json
 from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from star_core import plan as plan_module
+from star_core import prediction
 from star_core.backbones import COGVIDEOX_LATENTS, COGVIDEOX_SAMPLING
 from star_core.canvas import Canvas
-from star_core.causal_vae import CausalVAEGeometry
-from star_core.checkpoints import StarModel
+from star_core.causal_vae import CausalVAEGeometry, geometry_of
+from star_core.checkpoints import StarModel, open_model
 from star_core.chunking import ChunkConfig
+from star_core.cli import main
 from star_core.footprint import Pass, decoding, encoding, peak_of
 from star_core.live_tensors import LiveTensors
 from star_core.models.cogvideox_weights import CogVideoXConfig
 from star_core.models.slicing import Slicing
-from star_core.networks import build_network
+from star_core.networks import COGVIDEOX, SIZES, build_network
 from star_core.pipeline import Settings, Shot, restore
 from star_core.plan import Plan, Task
-from star_core.prediction import predict
+from star_core.prediction import denoise_flops, predict
 from star_core.tiling import Tile
+from star_core.video_io import open_sink, open_video
+from tests.cogvideox_files import SAMPLING, write_model, write_t5, write_vae
 
 CONFIG = CogVideoXConfig(
     in_dim=4, context_dim=16, context_length=7, dim=64, num_heads=2, num_layers=2, time_dim=16,
@@ -36,7 +44,15 @@ TASK = Task(
     vae=GEOMETRY,
     text_encoder=False,
     dtype=torch.float32,
-    sampling=replace(COGVIDEOX_SAMPLING, steps=3, chunk_frames=9),
+    sampling=replace(COGVIDEOX_SAMPLING, steps=2, chunk_frames=9),
+)
+FULL = Task(
+    frames=49,
+    size=(720, 480),
+    config=SIZES["cogvideox-5b"],
+    vae=COGVIDEOX.geometry,
+    dtype=torch.bfloat16,
+    sampling=replace(COGVIDEOX_SAMPLING, chunk_frames=49),
 )
 WINDOWS = ChunkConfig(length=9, overlap=5, latent_frames=4)
 
@@ -103,9 +119,9 @@ PLANS = {
     "filled up": Plan(task=replace(TASK, frames=6), chunk=WINDOWS),
     "windows": Plan(task=replace(TASK, frames=15), chunk=WINDOWS),
     "faded windows": Plan(task=replace(TASK, frames=15), chunk=replace(WINDOWS, hold=False)),
-    "larger than trained": Plan(task=replace(TASK, size=(56, 40)), chunk=WINDOWS),
+    "larger than trained": Plan(task=replace(TASK, size=(40, 24)), chunk=WINDOWS),
     "smaller tiles": Plan(
-        task=replace(TASK, size=(48, 32)),
+        task=replace(TASK, size=(32, 24)),
         chunk=WINDOWS,
         tile=Tile(size=16, overlap=4),
         latent_tile=Tile(size=16, overlap=8),
@@ -113,20 +129,120 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
-def test_bytes_of_a_run_are_those_of_real_tensors(network, vae, plan):
-    with LiveTensors() as live:
-        run(network, vae, plan)
-    weights = sum(x.nbytes for m in (network, vae.model) for x in (*m.parameters(), *m.buffers()))
-    assert close(predict(plan).peak_on_cpu, live.peak + weights)
+@pytest.fixture(scope="module", params=PLANS.values(), ids=list(PLANS))
+def ran(request, network, vae):
+    """A plan, and bytes and FLOPs of its run."""
 
-
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
-def test_flops_are_those_counted_in_the_run(network, vae, plan):
     def attention(q, k, *_, **__):
         return 4 * q[0] * q[1] * q[2] * q[3] * k[2]
 
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={fused: attention}) as counter:
-        run(network, vae, plan)
-    assert sum(predict(plan).flops.values()) == counter.get_total_flops()
+    with (
+        LiveTensors() as live,
+        FlopCounterMode(display=False, custom_mapping={fused: attention}) as counter,
+    ):
+        run(network, vae, request.param)
+    weights = (x for m in (network, vae.model) for x in (*m.parameters(), *m.buffers()))
+    return request.param, live.peak + sum(x.nbytes for x in weights), counter.get_total_flops()
+
+
+def test_bytes_of_a_run_are_those_of_real_tensors(ran):
+    plan, measured, _ = ran
+    assert close(predict(plan).peak_on_cpu, measured)
+
+
+def test_flops_are_those_counted_in_the_run(ran):
+    plan, _, measured = ran
+    assert sum(predict(plan).flops.values()) == measured
+
+
+def test_less_memory_takes_tiles_and_windows_that_are_smaller_than_trained_on():
+    plans = [Plan(task=replace(FULL, size=(1920, 1080)), chunk=FULL.usual_chunk(49))]
+    while (smaller := plans[-1].smaller_denoising()) is not None:
+        plans.append(smaller)
+    lengths = [plan.chunk.length for plan in plans]
+    assert lengths == sorted(lengths, reverse=True) and lengths[-1] == 1
+    assert {49, 25} <= set(lengths) and all(n % 4 == 1 for n in lengths)
+    areas = [plan.latents for plan in plans]
+    assert all(after <= 1.03 * before for before, after in pairwise(areas))
+    assert areas[-1] < 0.02 * areas[0]
+
+
+def test_full_size_work_is_that_of_the_formula():
+    """Specification of the second backbone, section 10."""
+    tokens, dim, layers = 13 * 30 * 45 + 226, 3072, 42
+    layer = 24 * dim**2 * tokens + 4 * tokens**2 * dim
+    work = denoise_flops(Plan(task=FULL, chunk=FULL.usual_chunk()))
+    assert work == pytest.approx(50 * 2 * layers * layer, rel=0.01)
+
+
+def test_a_prompt_takes_t5_in_bfloat16_and_its_parameters_are_counted_right():
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        config = T5Config(
+            vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+            feed_forward_proj="gated-gelu",
+        )  # fmt: skip
+        parameters = sum(p.numel() for p in T5EncoderModel(config).parameters())
+    task = replace(TASK, text_encoder=True)
+    held = predict(Plan(task=task, chunk=WINDOWS)).memory["prompt"].device
+    assert held == 2 * parameters
+
+
+def test_in_a_host_a_clip_is_one_of_the_vae_and_windows_are_of_latents():
+    task = replace(TASK, frames=33, one_clip=True)
+    plan = Plan(task=task, chunk=replace(WINDOWS, length=21))
+    assert plan.encoded == {33: 1} and list(map(len, plan.part.decode_windows)) == [33]
+    assert plan.windows == [6, 6] and plan.window_frames == [21, 21]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    write_model(folder)
+    write_vae(folder)
+    write_t5(folder)
+    with open_sink(folder / "clip.mkv", width=24, height=16, fps=Fraction(10)) as sink:
+        for frame in torch.rand(11, 3, 16, 24, generator=torch.Generator().manual_seed(0)):
+            sink.write(frame)
+    return folder
+
+
+def test_the_command_tells_a_plan_for_files(files, capsys):
+    command = ["plan", "--frames", "11", "--size", "24x16", "--dtype", "float32", "--json"]
+    command += ["--model", str(files / "star.safetensors")]
+    command += ["--vae", str(files / "cogvideox_vae.safetensors")]
+    main([*command])
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["chunk_frames"] == 9 and whole["windows"] == [9, 9]
+    main([*command, "--chunk-frames", "13", "--memory", "16G"])
+    plenty = json.loads(capsys.readouterr().out)
+    assert plenty["fits"] and plenty["windows"] == [13] and not plenty["offload"]
+    main([*command, "--memory", "0.01M"])
+    scarce = json.loads(capsys.readouterr().out)
+    assert not scarce["fits"] and max(scarce["windows"]) < 9 and scarce["offload"]
+
+
+def test_upscale_chooses_what_fits_and_runs(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan_module, "TILES", (64, 48, 32, 24, 16))
+    plans, choose = [], prediction.fitting
+    monkeypatch.setattr(
+        prediction, "fitting", lambda *a, **k: plans.append(choose(*a, **k)) or plans[-1]
+    )
+    task = Task(
+        frames=11, size=(96, 64), config=open_model(files / "star.safetensors").config,
+        vae=geometry_of(files / "cogvideox_vae.safetensors"), dtype=torch.float32,
+        sampling=SAMPLING, text_encoder=False,
+    )  # fmt: skip
+    memory = int(0.8 * predict(Plan(task=task, chunk=task.usual_chunk())).peak)
+    out = tmp_path / "out.mkv"
+    command = ["upscale", files / "clip.mkv", out, "--model", files / "star.safetensors"]
+    command += ["--text-encoder", files / "t5", "--shots", "off", "--dtype", "float32"]
+    code = main([*map(str, command), "--memory", f"{memory / 2**20}M"])
+    _, err = capsys.readouterr()
+    assert code == 0, err
+    (plan,) = plans
+    held = predict(replace(plan, task=replace(plan.task, text_encoder=False)))
+    assert held.peak <= memory and plan.offload and plan.tile is not None
+    assert torch.stack(list(open_video(out))).shape == (11, 3, 64, 96)
