@@ -1,7 +1,7 @@
 """STAR's network as a MODEL of the host, for its samplers, LoRA, previews and offloading."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import comfy.conds
 import comfy.latent_formats
@@ -217,10 +217,7 @@ def activations(
     """
     b, _, *sides = shape
     f, h, w = sides if len(sides) == 3 else (1, *sides)
-    if tile is not None:
-        step = 2**config.downsamplings
-        h = max(map(len, tile.on_grid(h, step=step, rest=2)))
-        w = max(map(len, tile.on_grid(w, step=step)))
+    h, w = (max(map(len, side)) for side in config.tiles((h, w), tile))
     forward = Pass(config=config, dtype=dtype, frames=f, height=h, width=w, batch=b)
     return 1.1 * peak_of(forward, slicing or Slicing()).device
 
@@ -287,9 +284,7 @@ def star_of(model: comfy.model_patcher.ModelPatcher) -> ModelFile:
     return star
 
 
-def network_of(model: comfy.model_patcher.ModelPatcher) -> tuple[UNetConfig, torch.dtype]:
-    """The geometry of a MODEL's network and what it computes in; ValueError if it is another's."""
+def network_of(model: comfy.model_patcher.ModelPatcher) -> tuple[NetworkConfig, torch.dtype]:
+    """The size of a MODEL's network and what it computes in; ValueError if it is another's."""
     config, network = star_of(model).config, model.model
-    if not hasattr(config, "downsamplings"):
-        raise ValueError("the MODEL is not STAR on I2VGen-XL, the only one that can be planned for")
-    return cast(UNetConfig, config), network.manual_cast_dtype or network.get_dtype()
+    return config, network.manual_cast_dtype or network.get_dtype()

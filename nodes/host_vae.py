@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..star_core.behaviour import DEFAULT
 from ..star_core.causal_vae import CausalVideoVAE
+from ..star_core.chunking import filled_to
+from ..star_core.footprint import Cost, decoding, encoding
 from ..star_core.geometry import Padding, crop
 from ..star_core.noise import FrameNoise
 from ..star_core.tiling import Tile
@@ -114,12 +116,12 @@ class FirstStageModel(nn.Module):
             yield part
             mm.throw_exception_if_processing_interrupted()
 
-    def encode_memory(self, height: int, width: int) -> int:
-        """Bytes on the device at the peak of encoding a frame (or tile) of that many pixels.
+    def encode_memory(self, frames: int, height: int, width: int) -> int:
+        """Bytes on the device at the peak of encoding frames (or tiles) of that many pixels.
 
         Measured by following allocations on fake tensors: 5 maps of the first level's channels at
         full size here and 8 in the decoder, whatever the size and the window. A quarter is added
-        for what convolution libraries take.
+        for what convolution libraries take. Frames are encoded one by one.
         """
         return int(1.25 * 5 * height * width * self._bytes_per_pixel)
 
@@ -191,15 +193,20 @@ class CausalFirstStageModel(FirstStageModel):
     def frames_of(self, latents: int) -> int:
         return (latents - 1) * self.video_vae.latent_frames + 1
 
-    def encode_memory(self, height: int, width: int, frames: int = 49) -> int:
-        """As there, of a window of frames in tiles of the trained size; specification, section 10:
-        4 maps of the first level's channels."""
-        config = self.video_vae.model.config
-        rows, columns = min(height, config["sample_height"]), min(width, config["sample_width"])
-        return int(1.25 * 4 * frames * rows * columns * self._bytes_per_pixel)
+    def encode_memory(self, frames: int, height: int, width: int) -> int:
+        """As there, of a whole clip in tiles of at most the trained size; asked of the code."""
+        frames = filled_to(frames, self.video_vae.latent_frames)
+        return self._asked(encoding, frames, height, width)
 
     def decode_memory(self, frames: int, height: int, width: int) -> int:
-        return self.encode_memory(height, width, frames=9) * 2
+        """As there; beyond the second group of latents it does not grow."""
+        return self._asked(decoding, 4 * self.video_vae.latent_frames + 1, height, width)
+
+    def _asked(self, cost: Callable[..., Cost], frames: int, height: int, width: int) -> int:
+        geometry, dtype = self.video_vae.geometry, self.video_vae.model.dtype
+        sides = geometry.tiles((height, width), None)
+        height, width = (geometry.factor * max(map(len, side)) for side in sides)
+        return int(1.25 * cost(geometry, dtype, frames, height, width).peak)
 
 
 def host_vae(
@@ -222,7 +229,7 @@ def host_vae(
 
     def memory_used_encode(shape: torch.Size, dtype: torch.dtype) -> int:
         # The host puts the pixels of the whole clip on the device.
-        return model.encode_memory(*shape[-2:]) + shape.numel() * dtype.itemsize
+        return model.encode_memory(*shape[-3:]) + shape.numel() * dtype.itemsize
 
     def memory_used_decode(shape: torch.Size, dtype: torch.dtype) -> int:
         height, width = (side * factor for side in shape[-2:])
@@ -296,7 +303,7 @@ def encode_video(
     size = prepare(frames[0]).shape[-2:]
 
     def encoded(tile: Tile | None) -> Tensor:
-        _load(vae, model.encode_memory(*_largest(size, tile)))
+        _load(vae, model.encode_memory(len(frames), *_largest(size, tile)))
         return model.encode_clip(
             (prepare(frame)[None] for frame in frames),
             noise=noise and noise.posterior,

@@ -84,7 +84,8 @@ class HostSeat(Seat):
         stage, settings = star_vae(self._vae), self._settings
         if isinstance(module, HostNetwork):
             factor, channels = stage.video_vae.factor, stage.video_vae.latent_channels
-            config: Any = star_of(self._model).config
+            latents = -(-(self._frames - 1) // stage.video_vae.latent_frames) + 1
+            config = star_of(self._model).config
             canvas = Canvas.of(
                 self._size,
                 vae_factor=factor,
@@ -94,7 +95,7 @@ class HostSeat(Seat):
             height, width = (side // factor for side in canvas.padded)
             memory = activations(
                 config,
-                (1, channels, self._frames, height, width),
+                (1, channels, latents, height, width),
                 next(module.parameters()).dtype,
                 slicing=settings.slicing,
                 tile=_patched(self._model).get("tile"),
@@ -103,7 +104,10 @@ class HostSeat(Seat):
         else:
             most = settings.tile.size if settings.tile else max(self._size)
             width, height = (min(side, most) for side in self._size)
-            memory = stage.decode_memory(settings.sampling.decode_window, height, width)
+            memory = max(
+                stage.encode_memory(self._frames, height, width),
+                stage.decode_memory(settings.sampling.decode_window, height, width),
+            )
             whole = self._vae.disable_offload
             mm.load_models_gpu([self._vae.patcher], memory_required=memory, force_full_load=whole)
 

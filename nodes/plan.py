@@ -53,18 +53,20 @@ class StarPlan(io.ComfyNode):
         with named("STAR Plan"):
             star, video_vae = star_of(model), star_vae(vae).video_vae
             config, dtype = network_of(model)
-            _, _, frames, height, width = latent["samples"].shape
+            _, _, count, height, width = latent["samples"].shape
+            frames = (count - 1) * video_vae.latent_frames + 1
             task = Task(
                 frames=frames,
                 size=(width * video_vae.factor, height * video_vae.factor),
                 config=config,
                 vae=video_vae.geometry,
-                text_encoder=star.prompts is None,
+                text_encoder=False,  # the host's own, and done
+                one_clip=True,
                 dtype=dtype,
                 sampling=star.sampling,
             )
             limit = int(memory * GIB) if memory else int(0.9 * free_memory())
-            plan = fitting(task, limit, merged=frames)
+            plan = fitting(task, limit, chunk=task.usual_chunk(merged=frames))
             text = report(plan, predict(plan), limit)
             if plan.tile is not None:
                 text += (

@@ -106,11 +106,9 @@ class Plan:
     def part(self) -> Part:
         """Its windows of frames."""
         frames = range(self.task.frames)
-        if self.task.one_clip and self.task.vae.latent_frames > 1:
-            latents = -(-(len(frames) - 1) // self.task.vae.latent_frames) + 1
-            windows = overlapping_windows(
-                latents, *self.chunk.in_latents(self.task.vae.latent_frames)
-            )
+        if self.task.one_clip and (each := self.task.vae.latent_frames) > 1:
+            latents = -(-(len(frames) - 1) // each) + 1
+            windows = overlapping_windows(latents, *self.chunk.in_latents(each))
             piece = Piece(frames=frames, windows=windows)
             return Part(wanted=frames, needed=frames, pieces=[piece], decode_windows=[frames])
         return Part.of(

@@ -45,12 +45,11 @@ def _choices(plan: Plan) -> list[tuple[str, str]]:
     pixels = f"{slicing.spatial_pixels} pixels in space, {slicing.temporal_pixels} in time"
     rows.append((f"slices of {pixels}", "nothing: the same numbers"))
     if plan.offload:
-        rows.append(
-            (
-                "offload: skips and idle weights in main memory",
-                f"the same numbers; {gib(traffic(plan))} go there and back in each pass",
-            )
-        )
+        what, cost = "offload: idle weights in main memory", "the same numbers"
+        if count := traffic(plan):
+            what = "offload: skips and idle weights in main memory"
+            cost += f"; {gib(count)} go there and back in each pass"
+        rows.append((what, cost))
     for what, tiles, (height, width), pixels in (
         ("network", plan.network_tiles, task.latents, task.vae.factor),
         ("VAE", plan.vae_tiles, task.padded, 1),

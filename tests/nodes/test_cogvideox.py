@@ -1,17 +1,24 @@
 """The second backbone in the host: MODEL, VAE, text, sampled by the host's samplers."""
 
 import importlib
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from star_core.checkpoints import load_model
+from star_core.backbones import COGVIDEOX_LATENTS
+from star_core.checkpoints import LearnedPrompts, load_model, save_model
+from star_core.cli import main
 from star_core.diffusion.denoiser import Denoiser
 from star_core.diffusion.levels import levels_of, trained_schedule
 from star_core.diffusion.samplers import SAMPLERS
+from star_core.networks import build_network
 from star_core.noise import FrameNoise
 from star_core.t5 import load_t5
+from star_core.video_io import open_sink, open_video
 from tests.cogvideox_files import SAMPLING, WORDS, write_model, write_t5, write_vae
 
 pytestmark = pytest.mark.host
@@ -198,27 +205,78 @@ def test_a_t5_that_masks_is_refused(host, tmp_path):
         host.conditioning.t5_conditioning(clip, "a", 7)
 
 
+def with_prompts(host, folder) -> Path:
+    """A file of the same size with prompts of its own."""
+    path, config = folder / "x.safetensors", load_model(host.path).config
+    prompts = LearnedPrompts(torch.ones(1, 7, 16), torch.zeros(1, 7, 16))
+    torch.manual_seed(0)
+    save_model(
+        path, build_network(config), sampling=SAMPLING, latents=COGVIDEOX_LATENTS, prompts=prompts
+    )
+    return path
+
+
+def test_star_plan_says_what_a_run_takes_and_sets_what_fits(host, pack, monkeypatch):
+    plan = importlib.import_module(".nodes.plan", pack.__name__)
+    hidden = SimpleNamespace(unique_id=None)
+    monkeypatch.setattr(plan.StarPlan, "hidden", hidden, raising=False)
+    latent = {"samples": torch.zeros(1, 4, 13, 6, 8)}
+    text = plan.StarPlan.execute(host.model, host.vae, latent, 1000.0).args[1]
+    assert "49 frames of 64x48" in text and "6 windows of up to 9 frames" in text
+    assert "Fits into 1000.00 GiB" in text and "in 24 passes" in text
+    model, text = plan.StarPlan.execute(host.model, host.vae, latent, 1e-6).args
+    how = model.model_options["transformer_options"][host.model_file.HOW]
+    assert how["slicing"].offload and "windows of up to 1 frames" in text
+
+
+def test_a_video_is_restored_from_file_to_file_as_by_the_command_line(
+    host, pack, tmp_path, monkeypatch
+):
+    import folder_paths  # pyright: ignore[reportMissingImports]
+    from comfy_api.input_impl import VideoFromFile  # pyright: ignore[reportMissingImports]
+
+    for kind in ("output", "temp"):
+        monkeypatch.setattr(folder_paths, f"{kind}_directory", str(tmp_path / kind))
+    path = with_prompts(host, tmp_path)
+    with open_sink(tmp_path / "clip.mkv", width=20, height=12, fps=Fraction(10)) as sink:
+        for frame in torch.rand(11, 3, 12, 20, generator=torch.Generator().manual_seed(0)):
+            sink.write(frame)
+    node = importlib.import_module(".nodes.restore", pack.__name__).StarRestoreVideo
+    inputs = {
+        "scale": 2.0, "width": 0, "height": 0, "seed": 5, "steps": 2, "cfg": 6.0,
+        "noise_level": -1, "strength": 1.0, "chunk_frames": 9, "chunk_overlap": 5, "tile_size": 0,
+        "tile_overlap": 64, "color_fix": "model", "shots": "off", "prompt": "",
+        "format": "mkv (lossless)", "filename_prefix": "video/STAR", "folder": "output",
+    }  # fmt: skip
+    model = host.model_file.load_patcher(host.open_model(path))
+    with torch.inference_mode():
+        video = node.execute(
+            model=model, vae=host.vae, video=VideoFromFile(str(tmp_path / "clip.mkv")), **inputs
+        ).args[0]
+    out = tmp_path / "expected.mkv"
+    command = ["upscale", tmp_path / "clip.mkv", out, "--model", path, "--scale", 2, "--seed", 5]
+    command += ["--vae", host.folder / "cogvideox_vae.safetensors", "--chunk-frames", 9]
+    command += ["--chunk-overlap", 5, "--shots", "off", "--dtype", "float32"]
+    assert main([str(word) for word in command]) == 0
+    restored, expected = (
+        torch.stack(list(open_video(file))) for file in (Path(video.get_stream_source()), out)
+    )
+    assert restored.shape == expected.shape == (11, 3, 24, 40)
+    assert (restored - expected).abs().mean() < 2 / 255
+
+
 @pytest.mark.parametrize("backbone", ["tiny", "cogvideox"])
 def test_the_same_nodes_with_the_same_values_restore_with_either_backbone(
     host, pack, tmp_path, backbone
 ):
-    from star_core.backbones import COGVIDEOX_LATENTS
-    from star_core.checkpoints import LearnedPrompts, save_model
     from star_core.model import BUILT_IN
-    from star_core.networks import build_network
 
     def module(name: str) -> Any:
         return importlib.import_module(name, pack.__name__)
 
     path, vae_path = BUILT_IN["tiny"]
     if backbone == "cogvideox":
-        path, vae_path = tmp_path / "x.safetensors", host.folder / "cogvideox_vae.safetensors"
-        config = load_model(host.path).config
-        prompts = LearnedPrompts(torch.ones(1, 7, 16), torch.zeros(1, 7, 16))
-        save_model(
-            path, build_network(config), sampling=SAMPLING, latents=COGVIDEOX_LATENTS,
-            prompts=prompts,
-        )  # fmt: skip
+        path, vae_path = with_prompts(host, tmp_path), host.folder / "cogvideox_vae.safetensors"
     model = host.model_file.load_patcher(host.open_model(path))
     vae = host.vae_module.host_vae(module(".star_core.causal_vae").open_vae(vae_path))
     conditioning, denoise = module(".nodes.conditioning"), module(".nodes.denoise")
