@@ -29,7 +29,7 @@ LEVELS = [
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {
-    "PIL": ["curves", "benchmark.plots"],
+    "PIL": ["curves", "benchmark.plots", "training.spread_plot"],
     "accelerate": ["training.trainer"],
     "cv2": ["metrics.motion", "benchmark.methods"],
     "diffusers": ["vae", "causal_vae", "models.cogvideox_dit"],

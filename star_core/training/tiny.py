@@ -56,6 +56,7 @@ RECIPE = TrainConfig(
     start=0.7,
     degraded=0.05,
     ema=0.99,
+    perceptual=1.5,
     crop=PixelCrop(frames=2, height=18, width=20, margin=0),
 )
 SAMPLING = SamplingDefaults(
@@ -76,8 +77,8 @@ def train_tiny(
     *,
     steps: int,
     vae_steps: int = 1400,
-    shards: int = 20,
-    per_shard: int = 100,
+    shards: int = 4,
+    per_shard: int = 300,
     seed: int = 0,
     start: Path | None = None,
     sharp: float = 0.0,
