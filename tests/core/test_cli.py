@@ -387,7 +387,7 @@ def test_not_enough_memory_is_an_error_with_a_remedy(tmp_path, capsys, clip, mon
 
     monkeypatch.setattr("star_core.upscale.restore", exhausted)
     error = refused(capsys, "upscale", clip, tmp_path / "out.mkv")
-    assert "--tile" in error
+    assert "--chunk-frames" in error
     assert not list(tmp_path.iterdir())
 
 
