@@ -214,8 +214,10 @@ def test_tiles_and_shortcuts_of_the_host_equal_the_cores(host, tile, shortcuts):
         core_result(host, NORMAL, chunk, "smooth", "frame", *how)
         for how in ((tile, shortcuts), (None, NONE))
     )
-    assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
-    assert (plain - wanted).abs().max() > 1e-3 * wanted.abs().max()
+    wrong = (found - wanted).abs().max()
+    assert wrong < 2e-4 * wanted.abs().max()
+    # How much they change depends on the weights.
+    assert wrong < 0.1 * (plain - wanted).abs().max()
 
 
 def test_a_model_without_the_patch_works_as_before_beside_one_with_it(host):
