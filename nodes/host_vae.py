@@ -145,9 +145,12 @@ class CausalFirstStageModel(FirstStageModel):
 
     def encode(self, video: Tensor) -> Tensor:
         mm.throw_exception_if_processing_interrupted()
-        missing = (1 - video.shape[2]) % self.video_vae.latent_frames
-        video = torch.cat([video, *[video[:, :, -1:]] * missing], dim=2)
-        return self._raw(self.video_vae.encode(video.float()))
+        return self._raw(self.video_vae.encode(self._filled(video)))
+
+    def _filled(self, video: Tensor) -> Tensor:
+        frames = video.shape[2]
+        missing = filled_to(frames, self.video_vae.latent_frames) - frames
+        return torch.cat([video, *[video[:, :, -1:]] * missing], dim=2).float()
 
     def _raw(self, latents: Tensor) -> Tensor:
         return (latents / self.video_vae.scaling_factor).to(mm.intermediate_device())
@@ -162,15 +165,12 @@ class CausalFirstStageModel(FirstStageModel):
     ) -> Tensor:
         mm.throw_exception_if_processing_interrupted()
         video = torch.stack(list(looks), dim=2)
-        frames = video.shape[2]
-        missing = (1 - frames) % self.video_vae.latent_frames
-        video = torch.cat([video, *[video[:, :, -1:]] * missing], dim=2)
-        sample = None
+        frames, video, sample = video.shape[2], self._filled(video), None
         if noise:
             shape = (1, self.video_vae.latent_channels, *self._latent_sides(video))
             count = (video.shape[2] - 1) // self.video_vae.latent_frames + 1
             sample = torch.stack([noise(i, shape) for i in range(count)], dim=2)
-        latents = self._raw(self.video_vae.encode(video.float(), noise=sample, tile=tile))
+        latents = self._raw(self.video_vae.encode(video, noise=sample, tile=tile))
         on_step(frames)
         return latents
 

@@ -149,6 +149,8 @@ def run_train(args: argparse.Namespace) -> None:
             on_step=_Report(),
         )
         return
+    if args.start or args.sharp:
+        raise ValueError("--start and --sharp are for --preset tiny: leave them out with --model")
     from ..degradation import PRESETS as RECIPES
     from ..losses import DFLossConfig
     from ..model import BUILT_IN
@@ -266,15 +268,17 @@ def _print_plan(args: argparse.Namespace) -> None:
 
 
 class _Report:
-    """A line on stderr every 50 steps."""
+    """A line on stderr every 50 steps. Time left is that of the run at hand."""
 
     def __init__(self) -> None:
-        self.start, self.first = time.monotonic(), 0
+        self.start, self.first, self.last = 0.0, 0, -1
 
     def __call__(self, step: int, steps: int, parts: dict[str, float]) -> None:
-        self.first = self.first or step - 1
+        if step != self.last + 1:  # another run, or one that goes on
+            self.start, self.first = time.monotonic(), step
+        self.last = step
         if step % 50 and step < steps:
             return
-        left = (time.monotonic() - self.start) / (step - self.first) * (steps - step)
+        left = (time.monotonic() - self.start) / max(step - self.first, 1) * (steps - step)
         losses = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
         sys.stderr.write(f"step {step}/{steps}, {losses}, {clock(left)} left\n")

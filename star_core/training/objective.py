@@ -29,7 +29,7 @@ class TrainConfig:
 
     trains: all of the network; "star", its ControlNet and LIEM, as STAR was trained; or "lora".
     optimizer: "muon" trains the large matrices by torch's Muon, at this learning rate too, the
-    rest by AdamW; from scratch it takes half the steps.
+    rest by AdamW; from scratch it learns in fewer steps.
     decay_from: step at which the learning rate starts to fall to zero along a cosine.
     noise_level: no timestep at or above it is trained. early: share of samples drawn from the
     last quarter below it, where sampling starts and most is decided. start: share of samples at
@@ -71,6 +71,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch) < 1:
             raise ValueError(f"steps and batch must be at least 1, got {self.steps}, {self.batch}")
+        if min(self.degraded, self.sharp) < 0 or self.degraded + self.sharp > 1:
+            raise ValueError(
+                f"shares of samples must be from 0 to 1 together, got {self.degraded} degraded and "
+                f"{self.sharp} sharp"
+            )
 
 
 class Sample(NamedTuple):

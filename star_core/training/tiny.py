@@ -95,15 +95,24 @@ def train_tiny(
     `metric_weights`; only with `start`.
     bf16: whether the network computes in bfloat16.
     """
-    clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, CLIPS))
+    config = replace(
+        RECIPE, steps=steps, decay_from=steps * 3 // 4, seed=seed, bf16=bf16, sharp=sharp
+    )
     if sharp and start is None:
         raise ValueError("the preset sharp is learned by a trained model: name it with --start")
+    perceptual = load_lpips("alex", folder=metric_weights) if sharp else None
     vae_file = out / VAE_FILE
-    init = None
+    init = learned = None
     if start is not None:
         init = load_model(start / MODEL_FILE, dtype=torch.float32)
-        if not vae_file.exists():
-            shutil.copyfile(start / VAE_FILE, vae_file)
+        learned = init.prompts
+        if learned is None:
+            raise ValueError(f"{start / MODEL_FILE} has no learned prompts: start from a tiny")
+        if sharp and learned.sharp is None:
+            learned = learned._replace(sharp=learned.positive)
+    clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, CLIPS))
+    if start is not None and not vae_file.exists():
+        shutil.copyfile(start / VAE_FILE, vae_file)
     if not vae_file.exists():
         opened = [torch.load(path, mmap=True, weights_only=True) for path in clips]
         train_vae(opened, vae_file, steps=vae_steps, seed=seed)
@@ -119,25 +128,12 @@ def train_tiny(
     opened = torch.load(clips[0], mmap=True, weights_only=True)
     latents = LatentFormat(scale=vae.scaling_factor, rgb=preview_rgb(vae, opened[:50]))
     latent_pairs = LatentPairs(pairs, CROP)
-    config = replace(
-        RECIPE, steps=steps, decay_from=steps * 3 // 4, seed=seed, bf16=bf16, sharp=sharp
-    )
-    losses = {}
-    if sharp:
-        losses = {
-            "decoder": decoder_of(vae),
-            "perceptual": load_lpips("alex", folder=metric_weights),
-        }
-    if init is None:
+    if init is None or learned is None:
         spread = round(latent_pairs.spread(), 2)
         network, prompts = started(replace(NETWORK, hint_prior=spread), seed)
     else:
-        network = init.network
-        learned = init.prompts
-        assert learned is not None and isinstance(network, ControlledVideoUNet)
-        if sharp and learned.sharp is None:
-            learned = learned._replace(sharp=learned.positive)
-        prompts = Prompts(learned)
+        network, prompts = init.network, Prompts(learned)
+        assert isinstance(network, ControlledVideoUNet)
     train(
         latent_pairs,
         network,
@@ -145,7 +141,8 @@ def train_tiny(
         out,
         prompts=prompts,
         shown=linear_decoder(vae, first_samples(latent_pairs, seed)),
-        **losses,
+        decoder=decoder_of(vae) if sharp else None,
+        perceptual=perceptual,
         write=partial(write_tiny, latents=latents),
         on_step=on_step,
     )

@@ -50,6 +50,8 @@ def test_a_lora_is_written_alone(shards, tmp_path):
 def test_sizes_that_do_not_fit_and_missing_options_are_told(shards, tmp_path, capsys):
     assert main(arguments(shards, tmp_path, "--size", "32x32")) == 2
     assert "pad" in capsys.readouterr().err
+    assert main(arguments(shards, tmp_path, "--sharp", "0.5")) == 2
+    assert "--preset tiny" in capsys.readouterr().err
     assert main(["train", "--model", "tiny", "--data", "x"]) == 2
     assert "--out, --steps" in capsys.readouterr().err
     assert (

@@ -3,6 +3,7 @@ import socket
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from safetensors.torch import save_file
 from torch import multiprocessing
 
 from star_core.backbones import LatentFormat
-from star_core.checkpoints import load_model
+from star_core.checkpoints import load_model, save_model
 from star_core.degradation import COMPRESSION, MILD
 from star_core.losses import DFLossConfig
+from star_core.training import tiny
 from star_core.training.autoencoder import TINY_VAE, start_as_resampler
 from star_core.training.checkpointing import recompute
 from star_core.training.clips import ClipConfig, cut_clips
@@ -412,3 +414,35 @@ def test_the_clips_of_a_shard_are_degraded_by_the_shares_of_the_recipes(tmp_path
     lq = LatentPairs(tmp_path).shards[0]["lq"].float()
     noisy = (lq - lq.median(0).values).abs().mean((1, 2, 3, 4))
     assert 0 < (noisy > noisy.mean()).sum() < 8
+
+
+def test_the_built_in_model_is_made_and_then_sharpened_from_a_folder_of_videos(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    frames = torch.rand(12, 3, 104, 112, generator=torch.Generator().manual_seed(0))
+    with open_sink(folder / "a.mkv", width=112, height=104, fps=Fraction(25)) as sink:
+        for frame in frames:
+            sink.write(frame)
+    monkeypatch.setattr(tiny, "CLIPS", ClipConfig(size=(3, 104, 112), candidates=1, cut=300))
+    monkeypatch.setattr(tiny, "CROP", (2, 6, 4))
+    monkeypatch.setattr(tiny, "NETWORK", replace(NETWORK, dim_mult=(1,), attn_scales=(1.0,)))
+    monkeypatch.setattr(tiny, "load_lpips", lambda *_, **__: Distance())
+    small: Any = {"vae_steps": 1, "shards": 1, "per_shard": 2}
+    first, second = tmp_path / "first", tmp_path / "second"
+    tiny.train_tiny(folder, first, steps=1, **small)
+    made = load_model(first / MODEL_FILE, dtype=torch.float32)
+    assert made.prompts is not None and made.prompts.presets == ("faithful",)
+    tiny.train_tiny(folder, second, steps=3, start=first, sharp=0.9, **small)
+    sharpened = load_model(second / MODEL_FILE, dtype=torch.float32)
+    assert sharpened.prompts is not None and sharpened.prompts.presets == ("faithful", "sharp")
+    assert sharpened.config == made.config
+    with pytest.raises(ValueError, match="--start"):
+        tiny.train_tiny(folder, tmp_path / "third", steps=1, sharp=0.5, **small)
+    with pytest.raises(ValueError, match="0.05 degraded and 2.0 sharp"):
+        tiny.train_tiny(folder, tmp_path / "third", steps=1, start=first, sharp=2.0, **small)
+    save_model(first / MODEL_FILE, made.network, sampling=SAMPLING, overwrite=True)
+    with pytest.raises(ValueError, match="no learned prompts"):
+        tiny.train_tiny(folder, tmp_path / "third", steps=1, start=first, **small)
+    assert not (tmp_path / "third" / "clips").exists()
