@@ -458,6 +458,36 @@ def test_train_hands_its_arguments_to_the_recipe(tmp_path, capsys, monkeypatch):
     assert (code, out, err) == (0, "", "step 7/7, velocity 3.0000, 0:00 left\n")
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["defaults", "options"])
+def test_train_hands_its_options_to_the_training_of_a_model(tmp_path, monkeypatch, given):
+    seen = {}
+
+    def finetune(model, vae_file, material, out, config, **others):
+        seen.update(material=material, config=config, **others)
+
+    monkeypatch.setattr("star_core.training.finetune.finetune", finetune)
+    options = ["--bf16", "--checkpointing", "--df-alpha", "0.5", "--df-beta", "3"]
+    options += ["--interval", "5", "--df-space", "latents", "--batch", "4", "--every", "7"]
+    options += ["--frames", "9", "--size", "640x360", "--learning-rate", "0.25", "--rank", "3"]
+    options += ["--recipe", "light", "--trains", "lora", "--seed", "8"]
+    command = ["train", "--model", "tiny", "--data", str(tmp_path), "--out", str(tmp_path)]
+    assert main([*command, "--steps", "11", *(options if given else [])]) == 0
+    config, material = seen["config"], seen["material"]
+    facts = [config.bf16, config.checkpointing, config.df.alpha, config.df.beta, config.df_space]
+    facts += [config.batch, config.learning_rate, config.trains, config.seed, config.steps]
+    facts += [material.interval, material.frames, material.size, material.recipe.name]
+    facts += [seen["every"], seen["rank"]]
+    assert facts == (
+        [True, True, 0.5, 3.0, "latents", 4, 0.25, "lora", 8, 11]
+        + [5, 9, (360, 640), "light", 7, 3]
+        if given
+        else [False, False, 2.0, 1.0, "pixels", 1, 5e-5, "star", 0, 11]
+        + [2, 32, (720, 1280), "heavy", 500, 16]
+    )
+    # Every noise level is trained, none more than others: the paper's setting.
+    assert (config.noise_level, config.early, config.start) == (1000, 0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     "command",
     ["upscale", "demo", "download", "info", "convert", "verify", "manifest", "bench", "train"],

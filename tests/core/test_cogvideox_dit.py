@@ -139,7 +139,14 @@ def test_a_hosts_layers_and_attention_take_the_place_of_torchs():
     assert attended == [2, 2]
 
 
-@pytest.mark.parametrize("wrong", [{"dim": 30}, {"dim": 24}, {"positions": "learned"}])
-def test_sizes_that_cannot_be_are_refused(wrong):
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dim": 30}, "do not share 30 channels"),
+        ({"dim": 24}, "do not share 24 channels"),
+        ({"positions": "learned"}, "got 'learned'"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         CogVideoXConfig(**{"dim": 32, "num_heads": 2} | wrong)

@@ -7,8 +7,9 @@ import pytest
 import torch
 import webdataset
 
-from star_core.degradation import MILD, STAR_LIGHT
+from star_core.degradation import MILD, STAR_HEAVY, STAR_LIGHT, clean_target
 from star_core.metrics import psnr
+from star_core.networks import COGVIDEOX, I2VGENXL
 from star_core.training.autoencoder import TINY_VAE, start_as_resampler
 from star_core.training.captions import caption_of, read_captions
 from star_core.training.dataset import ClipFilter, clips_of, make_dataset, measure
@@ -171,6 +172,36 @@ def test_a_sample_is_a_clean_and_a_degraded_clip_in_latents_with_its_text(shards
     for seed in range(12):
         samples.sample(generator(seed))
     assert "" in told and {"Waves, moving.", "Waves beside."} & set(told)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_captions_are_left_out_as_often_as_asked(shards, vae, monkeypatch, share):
+    told = []
+
+    def text(caption):
+        told.append(caption)
+        return torch.zeros(2, 3)
+
+    samples = VideoSamples(shards[0], vae, MILD, text=text, untold=share)
+    clip = torch.zeros(1, 3, 8, 8)
+    monkeypatch.setattr(samples, "pair", lambda generator: (clip, clip, "Waves."))
+    for seed in range(300):
+        samples.sample(generator(seed))
+    assert told.count("") / 300 == pytest.approx(share, abs=0.08)
+
+
+def test_the_published_models_leave_out_captions_as_their_papers_do():
+    assert (I2VGENXL.prompts.untold, COGVIDEOX.prompts.untold) == (0.5, 0.1)
+
+
+def test_what_a_sharpened_recipe_aims_at_is_the_sharpened_clip(shards, vae):
+    plain, sharpened = (
+        VideoSamples(shards[0], vae, replace(MILD, sharpen=sharpen), frames=3, size=(24, 32))
+        for sharpen in (False, True)
+    )
+    clean, target = (samples.pair(generator(3))[0] for samples in (plain, sharpened))
+    assert not torch.equal(clean, target)
+    assert torch.equal(target, clean_target(clean, STAR_HEAVY))
 
 
 def test_frames_of_a_sample_follow_the_interval_where_the_clip_is_long_enough(shards, vae):

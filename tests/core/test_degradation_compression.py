@@ -81,7 +81,14 @@ def test_codec_takes_odd_and_tiny_sizes_and_repeats_itself():
     assert first.shape == video.shape and torch.equal(first, second)
 
 
-@pytest.mark.parametrize("rate", [{}, {"crf": 20, "bitrate": 1e5}, {"qscale": 3}])
-def test_codec_refuses_a_rate_control_it_has_not(rate):
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        ({}, "exactly one of"),
+        ({"crf": 20, "bitrate": 1e5}, "exactly one of"),
+        ({"qscale": 3}, "libx264 has no such rate control"),
+    ],
+)
+def test_codec_refuses_a_rate_control_it_has_not(rate, message):
+    with pytest.raises(ValueError, match=message):
         codec_round_trip(torch.rand(1, 3, 16, 16), "libx264", **rate)

@@ -97,15 +97,15 @@ def test_photon_noise_grows_with_brightness():
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "message"),
     [
-        lambda: ops.blur_kernel(4, 1.0),
-        lambda: ops.blur_kernel(5, 0.0),
-        lambda: ops.sinc_kernel(5, 4.0),
-        lambda: ops.gaussian_blur(torch.rand(1, 3, 8, 8), 0.0),
-        lambda: ops.resize(torch.rand(1, 3, 3, 8), (0, 2), "area"),
+        (lambda: ops.blur_kernel(4, 1.0), "must be odd"),
+        (lambda: ops.blur_kernel(5, 0.0), "sigma must be above 0"),
+        (lambda: ops.sinc_kernel(5, 4.0), "cutoff must be in"),
+        (lambda: ops.gaussian_blur(torch.rand(1, 3, 8, 8), 0.0), "sigma must be above 0"),
+        (lambda: ops.resize(torch.rand(1, 3, 3, 8), (0, 2), "area"), "cannot resize to 2x0"),
     ],
 )
-def test_impossible_parameters_are_refused(call):
-    with pytest.raises(ValueError):
+def test_impossible_parameters_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
         call()

@@ -131,8 +131,33 @@ def test_star_heavy_draws_every_operation_of_the_specification_in_its_ranges():
     assert first.min() > 0.14 and first.max() < 1.5
     assert (first > 1).float().mean().item() == pytest.approx(0.2, abs=0.07)
     assert (first == 1).float().mean().item() == pytest.approx(0.1, abs=0.06)
-    sharp = torch.tensor([s["sigma"] for s in stages if s["op"] == "kernel"])
-    assert sharp.min() >= 0.2 and sharp.max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "which", "low", "high"),
+    [
+        ("kernel", "sigma", 0, 0.2, 3),
+        ("kernel", "sigma", 1, 0.2, 1.5),
+        ("gaussian_noise", "sigma", 0, 1 / 255, 30 / 255),
+        ("gaussian_noise", "sigma", 1, 1 / 255, 25 / 255),
+        ("poisson_noise", "scale", 0, 0.05, 3),
+        ("poisson_noise", "scale", 1, 0.05, 2.5),
+        ("jpeg", "quality", 0, 30, 95),
+        ("jpeg", "quality", 1, 30, 95),
+    ],
+)
+def test_star_heavy_draws_from_the_whole_of_each_range_of_the_specification(
+    op, name, which, low, high
+):
+    """which: of the recipe's two rounds."""
+    family = {"kernel", "sinc"}, {"gaussian_noise", "poisson_noise"}, {"jpeg"}
+    names = next(f for f in family if op in f)
+    rounds = [[s for s in r if s["op"] in names] for r in drawn_by(STAR_HEAVY, range(300))]
+    # The second blur may be left out.
+    drawn = [r[which] for r in rounds if len(r) == 2 and r[which]["op"] == op]
+    values = torch.tensor([s[name] for s in drawn])
+    assert values.min() >= low and values.max() <= high
+    assert values.min() < low + 0.05 * (high - low) and values.max() > high - 0.05 * (high - low)
 
 
 def test_light_is_lighter_than_heavy():

@@ -19,12 +19,20 @@ def wave(cycles, size=32):
     return torch.cos(2 * math.pi * cycles * columns).expand(1, 1, 1, size, size)
 
 
-def test_low_and_high_are_told_apart_by_radius():
-    low = low_frequencies(32, 32, CONFIG)
-    assert low[0, 0] > 0.99
-    assert low[0, 16] < 0.01
-    assert low[16, 0] < 0.01
-    torch.testing.assert_close(low[3, 4], low[0, 5])
+def test_low_and_high_part_at_35_percent_of_nyquist_in_every_direction():
+    low = low_frequencies(200, 200, CONFIG)  # steps of a hundredth of Nyquist
+    assert low[0, 35] == low[35, 0] == low[-35, 0] == 0.5
+    assert low[21, 28] == pytest.approx(0.5, abs=1e-5)
+    assert low[0, :31].min() > 0.95 and low[0, 40:].max() < 0.05
+
+
+def test_both_bands_of_white_noise_err_alike_however_wide_they_are():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 3, 4, 64, 64, generator=generator)
+    for order in ("direct", "inverse"):  # at t = 0, high frequencies alone and low ones alone
+        config = DFLossConfig(order=order)
+        loss = df_loss(noise, torch.zeros_like(noise), torch.tensor([0]), config).item()
+        assert loss == pytest.approx(math.sqrt(math.pi) / 2, rel=0.03)  # of a complex normal
 
 
 @pytest.mark.parametrize(("cycles", "early_is_worse"), [(1, True), (14, False)])
@@ -72,6 +80,16 @@ def test_the_order_says_which_frequencies_come_first():
     )
     assert (low < high).tolist() == (low_i > high_i).tolist() == [True, False]
     assert torch.equal(low_u, high_u)
+
+
+def test_weights_are_those_of_the_paper():
+    tau = 400 / 999
+    low, high = (w.item() for w in df_weights(torch.tensor([400]), DFLossConfig()))
+    assert (low, high) == pytest.approx(((1 - tau) * tau**2, (1 - tau) * (1 - tau**2)))
+    grown = math.expm1(tau) / math.expm1(1)
+    exponential = DFLossConfig(shape="exponential")
+    low, high = (w.item() for w in df_weights(torch.tensor([400]), exponential))
+    assert (low, high) == pytest.approx(((1 - grown) * grown**2, (1 - grown) * (1 - grown**2)))
 
 
 @pytest.mark.parametrize("shape", ["linear", "exponential"])

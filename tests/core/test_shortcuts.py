@@ -12,7 +12,7 @@ from star_core.diffusion.denoiser import Denoiser
 from star_core.diffusion.schedule import star_schedule
 from star_core.models.attention import AttentionWindow, within
 from star_core.models.unet import ControlledVideoUNet
-from star_core.shortcuts import FAST, BatchedFeatures, DeepFeatures, Shortcuts
+from star_core.shortcuts import BatchedFeatures, DeepFeatures, Shortcuts
 from star_core.tiling import Tile, joined
 from tests.two_levels import CONFIG, two_level_network
 
@@ -247,12 +247,6 @@ def test_each_shortcut_saves_work_by_itself(shortcut):
             for t in (500, 490):
                 network(x, torch.tensor([t]), y, x, deep=deep)
     assert pairs[1] < pairs[0]
-
-
-def test_fast_takes_every_shortcut_and_the_default_none():
-    fast, none = vars(FAST), vars(Shortcuts())
-    assert all(fast[name] != none[name] for name in none)
-    assert Shortcuts() == Shortcuts(guidance=(0, 1000), attention_window=None, reuse=0)
 
 
 @pytest.mark.parametrize(

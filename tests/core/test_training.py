@@ -359,6 +359,10 @@ def test_timesteps_stay_below_the_noise_level_and_prefer_its_last_quarter_and_en
     t = torch.tensor([draw_timestep(config, generator) for _ in range(4000)])
     assert t.min() >= 0 and t.max() < 600
     assert (t >= 450).float().mean().item() == pytest.approx(0.625, abs=0.04)
+    everything = replace(config, noise_level=1000, early=0.0)
+    t = torch.tensor([draw_timestep(everything, generator) for _ in range(4000)])
+    assert t.float().mean().item() == pytest.approx(499.5, abs=20)
+    assert t.min() < 10 and t.max() > 990
     at_start = replace(config, start=0.3)
     t = torch.tensor([draw_timestep(at_start, generator) for _ in range(4000)])
     assert (t == 599).float().mean().item() == pytest.approx(0.3, abs=0.04)

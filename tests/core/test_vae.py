@@ -173,7 +173,7 @@ def test_sizes_off_the_grid_are_refused(vae):
 
 @pytest.mark.parametrize(("window", "overlap"), [(0, 0), (3, 3), (3, -1)])
 def test_windows_that_cannot_be_are_refused(vae, window, overlap):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="must be"):
         next(vae.decode_windows(torch.zeros(1, 4, 5, 2, 2), window=window, overlap=overlap))
 
 
