@@ -22,7 +22,7 @@ from ..star_core.footprint import Pass, peak_of
 from ..star_core.models.attention import in_rows
 from ..star_core.models.slicing import Slicing
 from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
-from ..star_core.networks import NetworkConfig
+from ..star_core.networks import NetworkConfig, build_network
 from ..star_core.shortcuts import BatchedFeatures, DeepFeatures
 from ..star_core.tiling import Tile
 
@@ -262,6 +262,8 @@ def load_patcher(star: ModelFile, weight_type: str = "default") -> comfy.model_p
     load_into(
         model.diffusion_model,
         star.tensors,
+        # Of plain layers: where weights are streamed from the disk, the host's have none as yet.
+        wanted=build_network(star.config, device="meta").state_dict(),
         device=offload_device,
         dtype=dtype,
         name=str(star.path),

@@ -201,6 +201,7 @@ def load_into(
     module: nn.Module,
     tensors: Mapping[str, Tensor],
     *,
+    wanted: Mapping[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     name: str = "the file",
@@ -209,10 +210,12 @@ def load_into(
 
     Floating-point tensors become `dtype` (None keeps theirs); what needs no conversion stays a
     view of the memory-mapped file. `name` says in messages where the tensors come from.
-    Raises ValueError unless every key of the module is there with its shape. Keys that the module
-    does not have are listed in a warning and dropped.
+    wanted: the module's keys with tensors of their shapes; None for its state dict, which says too
+    little where a host's layers have no weights until they are loaded.
+    Raises ValueError unless every wanted key is there with its shape. Keys that are not wanted are
+    listed in a warning and dropped.
     """
-    wanted = module.state_dict()
+    wanted = module.state_dict() if wanted is None else wanted
     differences = compare(tensors, wanted)
     if differences.missing or differences.mismatched:
         kind = identify(tensors)

@@ -145,6 +145,27 @@ def test_missing_and_mismatched_keys_are_named_with_what_the_file_seems_to_be():
         assert part in message
 
 
+class WaitingLinear(nn.Module):
+    """As a host's layer that has no weight until its own is loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_parameter("weight", None)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        self.weight = nn.Parameter(state_dict[prefix + "weight"])
+
+
+def test_layers_without_weights_get_those_that_are_wanted():
+    wanted = nn.Sequential(nn.Linear(8, 8, bias=False, device="meta")).state_dict()
+    weight = torch.rand(8, 8)
+    module = nn.Sequential(WaitingLinear())
+    load_into(module, {"0.weight": weight, "other": weight}, wanted=wanted, dtype=torch.float16)
+    assert torch.equal(module.state_dict()["0.weight"], weight.half())
+    with pytest.raises(ValueError, match="'0.weight' is missing"):
+        load_into(nn.Sequential(WaitingLinear()), {}, wanted=wanted)
+
+
 def test_quantised_weights_are_refused():
     tensors = linears().state_dict()
     tensors["0.weight"] = tensors["0.weight"].to(torch.int8)
