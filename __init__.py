@@ -3,7 +3,7 @@
 Nothing is imported here until the host asks: pytest imports this file too, where there is no host.
 """
 
-WEB_DIRECTORY = "./web"  # help pages, which the host serves
+WEB_DIRECTORY = "./web"  # help pages and a script, which the host serves
 
 
 async def comfy_entrypoint():

@@ -1,6 +1,6 @@
 """What the model is told: text, and the low-quality video."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..star_core.checkpoints import FAITHFUL
 from ..star_core.degradation.estimate import estimate, plot
@@ -10,7 +10,7 @@ from .host import (
     DegradationType,
     named,
     preset_input,
-    show_text,
+    report_ui,
     size_inputs,
     tile_inputs,
     tile_of,
@@ -39,7 +39,6 @@ class StarAnalyzeDegradation(io.ComfyNode):
             "Connect `degradation` to the nodes that should follow it; what you set there by hand "
             "comes first.",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("images", tooltip="The clip as it came, before any resizing."),
                 io.Model.Input("model", tooltip="The STAR model to recommend settings for."),
@@ -78,8 +77,7 @@ class StarAnalyzeDegradation(io.ComfyNode):
             found = estimate(video_from_images(images)[:, :3])
             settings = recommend(found, star_of(model).sampling, scale=scale)
         report, bars = f"{found}\n{settings}", plot(found).movedim(0, -1)[None]
-        show_text(report, cls.hidden.unique_id)
-        shown = ui.PreviewImage(bars, cls=cls)
+        shown = report_ui(report, bars)
         return io.NodeOutput(settings, settings.cfg, settings.checkpoint, report, bars, ui=shown)
 
 

@@ -1,12 +1,12 @@
 """Between the host's types and the core's."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.utils
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..star_core.checkpoints import FAITHFUL, SHARP
@@ -48,11 +48,13 @@ def free_memory() -> int:
     return int(mm.get_free_memory(device) + cleared - mm.extra_reserved_memory())
 
 
-def show_text(text: str, node_id: str | None) -> None:
-    """Shows text below a node's widgets."""
-    # Not imported: without the host's server there is no canvas to show it.
-    if (server := sys.modules.get("server")) and node_id is not None:
-        server.PromptServer.instance.send_progress_text(text, node_id)
+def report_ui(report: str, picture: Tensor | None = None) -> dict[str, Any]:
+    """What a node with a `report` output gives as `ui`: the report, and an IMAGE to show with it.
+
+    `web/report.js` shows the report in the node.
+    """
+    shown = {} if picture is None else ui.PreviewImage(picture).as_dict()
+    return {"text": (report,), **shown}
 
 
 @contextmanager

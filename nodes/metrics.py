@@ -7,7 +7,7 @@ from ..star_core.curves import curves
 from ..star_core.evaluate import evaluate_frames
 from ..star_core.evaluation_report import table
 from ..star_core.metrics import METRICS, Setup
-from .host import Progress, named, show_text, video_from_images
+from .host import Progress, named, report_ui, video_from_images
 
 # Values by metric and frame: `star_core.metrics.Comparison`.
 MetricsType = io.Custom("STAR_METRICS")
@@ -24,7 +24,6 @@ class StarMetrics(io.ComfyNode):
             "is none. A metric that lacks weights or a package says what is missing; the others "
             "are measured.",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("images", tooltip="The restored frames."),
                 io.String.Input(
@@ -68,8 +67,7 @@ class StarMetrics(io.ComfyNode):
                 on_frame=lambda done: progress(done, len(images)),
             )
         report = table([result])
-        show_text(report, cls.hidden.unique_id)
-        return io.NodeOutput(result.comparison, report)
+        return io.NodeOutput(result.comparison, report, ui=report_ui(report))
 
 
 class StarMetricsPlot(io.ComfyNode):

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..star_core.plan import Task
 from ..star_core.plan_report import report
 from ..star_core.prediction import fitting, predict
-from .host import free_memory, named, show_text
+from .host import free_memory, named, report_ui
 from .host_model import network_of, star_of
 from .host_sampling import patch_chunks, patch_work
 from .host_vae import star_vae
@@ -23,7 +23,6 @@ class StarPlan(io.ComfyNode):
             description="Predicts memory and compute of a run before it runs, and sets windows of "
             "frames, slices, tiles and offloading of the MODEL so that it fits.",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="A STAR model."),
                 io.Vae.Input("vae", tooltip="The VAE of STAR Load VAE."),
@@ -43,7 +42,7 @@ class StarPlan(io.ComfyNode):
             outputs=[
                 io.Model.Output(),
                 io.String.Output(
-                    "text", display_name="text", tooltip="The plan and what it costs."
+                    "report", display_name="report", tooltip="The plan and what it costs."
                 ),
             ],
         )
@@ -78,5 +77,4 @@ class StarPlan(io.ComfyNode):
             )
             model = patch_chunks(model, plan.chunk, task.behaviour.merge)
             model = patch_work(model, tile=tile, slicing=plan.slicing)
-        show_text(text, cls.hidden.unique_id)
-        return io.NodeOutput(model, text)
+        return io.NodeOutput(model, text, ui=report_ui(text))

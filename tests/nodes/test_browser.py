@@ -3,6 +3,7 @@
 import pytest
 
 from tests.nodes.server import ROOT, VIDEO_HELPER_SUITE
+from tests.nodes.test_server import node
 from tests.nodes.workflow import (
     WORKFLOWS,
     api_prompt,
@@ -107,9 +108,9 @@ def test_a_workflow_loads_and_runs_in_the_frontend(page, server, complaints, pat
     prompt = page.evaluate("app.graphToPrompt().then(derived => derived.output)")
     expected = api_prompt(workflow, KNOWN)
     assert prompt.keys() == expected.keys()
-    for node in expected.keys() - set(map(str, of_the_suite)):  # that pack adds inputs of its own
-        assert prompt[node]["class_type"] == expected[node]["class_type"]
-        assert prompt[node]["inputs"] == expected[node]["inputs"]
+    for key in expected.keys() - set(map(str, of_the_suite)):  # that pack adds inputs of its own
+        assert prompt[key]["class_type"] == expected[key]["class_type"]
+        assert prompt[key]["inputs"] == expected[key]["inputs"]
     if not needs_download(prompt):
         assert page.evaluate(RUN) is None
         page.wait_for_timeout(1500)  # the previews
@@ -117,4 +118,72 @@ def test_a_workflow_loads_and_runs_in_the_frontend(page, server, complaints, pat
     page.wait_for_timeout(1000)
     (ROOT / "out").mkdir(exist_ok=True)
     page.screenshot(path=ROOT / "out" / f"workflow_{path.stem}.png")
+    assert complaints == []
+
+
+NODES_2 = "Comfy.VueNodes.Enabled"
+# Where people cannot choose it, it is a draft for the frontend's developers.
+OFFERS_NODES_2 = f"app.ui.settings.settingsLookup['{NODES_2}']?.type == 'boolean'"
+REPORTING = {
+    "1": node("STAR_LoadModel"),
+    "2": node("STAR_LoadVAE"),
+    "3": node("EmptyImage", width=96, height=64, batch_size=2, color=0x806040),
+    "4": node("STAR_AnalyzeDegradation", images=["3", 0], model=["1", 0]),
+    "5": node("EmptyHunyuanLatentVideo", width=640, height=384, length=9, batch_size=1),
+    "6": node("STAR_Plan", model=["1", 0], vae=["2", 0], latent=["5", 0]),
+    "7": node("STAR_Metrics", images=["3", 0], reference=["3", 0], metrics="psnr"),
+}
+REPORTS = {
+    "4": "clean: noise of 0.0 levels",
+    "6": "all frames in one window",
+    "7": "higher is better",
+}
+# The nodes whose results the host had already.
+CACHED = """() => new Promise(resolve => app.api.addEventListener(
+    'execution_cached', ({detail}) => resolve(detail.nodes)))"""
+FORGET = """() => {
+    for (const node of app.graph.nodes)
+        for (const widget of node.widgets ?? []) if (widget.name == 'report') widget.value = ''
+}"""
+
+
+def reports_on(page):
+    """What stands in the text boxes that a person sees but cannot write into."""
+    page.wait_for_timeout(1500)
+    page.evaluate(FIT)
+    page.wait_for_timeout(1000)
+    boxes = page.locator("textarea:visible").all()
+    return {box.input_value() for box in boxes if not box.is_editable()}
+
+
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "Nodes 2.0"])
+def test_reports_stay_in_their_nodes(page, server, complaints, nodes_2):
+    """After the run, after a reload, and when the next run takes them from the host's cache."""
+    if nodes_2 and not page.evaluate(OFFERS_NODES_2):
+        pytest.skip("needs a frontend that offers Nodes 2.0")
+    server.fetch("/settings", {NODES_2: nodes_2})
+    try:
+        page.reload()
+        page.wait_for_function(READY)
+        page.evaluate("prompt => app.loadApiJson(prompt, 'reports')", REPORTING)
+        assert page.evaluate(RUN) is None
+        shown = reports_on(page)
+        assert len(shown) == len(REPORTS)
+        assert all(any(words in text for text in shown) for words in REPORTS.values())
+        page.reload()
+        page.wait_for_function(READY)
+        assert reports_on(page) == shown
+        prompt = page.evaluate("app.graphToPrompt().then(derived => derived.output)")
+        assert not any("report" in prompt[key]["inputs"] for key in REPORTS)
+        page.evaluate(FORGET)
+        assert not reports_on(page) & shown
+        page.evaluate(f"window.cached = ({CACHED})()")
+        assert page.evaluate(RUN) is None
+        assert REPORTS.keys() <= set(page.evaluate("window.cached"))
+        assert reports_on(page) == shown
+        style = "nodes2" if nodes_2 else "classic"
+        (ROOT / "out").mkdir(exist_ok=True)
+        page.screenshot(path=ROOT / "out" / f"reports_{style}.png")
+    finally:
+        server.fetch("/settings", {NODES_2: False})
     assert complaints == []

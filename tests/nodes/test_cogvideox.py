@@ -3,7 +3,6 @@
 import importlib
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -216,10 +215,8 @@ def with_prompts(host, folder) -> Path:
     return path
 
 
-def test_star_plan_says_what_a_run_takes_and_sets_what_fits(host, pack, monkeypatch):
+def test_star_plan_says_what_a_run_takes_and_sets_what_fits(host, pack):
     plan = importlib.import_module(".nodes.plan", pack.__name__)
-    hidden = SimpleNamespace(unique_id=None)
-    monkeypatch.setattr(plan.StarPlan, "hidden", hidden, raising=False)
     latent = {"samples": torch.zeros(1, 4, 13, 6, 8)}
     text = plan.StarPlan.execute(host.model, host.vae, latent, 1000.0).args[1]
     assert "49 frames of 64x48" in text and "6 windows of up to 9 frames" in text

@@ -222,15 +222,14 @@ def test_a_file_that_is_no_star_network_is_named(nodes, tmp_path, monkeypatch):
         nodes.loaders.StarLoadTextEncoder.execute("x")
 
 
-def test_recommended_settings_reach_the_nodes(nodes, model, vae, monkeypatch):
+def test_recommended_settings_reach_the_nodes(nodes, model, vae, monkeypatch, tmp_path):
+    import folder_paths  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
     given = images(4, 96, 96)
-    report = nodes.conditioning
-    monkeypatch.setattr(report.ui, "PreviewImage", lambda *_, **__: None)
-    no_canvas = SimpleNamespace(unique_id=None)
-    monkeypatch.setattr(report.StarAnalyzeDegradation, "hidden", no_canvas, raising=False)
-    settings, cfg, checkpoint, text, bars = report.StarAnalyzeDegradation.execute(
-        given, model, 4.0
-    ).args
+    found = nodes.conditioning.StarAnalyzeDegradation.execute(given, model, 4.0)
+    settings, cfg, checkpoint, text, bars = found.args
+    assert found.ui["text"] == (text,) and len(found.ui["images"]) == 1
     assert cfg == settings.cfg and checkpoint == settings.checkpoint
     assert "noise" in text and bars.shape[0] == 1 and bars.shape[-1] == 3
     gentle = replace(settings, noise_level=300)

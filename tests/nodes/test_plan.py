@@ -26,10 +26,7 @@ def loaded(nodes):
 
 
 @pytest.fixture
-def planned(nodes, loaded, monkeypatch):
-    hidden = SimpleNamespace(unique_id=None)
-    monkeypatch.setattr(nodes.plan.StarPlan, "hidden", hidden, raising=False)
-
+def planned(nodes, loaded):
     def planned(memory):
         model, text = nodes.plan.StarPlan.execute(*loaded, LATENT, memory).args
         options = model.model_options["transformer_options"]

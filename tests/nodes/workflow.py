@@ -60,17 +60,18 @@ def widgets_of(definition: Json) -> list[tuple[str, Json, bool]]:
 
 
 def values_of(node: Json, definition: Json) -> Json:
-    """Widget -> value; an upload's button, which comes last, is no value."""
+    """Widget -> value; an upload's button and a report, which come last, are no values."""
     stored = node.get("widgets_values") or []
     if isinstance(stored, dict):
         return {name: stored[name] for name, *_ in widgets_of(definition) if name in stored}
-    rest, values, uploads = list(stored), {}, 0
+    rest, values = list(stored), {}
+    uploads, report = 0, "report" in definition["output_name"]
     for name, options, controlled in widgets_of(definition):
         values[name] = rest.pop(0)
         if controlled and (control := rest.pop(0)) not in CONTROLS:
             raise ValueError(f"{node['type']} {node['id']}: {control} after {name}")
         uploads += any(key.endswith("_upload") for key in options)
-    if len(rest) != uploads:
+    if len(rest) not in {uploads, uploads + report}:
         raise ValueError(f"{node['type']} {node['id']}: {rest} are values of no widget")
     return values
 

@@ -1,0 +1,30 @@
+import { app } from "../../scripts/app.js";
+
+// A STAR node with an output called `report` shows it in a widget of that name. The widget's value
+// is kept with the workflow, so it is there after a reload, but stays out of the prompt: a node
+// whose inputs did not change is not run again.
+app.registerExtension({
+  name: "STAR.Report",
+  nodeCreated(node) {
+    const definition = node.constructor.nodeData;
+    if (!definition?.name.startsWith("STAR_") || !definition.output_name.includes("report")) return;
+    const { widget } = app.widgets.STRING(node, "report", ["STRING", { multiline: true }], app);
+    widget.options.serialize = false;
+    widget.options.read_only = true;
+    widget.options.getMinHeight = () => 160;
+    widget.element.readOnly = true;
+    widget.element.style.fontFamily = "monospace"; // reports hold tables
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(width, 400), height]);
+    const { onExecuted } = node;
+    node.onExecuted = function (output) {
+      onExecuted?.apply(this, arguments);
+      const [report] = output.text;
+      if (report === widget.value) return;
+      // The frontend remembers a workflow for the next reload only when it is told of a change.
+      app.canvas.emitBeforeChange();
+      widget.value = report;
+      app.canvas.emitAfterChange();
+    };
+  },
+});
