@@ -10,23 +10,21 @@ logger = logging.getLogger(__name__)
 # The one list of nodes: of each module its classes. A module that lacks an optional package is
 # left out with its nodes, the others work.
 NODES = {
-    "loaders": ("StarLoadModel", "StarLoadVAE", "StarLoadTextEncoder"),
+    "loaders": ("StarLoadModel",),
     "conditioning": ("StarAnalyzeDegradation", "StarTextEncode", "StarConditioning"),
     "denoise": (
-        "StarNoise",
         "StarTemporalChunks",
         "StarTiles",
-        "StarFast",
         "StarGuidance",
-        "StarScheduler",
-        "StarSampler",
+        "StarFast",
+        "StarSampling",
     ),
     "plan": ("StarPlan",),
     "decode": ("StarVAEEncode", "StarVAEDecode", "StarColorFix"),
     "restore": ("StarRestore", "StarRestoreVideo", "StarCompare"),
     "demo": ("StarDemoClip",),
     "degradation": ("StarDegrade",),
-    "metrics": ("StarMetrics", "StarMetricsPlot"),
+    "metrics": ("StarMetrics",),
 }
 
 

@@ -2,39 +2,36 @@
 
 from comfy_api.latest import io
 
-from ..star_core.checkpoints import FAITHFUL
 from ..star_core.degradation.estimate import estimate, plot
 from ..star_core.degradation.recommend import recommend
-from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
+from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT
 from .host import (
     DegradationType,
+    as_the_model_says,
+    degradation_input,
     named,
     preset_input,
     report_ui,
     size_inputs,
+    strength_input,
     tile_inputs,
     tile_of,
+    told,
     video_from_images,
 )
-from .host_conditioning import (
-    Prompts,
-    low_quality_latent,
-    prompts_for,
-    target_size,
-    with_hint,
-)
+from .host_conditioning import Prompts, low_quality_latent, prompts_for, target_size, with_hint
+from .host_features import advanced, schema
 from .host_model import star_of
-
-UPSAMPLINGS = {"model": None, "bilinear": "bilinear", "bicubic": "bicubic"}
 
 
 class StarAnalyzeDegradation(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="STAR_AnalyzeDegradation",
             display_name="STAR Analyze Degradation",
-            category="STAR",
+            category="STAR/conditioning",
+            search_aliases=["blur", "noise level", "compression", "video quality", "auto settings"],
             description="Measures blur, noise and compression of a clip and recommends settings. "
             "Connect `degradation` to the nodes that should follow it; what you set there by hand "
             "comes first.",
@@ -56,16 +53,22 @@ class StarAnalyzeDegradation(io.ComfyNode):
                     "degradation",
                     display_name="degradation",
                     tooltip="The recommended settings, for STAR Text Encode, STAR Conditioning, "
-                    "STAR Guidance, STAR Scheduler or STAR Restore.",
+                    "STAR Sampling or STAR Restore.",
                 ),
                 io.Float.Output(
-                    "cfg", display_name="cfg", tooltip="The recommended guidance scale."
+                    "cfg",
+                    display_name="cfg",
+                    tooltip="The recommended guidance scale, for CFGGuider.",
                 ),
                 io.String.Output(
-                    "checkpoint", display_name="checkpoint", tooltip="light_deg or heavy_deg."
+                    "checkpoint",
+                    display_name="checkpoint",
+                    tooltip="The published model that fits the clip: light_deg or heavy_deg.",
                 ),
                 io.String.Output(
-                    "report", display_name="report", tooltip="Figures and settings in words."
+                    "report",
+                    display_name="report",
+                    tooltip="The figures and the recommended settings in words.",
                 ),
                 io.Image.Output("plot", display_name="plot", tooltip="The figures as bars."),
             ],
@@ -84,14 +87,22 @@ class StarAnalyzeDegradation(io.ComfyNode):
 class StarTextEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="STAR_TextEncode",
             display_name="STAR Text Encode",
-            category="STAR",
+            category="STAR/conditioning",
+            search_aliases=["prompt", "CLIP text encode", "positive", "negative"],
             description="Prompts as STAR reads them: 77 tokens, and parentheses are just "
             "parentheses. A model with learned prompts, such as tiny, takes no text.",
             inputs=[
                 io.Model.Input("model", tooltip="The STAR model that the text is for."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="CLIP from STAR Load Model, or OpenCLIP ViT-H-14 from Load CLIP. A "
+                    "model with learned prompts needs none.",
+                ),
+                degradation_input("its words are added to the prompts."),
                 io.String.Input(
                     "prompt",
                     default=DEFAULT_PROMPT,
@@ -102,95 +113,90 @@ class StarTextEncode(io.ComfyNode):
                     "quality_words",
                     default=POSITIVE_PROMPT,
                     multiline=True,
-                    tooltip="What makes it good; added to the prompt. These are STAR's.",
+                    tooltip="What makes the video good; added to the prompt. The words are STAR's "
+                    "own.",
                 ),
                 io.String.Input(
                     "negative_prompt",
                     default=NEGATIVE_PROMPT,
                     multiline=True,
-                    tooltip="What it must not look like. These are STAR's.",
-                ),
-                io.Clip.Input(
-                    "clip",
-                    optional=True,
-                    tooltip="OpenCLIP ViT-H-14, of STAR Load Text Encoder or of Load CLIP. A "
-                    "model with learned prompts needs none.",
+                    tooltip="What the video must not look like. The words are STAR's own.",
                 ),
                 preset_input(),
-                DegradationType.Input(
-                    "degradation",
-                    optional=True,
-                    tooltip="Of STAR Analyze Degradation: its words are added to the prompts.",
-                ),
             ],
             outputs=[
                 io.Conditioning.Output(
-                    "positive", display_name="positive", tooltip="For STAR Conditioning."
+                    "positive",
+                    display_name="positive",
+                    tooltip="What the video shows, for STAR Conditioning.",
                 ),
                 io.Conditioning.Output(
-                    "negative", display_name="negative", tooltip="For STAR Conditioning."
+                    "negative",
+                    display_name="negative",
+                    tooltip="What it must not look like, for STAR Conditioning.",
                 ),
             ],
         )
 
     @classmethod
     def execute(
-        cls,
-        model,
-        prompt,
-        quality_words,
-        negative_prompt,
-        clip=None,
-        preset=FAITHFUL,
-        degradation=None,
+        cls, model, prompt, quality_words, negative_prompt, preset, clip=None, degradation=None
     ) -> io.NodeOutput:
         with named("STAR Text Encode"):
-            star = star_of(model)
-            if degradation is not None:
-                quality_words = join_prompt(degradation.positive, quality_words, ", ")
-                negative_prompt = join_prompt(degradation.negative, negative_prompt, ", ")
-            prompts = prompts_for(star, clip, prompt, quality_words, negative_prompt, preset)
+            prompts = prompts_for(
+                star_of(model), clip, prompt, quality_words, negative_prompt, preset, degradation
+            )
         return io.NodeOutput(*prompts)
 
 
 class StarConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="STAR_Conditioning",
             display_name="STAR Conditioning",
-            category="STAR",
+            category="STAR/conditioning",
+            search_aliases=["upscale video", "ControlNet", "low quality video", "strength"],
             description="Enlarges and encodes the low-quality video and hands it to the model, "
             "with both prompts. Sample the LATENT with these two conditionings.",
             inputs=[
-                io.Conditioning.Input("positive", tooltip="Of STAR Text Encode."),
-                io.Conditioning.Input("negative", tooltip="Of STAR Text Encode."),
+                io.Conditioning.Input("positive", tooltip="positive from STAR Text Encode."),
+                io.Conditioning.Input("negative", tooltip="negative from STAR Text Encode."),
                 io.Model.Input("model", tooltip="The STAR model, for the sizes that it takes."),
-                io.Vae.Input("vae", tooltip="The VAE of STAR Load VAE."),
+                io.Vae.Input("vae", tooltip="VAE from STAR Load Model."),
                 io.Image.Input("images", tooltip="Frames of one clip, in order."),
+                degradation_input(
+                    "its strength multiplies this one, and a clip that is blurred far below its "
+                    "size is made smaller first. The size asked for stays."
+                ),
                 *size_inputs(),
-                io.Combo.Input(
-                    "upsampling",
-                    options=list(UPSAMPLINGS),
-                    default="model",
-                    tooltip="How frames are enlarged before they are encoded. model: as the "
-                    "model was trained.",
+                strength_input(),
+                advanced(
+                    as_the_model_says(
+                        io.Combo,
+                        "upsampling",
+                        options=["bilinear", "bicubic"],
+                        tooltip="How frames are enlarged before they are encoded.",
+                    )
                 ),
-                *tile_inputs(),
-                DegradationType.Input(
-                    "degradation",
-                    optional=True,
-                    tooltip="Of STAR Analyze Degradation: a clip that is blurred far below its "
-                    "size is made smaller first. The size asked for stays.",
-                ),
+                *map(advanced, tile_inputs()),
             ],
             outputs=[
-                io.Conditioning.Output("positive_out", display_name="positive"),
-                io.Conditioning.Output("negative_out", display_name="negative"),
+                io.Conditioning.Output(
+                    "positive_out",
+                    display_name="positive",
+                    tooltip="The positive prompt with the video, for a guider or KSampler.",
+                ),
+                io.Conditioning.Output(
+                    "negative_out",
+                    display_name="negative",
+                    tooltip="The negative prompt with the video, for a guider or KSampler.",
+                ),
                 io.Latent.Output(
                     "latent",
                     display_name="latent",
-                    tooltip="The video in latents; it remembers the size asked for.",
+                    tooltip="The video in latents, for the sampler. It remembers the size asked "
+                    "for.",
                 ),
             ],
         )
@@ -206,22 +212,22 @@ class StarConditioning(io.ComfyNode):
         scale,
         width,
         height,
+        strength,
         upsampling,
         tile_size,
         tile_overlap,
         degradation=None,
     ) -> io.NodeOutput:
         with named("STAR Conditioning"):
-            if upsampling not in UPSAMPLINGS:
-                raise ValueError(f"unknown upsampling {upsampling!r}: use {', '.join(UPSAMPLINGS)}")
             latent = low_quality_latent(
                 model,
                 vae,
                 images,
                 target_size(images, scale, width, height),
-                upsampling=UPSAMPLINGS[upsampling],
                 shrink=degradation.shrink if degradation else 1.0,
                 tile=tile_of(tile_size, tile_overlap),
+                **told(upsampling=upsampling),
             )
-            prompts = with_hint(Prompts(positive, negative), latent)
+            strength *= degradation.strength if degradation else 1.0
+            prompts = with_hint(Prompts(positive, negative), latent, strength)
         return io.NodeOutput(*prompts, latent)

@@ -1,17 +1,24 @@
 """The VAE with spatial tiles and temporal windows, and colours as the input had them."""
 
-from typing import Any
-
 import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
 
 from ..star_core.color_fix import COLOR_FIXES, fix_colors
-from ..star_core.geometry import Padding, minimal_padding, pad
 from ..star_core.noise import FrameNoise
-from .host import Progress, named, tile_inputs, tile_of, video_from_images
+from .host import (
+    Progress,
+    as_the_model_says,
+    named,
+    tile_inputs,
+    tile_of,
+    told,
+    video_from_images,
+)
+from .host_features import advanced, schema
+from .host_latent import MOST_LEVELS, clip_latent, padding_of
 from .host_model import star_of
-from .host_vae import decode_video, encode_video, star_vae
+from .host_vae import decode_video, star_vae
 
 POSTERIORS = ("mean", "sample")
 
@@ -19,38 +26,46 @@ POSTERIORS = ("mean", "sample")
 class StarVAEEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="STAR_VAEEncode",
             display_name="STAR VAE Encode",
-            category="STAR",
+            category="STAR/vae",
+            search_aliases=["encode video", "tiled VAE encode", "latent"],
             description="Encodes a clip frame by frame. Frames are padded to what the network "
             "takes; STAR VAE Decode crops them again.",
             inputs=[
                 io.Image.Input("images", tooltip="Frames of one clip, in order."),
-                io.Vae.Input("vae", tooltip="The VAE of STAR Load VAE."),
-                *tile_inputs(),
-                io.Combo.Input(
-                    "posterior",
-                    options=list(POSTERIORS),
-                    default="mean",
-                    tooltip="Mean of the VAE's posterior, or a sample of it as in the reference.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=False,
-                    tooltip="Noise of the sample; the mean has none.",
-                ),
+                io.Vae.Input("vae", tooltip="VAE from STAR Load Model."),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="Pads to the size that STAR Conditioning gives for this model. "
-                    "Without it to one that every STAR model takes.",
+                    tooltip="MODEL from STAR Load Model: pads to the size that STAR Conditioning "
+                    "gives for it. Without it to one that every STAR model takes.",
+                ),
+                *tile_inputs(),
+                advanced(
+                    io.Combo.Input(
+                        "posterior",
+                        options=list(POSTERIORS),
+                        default="mean",
+                        tooltip="Mean of the VAE's posterior, or a sample of it as in the "
+                        "original.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "seed",
+                        default=0,
+                        min=0,
+                        max=2**64 - 1,
+                        control_after_generate=False,
+                        tooltip="Noise of the sample; the mean has none.",
+                    )
                 ),
             ],
-            outputs=[io.Latent.Output("latent", tooltip="Latents of the clip.")],
+            outputs=[
+                io.Latent.Output("latent", display_name="latent", tooltip="Latents of the clip.")
+            ],
         )
 
     @classmethod
@@ -60,60 +75,58 @@ class StarVAEEncode(io.ComfyNode):
         with named("STAR VAE Encode"):
             if posterior not in POSTERIORS:
                 raise ValueError(f"posterior is {posterior!r}: use {' or '.join(POSTERIORS)}")
-            _, height, width, _ = images.shape
-            # A network with fewer down-samplings takes sizes for the published ones' 3 as well.
-            levels = star_of(model).config.downsamplings if model else 3
-            factor = star_vae(vae).video_vae.factor
-            padding = minimal_padding(height, width, vae_factor=factor, levels=levels)
-            latents = encode_video(
+            latent = clip_latent(
                 vae,
-                video_from_images(images),
-                lambda frame: pad(frame[:3] * 2 - 1, padding, "replicate"),
+                images,
+                levels=star_of(model).config.downsamplings if model else MOST_LEVELS,
                 noise=FrameNoise(seed) if posterior == "sample" else None,
                 tile=tile_of(tile_size, tile_overlap),
-                on_step=Progress(),
             )
-        return io.NodeOutput(
-            {
-                "samples": latents,
-                "star_size": (width, height),
-                "star_padding": padding,
-                "star_frames": len(images),
-            }
-        )
+        return io.NodeOutput(latent)
 
 
 class StarVAEDecode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="STAR_VAEDecode",
             display_name="STAR VAE Decode",
-            category="STAR",
+            category="STAR/vae",
+            search_aliases=["decode video", "tiled VAE decode"],
             description="Decodes a clip a few frames at a time and crops it to the size that was "
             "asked for.",
             inputs=[
-                io.Latent.Input("samples", tooltip="Latents of a clip."),
-                io.Vae.Input("vae", tooltip="The VAE of STAR Load VAE."),
-                *tile_inputs(),
-                io.Int.Input(
-                    "window",
-                    default=0,
-                    min=0,
-                    max=128,
-                    tooltip="Frames decoded together, 0 for the VAE's own number. More take more "
-                    "memory.",
+                io.Latent.Input(
+                    "samples", tooltip="Latents of a clip, from a sampler or STAR VAE Encode."
                 ),
-                io.Int.Input(
-                    "window_overlap",
-                    default=1,
-                    min=0,
-                    max=127,
-                    tooltip="Frames that neighbouring windows share and blend, 0 as in the "
-                    "reference.",
+                io.Vae.Input("vae", tooltip="VAE from STAR Load Model."),
+                *tile_inputs(),
+                advanced(
+                    as_the_model_says(
+                        io.Int,
+                        "window",
+                        max=128,
+                        tooltip="Frames decoded together. More take more memory.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "window_overlap",
+                        default=1,
+                        min=0,
+                        max=127,
+                        tooltip="Frames that neighbouring windows share and blend, 0 as in the "
+                        "original.",
+                    )
                 ),
             ],
-            outputs=[io.Image.Output("images", tooltip="The frames.")],
+            outputs=[
+                io.Image.Output(
+                    "images",
+                    display_name="images",
+                    tooltip="The restored frames, in the size asked for.",
+                )
+            ],
         )
 
     @classmethod
@@ -124,45 +137,29 @@ class StarVAEDecode(io.ComfyNode):
             images = decode_video(
                 vae,
                 samples["samples"],
-                window=window or None,
                 overlap=window_overlap,
+                **told(window=window),
                 tile=tile_of(tile_size, tile_overlap),
-                padding=_padding(samples, star_vae(vae).video_vae.factor),
+                padding=padding_of(samples, star_vae(vae).video_vae.factor),
                 frames=samples.get("star_frames"),
                 on_step=Progress(),
             )
         return io.NodeOutput(images)
 
 
-def _padding(latent: dict[str, Any], factor: int) -> Padding | None:
-    """What to crop, None for a LATENT that remembers nothing."""
-    if "star_padding" not in latent:
-        return None
-    left, right, top, bottom = padding = Padding(*latent["star_padding"])
-    width, height = latent["star_size"]
-    padded = (height + top + bottom, width + left + right)
-    given = tuple(side * factor for side in latent["samples"].shape[-2:])
-    if given != padded:
-        raise ValueError(
-            f"the latents are those of {given[1]}x{given[0]} pixels, but were encoded at "
-            f"{padded[1]}x{padded[0]}: resize frames instead of latents, or decode with the "
-            "host's VAE Decode, which does not crop"
-        )
-    return padding
-
-
 class StarColorFix(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="STAR_ColorFix",
             display_name="STAR Color Fix",
-            category="STAR",
+            category="STAR/restore",
+            search_aliases=["color match", "color transfer", "AdaIN", "wavelet"],
             description="Gives restored frames the colours of the input.",
             inputs=[
-                io.Image.Input("images", tooltip="Restored frames."),
+                io.Image.Input("images", tooltip="Restored frames from STAR VAE Decode."),
                 io.Image.Input(
-                    "reference", tooltip="The same frames before, in any size, as many."
+                    "reference", tooltip="The same frames before the restoration, in any size."
                 ),
                 io.Combo.Input(
                     "method",
@@ -190,7 +187,13 @@ class StarColorFix(io.ComfyNode):
                     "frame alone, as STAR does.",
                 ),
             ],
-            outputs=[io.Image.Output("fixed", display_name="images", tooltip="The frames.")],
+            outputs=[
+                io.Image.Output(
+                    "fixed",
+                    display_name="images",
+                    tooltip="The restored frames with the input's colours.",
+                )
+            ],
         )
 
     @classmethod

@@ -6,18 +6,20 @@ import torch
 from comfy_api.latest import io
 
 from ..star_core.degradation import PRESETS, Degradation
-from .host import Progress, images_from_video, named, video_from_images
+from .host import Progress, images_from_video, named, seed_input, video_from_images
+from .host_features import schema
 
 
 class StarDegrade(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="STAR_Degrade",
             display_name="STAR Degrade",
-            category="STAR",
-            description="Makes clean frames small and bad, a quarter of their width and height, "
-            "as STAR's training data was made.",
+            category="STAR/prepare",
+            search_aliases=["blur", "noise", "compression", "training data", "downscale"],
+            description="Downscales clean frames to a quarter of their width and height and "
+            "degrades them, as STAR's training data was made.",
             inputs=[
                 io.Image.Input("images", tooltip="Clean frames of one clip, in order."),
                 io.Combo.Input(
@@ -28,19 +30,18 @@ class StarDegrade(io.ComfyNode):
                     "the real world. reference: heavy as it was released, every frame on its own. "
                     "fixed-mild, fixed-heavy: what the results of this pack are judged by.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Same seed, same degradation.",
-                ),
+                seed_input(),
             ],
             outputs=[
-                io.Image.Output("degraded", display_name="images", tooltip="The bad frames."),
+                io.Image.Output(
+                    "degraded",
+                    display_name="images",
+                    tooltip="The degraded frames, a quarter as wide and high.",
+                ),
                 io.String.Output(
-                    "record", display_name="record", tooltip="What was drawn, as JSON."
+                    "record",
+                    display_name="record",
+                    tooltip="Every random value that was drawn, as JSON.",
                 ),
             ],
         )

@@ -6,15 +6,17 @@ from comfy_api.latest import io
 from ..star_core.demo import DATA, DEGRADED, SHOT
 from ..star_core.video_io import open_video
 from .host import images_from_video, named
+from .host_features import schema
 
 
 class StarDemoClip(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="STAR_DemoClip",
             display_name="STAR Demo Clip",
-            category="STAR",
+            category="STAR/prepare",
+            search_aliases=["test video", "example", "sample clip"],
             description="The low-quality clip that comes with the pack: 24 frames of 160x88 with "
             "blur, noise and JPEG artefacts. Nothing needs to be downloaded.",
             inputs=[
@@ -34,7 +36,9 @@ class StarDemoClip(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("images", display_name="images", tooltip="The frames."),
+                io.Image.Output(
+                    "images", display_name="images", tooltip="The frames, to be restored."
+                ),
                 io.Float.Output(
                     "fps", display_name="fps", tooltip="Frames per second, for Create Video."
                 ),

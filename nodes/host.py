@@ -12,6 +12,9 @@ from torch import Tensor
 from ..star_core.checkpoints import FAITHFUL, SHARP
 from ..star_core.tiling import Tile
 
+# What choices call "as the model file says"; numbers say it with -1.
+AUTO = "auto"
+
 # Recommended settings: `star_core.degradation.recommend.Recommendation`.
 DegradationType = io.Custom("STAR_DEGRADATION")
 
@@ -48,6 +51,11 @@ def free_memory() -> int:
     return int(mm.get_free_memory(device) + cleared - mm.extra_reserved_memory())
 
 
+def memory_limit(gib: float) -> int:
+    """Bytes to plan for: so many GiB, or, for 0, what the host can clear now less a tenth."""
+    return int(gib * 2**30) if gib else int(0.9 * free_memory())
+
+
 def report_ui(report: str, picture: Tensor | None = None) -> dict[str, Any]:
     """What a node with a `report` output gives as `ui`: the report, and an IMAGE to show with it.
 
@@ -66,6 +74,25 @@ def named(node: str) -> Iterator[None]:
         raise ValueError(f"{node}: {error}") from error
 
 
+def as_the_model_says(kind: Any, id: str, *, tooltip: str, **options: Any) -> io.Input:
+    """An input that the model file answers where the user does not: -1 in numbers, auto in choices.
+
+    kind: `io.Int`, `io.Float` or `io.Combo`, whose other arguments are `options`.
+    """
+    default = AUTO if "options" in options else -1
+    if default == AUTO:
+        options["options"] = [AUTO, *options["options"]]
+    else:
+        options["min"] = default
+    tooltip = f"{tooltip} {default}: as the model file says."
+    return kind.Input(id, default=default, tooltip=tooltip, **options)
+
+
+def told(**values: Any) -> dict[str, Any]:
+    """Those values of `as_the_model_says` inputs that the user has set."""
+    return {name: value for name, value in values.items() if value not in (-1, AUTO)}
+
+
 def size_inputs() -> list[io.Input]:
     """How large the result is."""
     return [
@@ -82,18 +109,30 @@ def size_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=16384,
-            tooltip="Width of the result, instead of scale. 0: follows from the height, "
-            "or from scale.",
+            tooltip="Width of the result, instead of scale. 0: follows from the height or from "
+            "scale.",
         ),
         io.Int.Input(
             "height",
             default=0,
             min=0,
             max=16384,
-            tooltip="Height of the result, instead of scale. 0: follows from the width, "
-            "or from scale.",
+            tooltip="Height of the result, instead of scale. 0: follows from the width or from "
+            "scale.",
         ),
     ]
+
+
+def strength_input() -> io.Input:
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        tooltip="How far each prediction goes from the input: 0 stays at the enlarged input, 1 is "
+        "the full result.",
+    )
 
 
 def preset_input() -> io.Input:
@@ -101,10 +140,69 @@ def preset_input() -> io.Input:
         "preset",
         options=[FAITHFUL, SHARP],
         default=FAITHFUL,
-        optional=True,
-        tooltip="Of a model with learned prompts, such as tiny: faithful keeps to what is certain, "
-        "sharp shows more detail. Other models take text instead.",
+        tooltip="For a model with learned prompts, such as tiny: faithful keeps to what is "
+        "certain, sharp shows more detail. Other models take text instead.",
     )
+
+
+def degradation_input(use: str) -> io.Input:
+    """use: what this node does with the recommended settings."""
+    return DegradationType.Input(
+        "degradation",
+        optional=True,
+        tooltip=f"degradation from STAR Analyze Degradation: {use}",
+    )
+
+
+def seed_input() -> io.Input:
+    return io.Int.Input(
+        "seed",
+        default=666,
+        min=0,
+        max=2**64 - 1,
+        control_after_generate=True,
+        tooltip="Same seed, same result.",
+    )
+
+
+def steps_inputs() -> list[io.Input]:
+    return [
+        as_the_model_says(
+            io.Int,
+            "steps",
+            max=1000,
+            tooltip="Number of evenly spaced steps. STAR's published models have 14 fast ones of "
+            "their own.",
+        ),
+        as_the_model_says(
+            io.Int,
+            "noise_level",
+            max=1000,
+            tooltip="How much of the input is forgotten before it is restored, 0 to 1000; STAR "
+            "takes 900. Lower invents less.",
+        ),
+    ]
+
+
+def chunk_inputs() -> list[io.Input]:
+    """Windows of frames."""
+    return [
+        as_the_model_says(
+            io.Int,
+            "chunk_frames",
+            max=1024,
+            tooltip="Most frames that the network sees together. More is steadier and needs more "
+            "memory. STAR takes 32.",
+        ),
+        io.Int.Input(
+            "chunk_overlap",
+            default=-1,
+            min=-1,
+            max=1023,
+            tooltip="Frames that neighbouring windows share, fewer than chunk_frames. More hides "
+            "the joints and takes longer. -1: 3 of every 16.",
+        ),
+    ]
 
 
 def tile_inputs() -> list[io.Input]:

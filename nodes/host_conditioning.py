@@ -11,14 +11,15 @@ from torch import Tensor
 from ..star_core.backbones import STAR_PROMPTS
 from ..star_core.behaviour import DEFAULT
 from ..star_core.checkpoints import FAITHFUL, ModelFile, check_preset
-from ..star_core.geometry import minimal_padding, output_size, pad, shrunk, upsample
+from ..star_core.degradation.recommend import Recommendation
+from ..star_core.geometry import output_size, shrunk, upsample
 from ..star_core.model import check_vae
 from ..star_core.networks import CogVideoXConfig, backbone_of
 from ..star_core.text import join_prompt
 from ..star_core.tiling import Tile
-from .host import Progress, video_from_images
-from .host_model import HINT, star_of
-from .host_vae import encode_video, star_vae
+from .host_latent import clip_latent
+from .host_model import HINT, STRENGTH, star_of
+from .host_vae import star_vae
 
 Conditioning = list[list[Any]]
 
@@ -39,10 +40,12 @@ def prompts_for(
     quality: str,
     negative: str,
     preset: str = FAITHFUL,
+    degradation: Recommendation | None = None,
 ) -> Prompts:
     """The model's learned prompts, or text as STAR reads it, if the model has none.
 
-    preset: of learned prompts; other models have nothing but the first.
+    preset: of learned prompts; other models have nothing but the first. degradation: its words are
+    added to the texts.
 
     As many tokens as it was trained with, parentheses are no weights, nothing is masked. Where a
     text is the default of the published models, the model's own is meant. ValueError if a text
@@ -52,7 +55,11 @@ def prompts_for(
         return Prompts(*([[learned.float(), {}]] for learned in star.prompts.of(preset)))
     check_preset(preset, (FAITHFUL,))
     if clip is None:
-        raise ValueError("this model needs a text encoder: connect STAR Load Text Encoder")
+        raise ValueError("this model needs a text encoder: connect the CLIP of STAR Load Model")
+
+    if degradation is not None:
+        quality = join_prompt(degradation.positive, quality, ", ")
+        negative = join_prompt(degradation.negative, negative, ", ")
 
     def encode(text: str) -> Conditioning:
         tokens = clip.tokenize(text, disable_weights=True)
@@ -78,8 +85,8 @@ def prompts_for(
     if width != star.config.context_dim:
         raise ValueError(
             f"this CLIP gives embeddings of width {width}, the model takes "
-            f"{star.config.context_dim}: take STAR Load Text Encoder with the file that belongs to "
-            "the model, OpenCLIP ViT-H-14 or, on CogVideoX, t5-v1_1-xxl"
+            f"{star.config.context_dim}: connect the CLIP of STAR Load Model with "
+            "text_encoder auto"
         )
     return prompts
 
@@ -93,8 +100,8 @@ def t5_conditioning(clip: comfy.sd.CLIP, text: str, length: int) -> Conditioning
     masked = getattr(getattr(clip.cond_stage_model, "t5xxl", None), "enable_attention_masks", True)
     if set(tokens) != {"t5xxl"} or masked:
         raise ValueError(
-            "this model takes the text encoder t5-v1_1-xxl without a mask: connect STAR Load Text "
-            "Encoder, or Load CLIP with type pixart"
+            "this model takes the text encoder t5-v1_1-xxl without a mask: connect the CLIP of "
+            "STAR Load Model, or Load CLIP with type cogvideox, in older ComfyUI pixart"
         )
     ids = [pair[0] for block in tokens["t5xxl"] for pair in block]
     ids = [token for token in ids if token not in (T5_PADDING, T5_END)][: length - 1] + [T5_END]
@@ -132,28 +139,21 @@ def low_quality_latent(
     It remembers size and padding for STAR VAE Decode. upsampling: bilinear or bicubic, None as the
     model file says. shrink: how much smaller frames are made first, from 1.
     """
-    star, video_vae = star_of(model), star_vae(vae).video_vae
-    check_vae(video_vae, star.config, star.latents)
+    star = star_of(model)
+    check_vae(star_vae(vae).video_vae, star.config, star.latents)
     mode: Any = upsampling or star.sampling.upsample
-    padding = minimal_padding(
-        size[1], size[0], vae_factor=video_vae.factor, levels=star.config.downsamplings
+    if mode not in ("bilinear", "bicubic"):
+        raise ValueError(f"unknown upsampling {mode!r}: use bilinear or bicubic")
+
+    def enlarge(frame: Tensor) -> Tensor:
+        return upsample(shrunk(frame, shrink), size, mode).clamp(0, 1)
+
+    return clip_latent(
+        vae, images, size=size, enlarge=enlarge, levels=star.config.downsamplings, tile=tile
     )
 
-    def prepare(frame: Tensor) -> Tensor:
-        enlarged = upsample(shrunk(frame[:3], shrink), size, mode).clamp(0, 1)
-        return pad(enlarged * 2 - 1, padding, DEFAULT.padding)
 
-    frames = video_from_images(images)
-    latents = encode_video(vae, frames, prepare, tile=tile, on_step=Progress())
-    return {
-        "samples": latents,
-        "star_size": size,
-        "star_padding": padding,
-        "star_frames": len(frames),
-    }
-
-
-def with_hint(prompts: Prompts, latent: dict[str, Any]) -> Prompts:
-    """The prompts together with the low-quality video."""
-    values = {HINT: latent["samples"]}
+def with_hint(prompts: Prompts, latent: dict[str, Any], strength: float = 1.0) -> Prompts:
+    """The prompts together with the low-quality video, and how far the result may go from it."""
+    values = {HINT: latent["samples"], STRENGTH: strength}
     return Prompts(*(node_helpers.conditioning_set_values(prompt, values) for prompt in prompts))

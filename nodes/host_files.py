@@ -1,14 +1,16 @@
 """Which files the host's model folders offer, and where a chosen one lies."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
 
 from ..star_core.downloads import PUBLISHED, download
-from ..star_core.known_files import CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5, FileKind, identify
+from ..star_core.known_files import FileKind, identify
 from ..star_core.model import BUILT_IN
+from ..star_core.model_files import first_of, published_of
 from ..star_core.tensor_files import open_tensors
-from .host import Progress
+from .host import AUTO, Progress
 
 OWN_FOLDER = "star"
 MODEL_FOLDERS = (OWN_FOLDER, "diffusion_models", "checkpoints")
@@ -16,7 +18,7 @@ VAE_FOLDERS = (OWN_FOLDER, "vae", "checkpoints")
 TEXT_ENCODER_FOLDERS = (OWN_FOLDER, "text_encoders")
 
 BUILT_IN_NAME = "tiny (built in)"
-_TO_FETCH = " (download)"
+DOWNLOAD = " (download)"
 
 
 def add_own_folder() -> None:
@@ -29,41 +31,80 @@ def add_own_folder() -> None:
     )
 
 
-def choices(
-    folders: tuple[str, ...], published: tuple[str, ...], *, built_in: bool = False
-) -> list[str]:
-    """What a file picker shows: the built-in model, files, published ones that are missing."""
-    files = sorted({name for folder in folders for name in folder_paths.get_filename_list(folder)})
-    missing = [
-        name + _TO_FETCH
-        for name in published
-        if not any(PUBLISHED[name].is_named(file) for file in files)
-    ]
-    return [*([BUILT_IN_NAME] if built_in else []), *files, *missing]
+def choices(folders: tuple[str, ...], *more: str) -> list[str]:
+    """What a file picker shows: `more`, then the files of these folders, then published ones.
 
-
-def resolve(name: str, folders: tuple[str, ...], *, built_in: int | None = None) -> Path:
-    """The file that a choice stands for, fetched first if it is a missing published one.
-
-    built_in: which file of the built-in model it is called for, 0 the network, 1 the VAE.
+    The published ones stay when they are there: hosts since 0.8 refuse a workflow whose choice is
+    no longer in the list.
     """
-    if name == BUILT_IN_NAME and built_in is not None:
-        return BUILT_IN["tiny"][built_in]
+    files = sorted({name for folder in folders for name in folder_paths.get_filename_list(folder)})
+    published = [name + DOWNLOAD for name, file in PUBLISHED.items() if file.folder in folders]
+    return [*more, *files, *published]
+
+
+def resolve(name: str, folders: tuple[str, ...]) -> Path:
+    """The file that a choice stands for; a published one is fetched first unless it is there."""
     for folder in folders:
         if path := folder_paths.get_full_path(folder, name):
             return Path(path)
-    if (known := name.removesuffix(_TO_FETCH)) in PUBLISHED:
-        return download(known, folder_paths.models_dir, on_progress=Progress())
+    if name.endswith(DOWNLOAD) and (known := name.removesuffix(DOWNLOAD)) in PUBLISHED:
+        return _fetched(known, folders)
     places = ", ".join(f"models/{folder}" for folder in folders)
     raise ValueError(f"{name} is not there: put it into one of {places}, or choose another file")
 
 
-def check_text_encoder(path: Path) -> FileKind:
-    """Its kind; ValueError unless it is one of ours: the host would take others for one."""
-    kind = identify(open_tensors(path))
-    if kind not in (CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5):
-        raise ValueError(
-            f"{path.name} seems to be a {kind.title}: STAR takes the text encoder OpenCLIP "
-            "ViT-H-14, laion2b_s32b_b79k, and on CogVideoX t5-v1_1-xxl"
-        )
-    return kind
+def model_file(name: str) -> Path:
+    """The network's file."""
+    return BUILT_IN["tiny"][0] if name == BUILT_IN_NAME else resolve(name, MODEL_FOLDERS)
+
+
+def part_of_model(
+    name: str,
+    input_name: str,
+    folders: tuple[str, ...],
+    kinds: tuple[FileKind, ...],
+    *,
+    fetch: bool,
+    width: int | None = None,
+) -> Path:
+    """The VAE or text encoder that belongs to a model, which takes these kinds of file.
+
+    name: the choice in the input `input_name`. "auto" finds a file in these folders by its
+    tensors; if there is none, the published one is fetched where `fetch` allows it. width: of the
+    text encoder's embeddings. ValueError for a file of another kind, or none at all.
+    """
+    known = published_of(kinds)
+    if name != AUTO:
+        path = resolve(name, folders)
+        if (kind := identify(open_tensors(path))) not in kinds:
+            raise ValueError(
+                f"{path.name} seems to be a {kind.title}: this model takes the "
+                f"{PUBLISHED[known].title}, choose {AUTO} for {input_name}"
+            )
+        return path
+    if path := first_of(_files(folders), kinds, width=width):
+        return path
+    if fetch:
+        return _fetched(known, folders)
+    file = PUBLISHED[known]
+    raise ValueError(
+        f'the {file.title} is missing: choose "{known}{DOWNLOAD}" for {input_name}, or put '
+        f"{file.source} into models/{file.folder}"
+    )
+
+
+def _fetched(known: str, folders: tuple[str, ...]) -> Path:
+    """A published file, wherever it lies in these folders under its name, else fetched."""
+    file = PUBLISHED[known]
+    named = [path for path in _files(folders) if file.is_named(path)]
+    target = file.within(folder_paths.models_dir)
+    if named and target not in named:
+        return named[0]
+    return download(known, folder_paths.models_dir, on_progress=Progress())
+
+
+def _files(folders: tuple[str, ...]) -> Iterator[Path]:
+    for folder in folders:
+        for name in folder_paths.get_filename_list(folder):
+            if path := folder_paths.get_full_path(folder, name):
+                yield Path(path)

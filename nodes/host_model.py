@@ -26,11 +26,13 @@ from ..star_core.networks import NetworkConfig, build_network
 from ..star_core.shortcuts import BatchedFeatures, DeepFeatures
 from ..star_core.tiling import Tile
 
-# Of CONDITIONING: raw latents (b c f h w) of the low-quality video. Of transformer_options: the
-# frames (a range) that the latents at hand are a window of; how the network works, arguments of
-# `ControlledVideoUNet.working` and `reuse` of Shortcuts; and the deep features of this run, those
-# of a key.
-HINT, WINDOW, HOW, DEEP = "star_hint", "star_window", "star_how", "star_deep"
+# Of CONDITIONING: raw latents (b c f h w) of the low-quality video, and how far predictions may go
+# from them, 0 to 1.
+HINT, STRENGTH = "star_hint", "star_strength"
+# Of transformer_options: the frames (a range) that the latents at hand are a window of; how the
+# network works, arguments of `ControlledVideoUNet.working` and `reuse` of Shortcuts; and the deep
+# features of this run, those of a key.
+WINDOW, HOW, DEEP = "star_window", "star_how", "star_deep"
 
 # Solvers of the host need finite noise levels; the schedule ends in pure noise, which is infinite.
 # The host stands in this level for it with its own zero-terminal-SNR models.
@@ -41,7 +43,7 @@ PURE_NOISE = 4518.0
 LEAST_NOISE = 0.03
 
 WEIGHT_TYPES = {
-    "default": None,
+    "auto": None,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
     "fp8_e4m3fn": torch.float8_e4m3fn,
@@ -194,13 +196,28 @@ class StarBaseModel(comfy.model_base.BaseModel):
                 "take the LATENT from the same STAR Conditioning, or one of the same size"
             )
         hint = comfy.conds.CONDNoiseShape(self.process_latent_in(hint))
-        return super().extra_conds(**kwargs) | {"hint": hint}
+        strength = comfy.conds.CONDConstant(kwargs.get(STRENGTH, 1.0))
+        return super().extra_conds(**kwargs) | {"hint": hint, "strength": strength}
 
     def memory_required(self, input_shape, cond_shapes=None) -> float:
         """Bytes of activations for latents (b c f h w), all frames at once."""
         dtype = self.manual_cast_dtype or self.get_dtype()
         how = {name: self.how[name] for name in ("slicing", "tile") if name in self.how}
         return activations(self.star.config, input_shape, dtype, **how)
+
+
+def hold_back(args: dict[str, Any]) -> Tensor:
+    """A guided prediction, which stays near the low-quality latents as the conditioning asks.
+
+    After guidance, as in the core: before it, the rescaling of guidance would see other contrasts.
+    """
+    x_0, conds = args["denoised"], args["cond"][0]["model_conds"]
+    if (strength := conds["strength"].cond) == 1:
+        return x_0
+    hint = conds["hint"].cond.to(x_0)
+    if (window := args["model_options"]["transformer_options"].get(WINDOW)) is not None:
+        hint = hint[:, :, window.start : window.stop]
+    return torch.lerp(hint, x_0, strength)
 
 
 def activations(
@@ -245,7 +262,7 @@ def latent_format(star: ModelFile) -> comfy.latent_formats.LatentFormat:
     return format
 
 
-def load_patcher(star: ModelFile, weight_type: str = "default") -> comfy.model_patcher.ModelPatcher:
+def load_patcher(star: ModelFile, weight_type: str = "auto") -> comfy.model_patcher.ModelPatcher:
     """The MODEL of an open file. weight_type: a key of `WEIGHT_TYPES`."""
     if weight_type not in WEIGHT_TYPES:
         raise ValueError(f"unknown weight type {weight_type!r}: use {', '.join(WEIGHT_TYPES)}")
@@ -270,9 +287,11 @@ def load_patcher(star: ModelFile, weight_type: str = "default") -> comfy.model_p
     )
     model.eval().requires_grad_(False)
     model.device = offload_device
-    return comfy.model_patcher.ModelPatcher(
+    patcher = comfy.model_patcher.ModelPatcher(
         model, load_device=device, offload_device=offload_device
     )
+    patcher.set_model_sampler_post_cfg_function(hold_back)
+    return patcher
 
 
 def star_of(model: comfy.model_patcher.ModelPatcher) -> ModelFile:

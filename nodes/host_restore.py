@@ -8,23 +8,61 @@ import comfy.utils
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.sd import VAE
+from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..star_core.color_fix import fix_colors
+from ..star_core.degradation.recommend import Recommendation
 from ..star_core.geometry import upsample
 from ..star_core.pipeline import Settings
-from .host import Progress, video_from_images
-from .host_conditioning import Prompts, low_quality_latent, with_hint
+from ..star_core.text import NEGATIVE_PROMPT, POSITIVE_PROMPT
+from .host import Progress, tile_of, video_from_images
+from .host_conditioning import Prompts, low_quality_latent, prompts_for, with_hint
+from .host_model import star_of
 from .host_sampling import (
     FrameNoiseSource,
+    chunk_of,
     finite_sigmas,
     patch_chunks,
     patch_guidance,
-    patch_strength,
+    sampling_of,
     star_sampler,
 )
 from .host_vae import decode_video
+
+
+def settings_for(
+    model: ModelPatcher,
+    clip: CLIP | None,
+    degradation: Recommendation | None,
+    *,
+    prompt: str,
+    preset: str,
+    seed: int,
+    strength: float,
+    steps: int,
+    cfg: float,
+    noise_level: int,
+    color_fix: str,
+    chunk_frames: int,
+    chunk_overlap: int,
+    tile_size: int,
+    tile_overlap: int,
+) -> tuple[Settings, Prompts]:
+    """What the inputs of a node that does everything ask for, named as they are."""
+    star = star_of(model)
+    settings = Settings(
+        sampling=sampling_of(
+            model, degradation, steps=steps, cfg=cfg, noise_level=noise_level, color_fix=color_fix
+        ),
+        strength=strength * (degradation.strength if degradation else 1.0),
+        shrink=degradation.shrink if degradation else 1.0,
+        seed=seed,
+        chunk=chunk_of(star, chunk_frames, chunk_overlap),
+        tile=tile_of(tile_size, tile_overlap),
+    )
+    texts = (prompt, POSITIVE_PROMPT, NEGATIVE_PROMPT)
+    return settings, prompts_for(star, clip, *texts, preset, degradation)
 
 
 def restore_images(
@@ -34,11 +72,19 @@ def restore_images(
     size: tuple[int, int],
     prompts: Prompts,
     settings: Settings,
+    *,
+    stills: bool = False,
 ) -> Tensor:
     """IMAGE (f h w c) of one clip -> restored IMAGE of `size` (width, height); alpha is enlarged.
 
-    The same as `pipeline.restore` in its default behaviour, through the host's sampling.
+    The same as `pipeline.restore` in its default behaviour, through the host's sampling. stills:
+    each picture is a clip of its own.
     """
+    if stills and len(images) > 1:
+        pictures = images.split(1)
+        return torch.cat(
+            [restore_images(model, vae, each, size, prompts, settings) for each in pictures]
+        )
     frames, sampling = video_from_images(images), settings.sampling
 
     def enlarged(frame: Tensor, mode: Any = "bicubic") -> Tensor:
@@ -82,7 +128,6 @@ def _sampled(
     sampling = settings.sampling
     model = patch_guidance(model, sampling.cfg_rescale)
     model = patch_chunks(model, settings.chunk, settings.behaviour.merge)
-    model = patch_strength(model, settings.strength)
     sigmas = finite_sigmas(sampling)
     return comfy.sample.sample_custom(
         model,
@@ -90,7 +135,7 @@ def _sampled(
         sampling.cfg,
         star_sampler(sampling.sampler, "frame"),
         sigmas,
-        *with_hint(prompts, latent),
+        *with_hint(prompts, latent, settings.strength),
         latent["samples"],
         callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,

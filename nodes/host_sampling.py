@@ -13,13 +13,25 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..star_core.backbones import SamplingDefaults
-from ..star_core.chunking import ChunkConfig, Merge, WindowMode, chunked, overlapping_windows
+from ..star_core.behaviour import DEFAULT
+from ..star_core.checkpoints import ModelFile
+from ..star_core.chunking import (
+    ChunkConfig,
+    Merge,
+    WindowMode,
+    chunked,
+    overlapping_windows,
+    usual_overlap,
+)
+from ..star_core.degradation.recommend import Recommendation
 from ..star_core.diffusion.denoiser import guided_velocity
 from ..star_core.diffusion.levels import guidance_of, levels_of, trained_schedule
 from ..star_core.diffusion.samplers import SAMPLERS, SolverNoise
 from ..star_core.noise import FrameNoise, brownian_noise
-from ..star_core.shortcuts import DeepFeatures, Shortcuts, in_step
+from ..star_core.plan import Plan
+from ..star_core.shortcuts import DeepFeatures, in_step
 from ..star_core.tiling import Tile
+from .host import told
 from .host_model import DEEP, HOW, PURE_NOISE, WINDOW, Slicing, features_of, star_of
 
 Options = dict[str, Any]
@@ -28,6 +40,30 @@ SOLVER_NOISE: dict[str, Callable[[int, tuple[int, ...], Tensor], SolverNoise]] =
     "frame": lambda seed, shape, sigmas: FrameNoise(seed).solver(shape, sigmas),
     "brownian": lambda seed, shape, sigmas: brownian_noise(shape, sigmas, seed),
 }
+
+
+def sampling_of(
+    model: ModelPatcher, degradation: Recommendation | None = None, **inputs: Any
+) -> SamplingDefaults:
+    """How to sample a MODEL: as its file says, as `degradation` recommends, as the user has set.
+
+    inputs: fields of SamplingDefaults as the node's inputs have them, see `host.told`. A number of
+    steps is one of evenly spaced steps.
+    """
+    own, chosen = star_of(model).sampling, told(**inputs)
+    if degradation is not None:
+        own = replace(own, noise_level=degradation.noise_level, cfg=degradation.cfg)
+    if "steps" in chosen:
+        own = replace(own, solver_mode="normal")
+    return replace(own, **chosen)
+
+
+def chunk_of(star: ModelFile, frames: int, overlap: int) -> ChunkConfig:
+    """Windows of so many frames, -1 for the model's own; overlap -1 for the usual share of them."""
+    length = star.sampling.chunk_frames if frames == -1 else frames
+    if overlap == -1:
+        overlap = usual_overlap(length, DEFAULT.overlap, star.latents.frames)
+    return ChunkConfig.near(length, overlap, star.latents.frames)
 
 
 class FrameNoiseSource:
@@ -166,11 +202,11 @@ def patch_guidance(
     sampling = model.get_model_object("model_sampling")
     begin, end = sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent)
     if (start_percent, end_percent) != (0.0, 1.0):
-        _guide_where(model, "star_guidance", lambda sigma: bool(end <= sigma <= begin))
+        _guide_where(model, lambda sigma: bool(end <= sigma <= begin))
     return model
 
 
-def _guide_where(model: ModelPatcher, key: str, inside: Callable[[Tensor], bool]) -> None:
+def _guide_where(model: ModelPatcher, inside: Callable[[Tensor], bool]) -> None:
     """Guides at noise levels () that are `inside` only."""
 
     def predict(executor, x: Tensor, sigma: Tensor, model_options: Options, seed=None) -> Tensor:
@@ -184,7 +220,7 @@ def _guide_where(model: ModelPatcher, key: str, inside: Callable[[Tensor], bool]
         finally:
             guider.cfg = scale
 
-    _wrap(model, WrappersMP.PREDICT_NOISE, key, predict)
+    _wrap(model, WrappersMP.PREDICT_NOISE, "star_guidance", predict)
 
 
 def patch_work(model: ModelPatcher, **how: Any) -> ModelPatcher:
@@ -222,6 +258,12 @@ def _keep_in_step(executor, model, conds, x_in, timestep, model_options: Options
     return executor(model, conds, x_in, timestep, model_options)
 
 
+def patch_plan(model: ModelPatcher, plan: Plan) -> ModelPatcher:
+    """A MODEL that works in the windows, slices and tiles of a plan."""
+    model = patch_chunks(model, plan.chunk, plan.task.behaviour.merge)
+    return patch_work(model, tile=plan.network_tile, slicing=plan.slicing)
+
+
 def patch_tiles(
     model: ModelPatcher, tile: Tile | None, *, factor: int, offload: bool = False
 ) -> ModelPatcher:
@@ -233,34 +275,3 @@ def patch_tiles(
     step = 2 ** star_of(model).config.downsamplings
     latents = tile and tile.in_latents(factor, step=step)
     return patch_work(model, tile=latents, slicing=Slicing(offload=offload))
-
-
-def patch_shortcuts(model: ModelPatcher, shortcuts: Shortcuts) -> ModelPatcher:
-    """A MODEL that leaves work out."""
-    model = patch_work(model, attention_window=shortcuts.attention_window, reuse=shortcuts.reuse)
-    sampling = model.get_model_object("model_sampling")
-    low, high = shortcuts.guidance
-    if (low, high) != Shortcuts().guidance:
-
-        def inside(sigma: Tensor) -> bool:
-            return bool(low <= sampling.timestep(sigma) < high)
-
-        _guide_where(model, "star_shortcuts", inside)
-    return model
-
-
-def patch_strength(model: ModelPatcher, strength: float) -> ModelPatcher:
-    """A MODEL whose predictions stay near the low-quality latents; strength 1 changes nothing."""
-    if strength == 1:
-        return model
-    model = model.clone()
-
-    def hold_back(args: Options) -> Tensor:
-        x_0 = args["denoised"]
-        hint = args["cond"][0]["model_conds"]["hint"].cond.to(x_0)
-        if (window := args["model_options"]["transformer_options"].get(WINDOW)) is not None:
-            hint = hint[:, :, window.start : window.stop]
-        return torch.lerp(hint, x_0, strength)
-
-    model.set_model_sampler_post_cfg_function(hold_back)
-    return model

@@ -109,7 +109,7 @@ class FirstStageModel(nn.Module):
         mm.throw_exception_if_processing_interrupted()
         for part in self.video_vae.decode_windows(
             latents.float() * self.video_vae.scaling_factor,
-            window=window or self.window,
+            window=self.window if window is None else window,
             overlap=self.overlap if overlap is None else overlap,
             tile=tile,
         ):
@@ -264,7 +264,8 @@ def star_vae(vae: VAE) -> FirstStageModel:
     # By name: a second copy of this pack has a class of its own, and that one serves as well.
     if not hasattr(model, "video_vae"):
         raise ValueError(
-            f"the VAE is another model's ({type(model).__name__}): connect STAR Load VAE"
+            f"the VAE is another model's ({type(model).__name__}): connect the VAE of STAR Load "
+            "Model"
         )
     return model
 
@@ -276,7 +277,7 @@ def check_latents(latents: Tensor, video_vae: VideoVAE | CausalVideoVAE) -> None
         raise ValueError(
             f"the latents ({shape}) are those of pictures, not of a clip (batch, channels, frames, "
             "height, width): take them from STAR Conditioning or STAR VAE Encode, or encode with "
-            "the VAE of STAR Load VAE"
+            "the VAE of STAR Load Model"
         )
     if latents.shape[1] != video_vae.latent_channels:
         raise ValueError(

@@ -40,6 +40,14 @@ from .host_vae import FirstStageModel, star_vae
 
 logger = logging.getLogger(__name__)
 
+# Extension and codec of what STAR Restore Video writes.
+FORMATS = {
+    "mp4 (H.264)": (".mp4", None),
+    "mp4 (H.265)": (".mp4", "h265"),
+    "mkv (lossless)": (".mkv", None),
+    "mov (ProRes)": (".mov", None),
+}
+
 
 class HostNetwork:
     """The network of a MODEL, called as the core calls its own; patches of the MODEL count."""

@@ -1,126 +1,137 @@
-"""Model files in the host's folders, the built-in model, and published files fetched on demand."""
+"""A model with its VAE and text encoder: built in, from the host's folders, or fetched."""
 
 import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
 from ..star_core.causal_vae import open_vae
-from ..star_core.checkpoints import open_model
-from ..star_core.known_files import T5
-from .host import named
+from ..star_core.checkpoints import ModelFile, open_model
+from ..star_core.known_files import CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5
+from ..star_core.model import BUILT_IN, check_vae
+from ..star_core.networks import backbone_of
+from .host import AUTO, named
+from .host_features import advanced, schema
 from .host_files import (
     BUILT_IN_NAME,
+    DOWNLOAD,
     MODEL_FOLDERS,
     TEXT_ENCODER_FOLDERS,
     VAE_FOLDERS,
-    check_text_encoder,
     choices,
-    resolve,
+    model_file,
+    part_of_model,
 )
 from .host_model import WEIGHT_TYPES, load_patcher
 from .host_vae import host_vae
 
-MODELS = ("light_deg", "heavy_deg", "cogvideox")
-VAES, TEXT_ENCODERS = ("svd_vae", "cogvideox_vae"), ("clip_vit_h", "t5xxl")
+NONE = "none"
 
 
 class StarLoadModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="STAR_LoadModel",
             display_name="STAR Load Model",
-            category="STAR",
-            description="Loads STAR's network: the small built-in model, or a file in "
-            "models/diffusion_models, models/checkpoints or models/star. Published files that are "
-            "missing are fetched when the node runs.",
+            category="STAR/load",
+            search_aliases=["load STAR", "load VAE", "load text encoder", "checkpoint loader"],
+            description="Loads a STAR model with the VAE and the text encoder that belong to it: "
+            "the small built-in one, or files of ComfyUI's model folders.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=choices(MODEL_FOLDERS, MODELS, built_in=True),
-                    tooltip="light_deg for clips that are mildly degraded, heavy_deg for bad ones; "
-                    "tiny is small, weak and needs nothing else.",
+                    options=choices(MODEL_FOLDERS, BUILT_IN_NAME),
+                    tooltip="tiny is small, weak and needs no other file. light_deg is for mildly "
+                    "degraded clips, heavy_deg for bad ones. A choice that ends in (download) "
+                    "fetches the file when the node runs, unless it is there, and the VAE and text "
+                    "encoder with it.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(WEIGHT_TYPES),
-                    default="default",
-                    tooltip="Type of the weights in memory. default: what suits the device. fp8 "
-                    "takes half the memory of fp16 and loses some detail.",
+                advanced(
+                    io.Combo.Input(
+                        "weight_dtype",
+                        options=list(WEIGHT_TYPES),
+                        default=AUTO,
+                        tooltip="Type of the weights in memory. auto: what suits the file and the "
+                        "device. fp8 takes half the memory of fp16 and loses some detail.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "vae_name",
+                        options=choices(VAE_FOLDERS, AUTO, BUILT_IN_NAME),
+                        default=AUTO,
+                        tooltip="auto: the VAE that belongs to the model, wherever it lies in "
+                        "ComfyUI's model folders.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "text_encoder",
+                        options=choices(TEXT_ENCODER_FOLDERS, AUTO, NONE),
+                        default=AUTO,
+                        tooltip="auto: the text encoder that belongs to the model, wherever it "
+                        "lies in ComfyUI's model folders; none is loaded for a model that takes no "
+                        "text. none: for those who use Load CLIP.",
+                    )
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[
+                io.Model.Output(tooltip="The network, for STAR nodes and for ComfyUI's samplers."),
+                io.Clip.Output(
+                    tooltip="The text encoder, for STAR Text Encode or STAR Restore. Empty for a "
+                    "model that takes no text, such as tiny."
+                ),
+                io.Vae.Output(tooltip="The VAE, for STAR nodes and for ComfyUI's VAE nodes."),
+            ],
         )
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(cls, model_name, weight_dtype, vae_name, text_encoder) -> io.NodeOutput:
         with named("STAR Load Model"):
-            path = resolve(model_name, MODEL_FOLDERS, built_in=0)
-            return io.NodeOutput(load_patcher(open_model(path), weight_dtype))
+            star = open_model(model_file(model_name))
+            model = load_patcher(star, weight_dtype)  # first: it tells what is no STAR network
+            fetch = model_name.endswith(DOWNLOAD)
+            vae = load_vae(star, vae_name, fetch=fetch)
+            return io.NodeOutput(model, load_clip(star, text_encoder, fetch=fetch), vae)
 
 
-class StarLoadVAE(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="STAR_LoadVAE",
-            display_name="STAR Load VAE",
-            category="STAR",
-            description="Loads the VAE that belongs to the model: tiny's own, or that of Stable "
-            "Video Diffusion, alone or inside a whole checkpoint, in either naming; or that of "
-            "CogVideoX. The host's VAE nodes work on it as well.",
-            inputs=[
-                io.Combo.Input(
-                    "vae_name",
-                    options=choices(VAE_FOLDERS, VAES, built_in=True),
-                    tooltip="tiny for the model tiny, the VAE of Stable Video Diffusion for "
-                    "light_deg and heavy_deg.",
-                )
-            ],
-            outputs=[io.Vae.Output()],
-        )
-
-    @classmethod
-    def execute(cls, vae_name: str) -> io.NodeOutput:
-        with named("STAR Load VAE"):
-            path = resolve(vae_name, VAE_FOLDERS, built_in=1)
-            model = resolve(BUILT_IN_NAME, MODEL_FOLDERS, built_in=0)
-            own = {"window": open_model(model).sampling.decode_window}
-            return io.NodeOutput(
-                host_vae(open_vae(path), **(own if vae_name == BUILT_IN_NAME else {}))
-            )
+def load_vae(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.VAE:
+    """The VAE of a choice; "auto" is the built-in one for a model of its latents."""
+    own_model, own_vae = BUILT_IN["tiny"]
+    own = open_model(own_model)
+    if name == AUTO and (own.config.in_dim, own.latents) == (star.config.in_dim, star.latents):
+        name = BUILT_IN_NAME
+    if name == BUILT_IN_NAME:
+        path = own_vae
+    else:
+        kinds = backbone_of(star.config).vae
+        path = part_of_model(name, "vae_name", VAE_FOLDERS, kinds, fetch=fetch)
+    vae = open_vae(path, scale=star.latents.scale)
+    check_vae(vae, star.config, star.latents)
+    return host_vae(vae, window=star.sampling.decode_window)
 
 
-class StarLoadTextEncoder(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="STAR_LoadTextEncoder",
-            display_name="STAR Load Text Encoder",
-            category="STAR",
-            description="Loads the text encoder OpenCLIP ViT-H-14 for light_deg and heavy_deg, or "
-            "t5-v1_1-xxl for STAR on CogVideoX. Load CLIP with type stable_diffusion, or pixart "
-            "for T5, serves as well; tiny needs none.",
-            inputs=[
-                io.Combo.Input(
-                    "clip_name",
-                    options=choices(TEXT_ENCODER_FOLDERS, TEXT_ENCODERS),
-                    tooltip="A file in models/text_encoders, models/clip or models/star.",
-                )
-            ],
-            outputs=[io.Clip.Output()],
-        )
-
-    @classmethod
-    def execute(cls, clip_name: str) -> io.NodeOutput:
-        with named("STAR Load Text Encoder"):
-            path = resolve(clip_name, TEXT_ENCODER_FOLDERS)
-            kind = check_text_encoder(path)
-            # Of the types that the host knows for T5, this one masks nothing.
-            types = comfy.sd.CLIPType
-            clip = comfy.sd.load_clip(
-                ckpt_paths=[str(path)],
-                embedding_directory=folder_paths.get_folder_paths("embeddings"),
-                clip_type=types.PIXART if kind is T5 else types.STABLE_DIFFUSION,
-            )
-            return io.NodeOutput(clip)
+def load_clip(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.CLIP | None:
+    """The text encoder of a choice; None for a model that takes no text."""
+    if name == NONE or (name == AUTO and star.prompts is not None):
+        return None
+    kinds = tuple(
+        kind
+        for kind in backbone_of(star.config).text_encoder
+        if kind in (CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5)  # the host finds it in no other file
+    )
+    path = part_of_model(
+        name,
+        "text_encoder",
+        TEXT_ENCODER_FOLDERS,
+        kinds,
+        fetch=fetch,
+        width=star.config.context_dim,
+    )
+    # Of the types that the host knows for T5, this one masks nothing.
+    types = comfy.sd.CLIPType
+    return comfy.sd.load_clip(
+        ckpt_paths=[str(path)],
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        clip_type=types.PIXART if T5 in kinds else types.STABLE_DIFFUSION,
+    )

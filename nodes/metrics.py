@@ -1,107 +1,102 @@
 """How good the result is: metrics of a batch of frames, and their curves."""
 
 import comfy.model_management as mm
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..star_core.curves import curves
 from ..star_core.evaluate import evaluate_frames
-from ..star_core.evaluation_report import table
+from ..star_core.evaluation_report import curves_of, table
 from ..star_core.metrics import METRICS, Setup
 from .host import Progress, named, report_ui, video_from_images
+from .host_features import advanced, schema
 
-# Values by metric and frame: `star_core.metrics.Comparison`.
-MetricsType = io.Custom("STAR_METRICS")
+ALL = "all"
 
 
 class StarMetrics(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="STAR_Metrics",
             display_name="STAR Metrics",
-            category="STAR",
-            description="Measures frames against their ground truth, or on their own where there "
-            "is none. A metric that lacks weights or a package says what is missing; the others "
-            "are measured.",
+            category="STAR/measure",
+            search_aliases=["PSNR", "SSIM", "LPIPS", "flicker", "video quality", "plot"],
+            description="Measures up to three results against their ground truth, or on their own "
+            "where there is none. A metric that lacks weights or a package says what is missing; "
+            "the others are measured.",
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The restored frames."),
-                io.String.Input(
-                    "metrics",
-                    default="psnr ssim lpips warping_error flicker",
-                    tooltip=f"Which, by name: {' '.join(METRICS)}.",
-                ),
-                io.Int.Input(
-                    "border",
-                    default=0,
-                    min=0,
-                    max=1024,
-                    tooltip="Pixels to leave out at each side.",
-                ),
                 io.Image.Input(
                     "reference",
                     optional=True,
-                    tooltip="The same frames of the ground truth, of the same size.",
+                    tooltip="The same frames of the ground truth, in the same size.",
+                ),
+                io.Image.Input(
+                    "images_b",
+                    optional=True,
+                    tooltip="Another result of the same clip, to compare.",
+                ),
+                io.Image.Input(
+                    "images_c", optional=True, tooltip="A third result of the same clip."
+                ),
+                io.String.Input(
+                    "metrics",
+                    default="psnr ssim lpips warping_error flicker",
+                    tooltip=f"Which metrics, by name: {' '.join(METRICS)}.",
+                ),
+                io.Combo.Input(
+                    "curves",
+                    options=[ALL, *METRICS],
+                    default=ALL,
+                    tooltip="Which of the measured metrics is drawn over the frames; all draws one "
+                    "below the other.",
+                ),
+                advanced(
+                    io.Int.Input(
+                        "border",
+                        default=0,
+                        min=0,
+                        max=1024,
+                        tooltip="Pixels to leave out at each side.",
+                    )
                 ),
             ],
             outputs=[
-                MetricsType.Output(
-                    "values", display_name="metrics", tooltip="For STAR Metrics Plot."
-                ),
                 io.String.Output(
-                    "report", display_name="report", tooltip="Means over the frames, as a table."
+                    "report",
+                    display_name="report",
+                    tooltip="The mean of each metric over the frames, as a table.",
+                ),
+                io.Image.Output(
+                    "plot",
+                    display_name="plot",
+                    tooltip="Curves of the metrics over the frames, one for each result.",
                 ),
             ],
         )
 
     @classmethod
-    def execute(cls, images, metrics, border, reference=None) -> io.NodeOutput:
-        progress = Progress()
+    def execute(
+        cls, images, metrics, curves, border, reference=None, images_b=None, images_c=None
+    ) -> io.NodeOutput:
+        given = {"images": images, "images_b": images_b, "images_c": images_c}
+        results = {name: frames for name, frames in given.items() if frames is not None}
+        progress, total = Progress(), sum(map(len, results.values()))
+        evaluations = []
         with named("STAR Metrics"):
-            result = evaluate_frames(
-                video_from_images(images),
-                None if reference is None else video_from_images(reference),
-                metrics.replace(",", " ").split(),
-                setup=Setup(device=mm.get_torch_device()),
-                border=border,
-                on_frame=lambda done: progress(done, len(images)),
-            )
-        report = table([result])
-        return io.NodeOutput(result.comparison, report, ui=report_ui(report))
-
-
-class StarMetricsPlot(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="STAR_MetricsPlot",
-            display_name="STAR Metrics Plot",
-            category="STAR",
-            description="Draws one metric over the frames, of up to three results in one picture.",
-            is_output_node=True,
-            inputs=[
-                MetricsType.Input("a", tooltip="Of STAR Metrics."),
-                io.Combo.Input(
-                    "metric", options=list(METRICS), default="psnr", tooltip="Which to draw."
-                ),
-                io.Int.Input(
-                    "width", default=960, min=200, max=8192, tooltip="Width of the picture."
-                ),
-                io.Int.Input(
-                    "height", default=360, min=200, max=8192, tooltip="Height of the picture."
-                ),
-                MetricsType.Input("b", optional=True, tooltip="Another result, to compare."),
-                MetricsType.Input("c", optional=True, tooltip="Another result, to compare."),
-            ],
-            outputs=[io.Image.Output("plot", display_name="plot", tooltip="The curves.")],
-        )
-
-    @classmethod
-    def execute(cls, a, metric, width, height, b=None, c=None) -> io.NodeOutput:
-        with named("STAR Metrics Plot"):
-            results = {name: r for name, r in zip("abc", (a, b, c), strict=True) if r is not None}
-            values = {name: result.values_of(metric) for name, result in results.items()}
-            title = METRICS[metric].title
-            picture = curves(values, title=title, width=width, height=height)
-        plot = picture.movedim(0, -1)[None]
-        return io.NodeOutput(plot, ui=ui.PreviewImage(plot, cls=cls))
+            for name, frames in results.items():
+                before = sum(each.frames for each in evaluations)
+                evaluations.append(
+                    evaluate_frames(
+                        video_from_images(frames),
+                        None if reference is None else video_from_images(reference),
+                        metrics.replace(",", " ").split(),
+                        name=name,
+                        setup=Setup(device=mm.get_torch_device()),
+                        border=border,
+                        on_frame=lambda done, before=before: progress(before + done, total),
+                    )
+                )
+            picture = curves_of(evaluations, None if curves == ALL else curves)
+        report, plot = table(evaluations), picture.movedim(0, -1)[None]
+        return io.NodeOutput(report, plot, ui=report_ui(report, plot))

@@ -34,6 +34,10 @@ class PublishedFile:
     def source(self) -> str:
         return f"{self.path} of {self.repo} on Hugging Face"
 
+    def within(self, models_dir: str | os.PathLike[str]) -> Path:
+        """Where the file belongs in a ComfyUI `models` folder."""
+        return Path(models_dir) / self.folder / self.file
+
     def is_named(self, path: str | os.PathLike[str]) -> bool:
         """Whether a file goes by this one's name, in whichever folder and format it is."""
         return PurePath(path).stem == PurePath(self.file).stem
@@ -121,7 +125,7 @@ def download(
     states no hash, and a wrong hash.
     """
     file = published(name)
-    path = Path(models_dir) / file.folder / file.file
+    path = file.within(models_dir)
     for extra in file.beside:
         target = path.parent / PurePath(extra).name
         if not target.exists():

@@ -133,20 +133,22 @@ def evaluate_frames(
     reference: Tensor | None,
     metrics: Sequence[str],
     *,
+    name: str = "the video",
     setup: Setup | None = None,
     border: int = 0,
     on_frame: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Measure frames (f c h w) in [0, 1] that are in memory; as many true ones, of the same size.
 
-    border, and what metrics lack: as in `evaluate`.
+    name: what reports call them. border: pixels left out at each side. Metrics that lack something
+    are left out and say so.
     """
-    name, (frames, _, height, width) = "the video", restored.shape
+    frames, _, height, width = restored.shape
     rows, columns = _region(name, width, height, Selection(border=border))
     if reference is not None and reference.shape[-2:] != restored.shape[-2:]:
         true_height, true_width = reference.shape[-2:]
         raise ValueError(
-            f"the frames are {width}x{height}, the reference {true_width}x{true_height}: resize "
+            f"{name} is {width}x{height}, the reference {true_width}x{true_height}: resize "
             "or crop one of them first"
         )
     comparison = compare(

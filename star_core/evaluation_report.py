@@ -113,13 +113,18 @@ def write_report(evaluations: Sequence[Evaluation], folder: Path) -> str | None:
     return None
 
 
-def curves_of(evaluations: Sequence[Evaluation]) -> Tensor:
-    """A picture (3 h w) with the curves of every metric below each other.
+def curves_of(evaluations: Sequence[Evaluation], metric: str | None = None) -> Tensor:
+    """A picture (3 h w) with the curves of every metric below each other, or of one alone.
 
-    A curve for each clip; where there are more than can be told apart, one for their mean.
+    A curve for each clip; where there are more than can be told apart, one for their mean. Axes
+    without a curve if no metric has a value for each frame. ValueError, which says why, if `metric`
+    has none.
     """
+    if metric is not None:
+        for e in evaluations:
+            e.comparison.values_of(metric)
     plots = []
-    for name in overall(evaluations):
+    for name in [metric] if metric is not None else overall(evaluations):
         values = {
             e.name: e.comparison.per_frame[name]
             for e in evaluations
@@ -131,7 +136,7 @@ def curves_of(evaluations: Sequence[Evaluation]) -> Tensor:
             values = {f"mean of {len(values)} clips": [fmean(m) if m else math.nan for m in means]}
         if values:
             plots.append(curves(values, title=METRICS[name].title))
-    return torch.cat(plots, dim=1)
+    return torch.cat(plots or [curves({"": ()}, title="no metric has a value per frame")], dim=1)
 
 
 def _write_clips(file: TextIO, evaluations: Sequence[Evaluation], names: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +90,7 @@ def find_vae(
     file. Files are judged by their tensors; likely names are tried first. Raises ValueError, naming
     the file, its place and its source, if there is none.
     """
-    sought = _COGVIDEOX_VAE if VAE_COGVIDEOX in kinds else _VAE
-    return _find(sought, given, model, models_dir, comfyui, lambda file: True)
+    return _find(_sought(kinds), kinds, given, model, models_dir, comfyui)
 
 
 def find_text_encoder(
@@ -104,16 +103,48 @@ def find_text_encoder(
     comfyui: str | os.PathLike[str] | None = None,
 ) -> Path:
     """The text encoder's file, sought as `find_vae` does; its embeddings are `width` wide."""
+    return _find(_sought(kinds), kinds, given, model, models_dir, comfyui, width)
 
-    def fits(file: TensorFile) -> bool:
-        return width is None or any(
-            tensor.shape[1] == width
-            for key, tensor in file.items()
-            if key.endswith(("token_embedding.weight", "shared.weight", "embed_tokens.weight"))
-        )
 
-    sought = _T5 if T5 in kinds else _TEXT_ENCODER
-    return _find(sought, given, model, models_dir, comfyui, fits)
+def published_of(kinds: tuple[FileKind, ...]) -> str:
+    """The name of the published file of one of these kinds of VAE or text encoder."""
+    return _sought(kinds).published
+
+
+def first_of(
+    files: Iterable[Path],
+    kinds: tuple[FileKind, ...],
+    *,
+    width: int | None = None,
+    unreadable: list[str] | None = None,
+) -> Path | None:
+    """The first of `files` that is a VAE or text encoder of one of these kinds, None if none is.
+
+    Files are judged by their tensors; likely names are tried first. width: of the text encoder's
+    embeddings, None for any. unreadable: gets the reasons why files were passed over.
+    """
+    likely_name = _sought(kinds).likely_name
+    for path in sorted(files, key=lambda path: _unlikely(path, likely_name)):
+        try:
+            file = open_tensors(path)
+        except ValueError as error:
+            if unreadable is not None:
+                unreadable.append(str(error))
+            continue
+        if identify(file) in kinds and (width is None or _has_width(file, width)):
+            return path
+    return None
+
+
+def _sought(kinds: tuple[FileKind, ...]) -> _Sought:
+    parts = (_VAE, _COGVIDEOX_VAE, _TEXT_ENCODER, _T5)
+    return next(sought for sought in parts if set(kinds) <= set(sought.kinds))
+
+
+def _has_width(file: TensorFile, width: int) -> bool:
+    """Whether the embeddings of a text encoder are `width` wide."""
+    names = ("token_embedding.weight", "shared.weight", "embed_tokens.weight")
+    return any(tensor.shape[1] == width for key, tensor in file.items() if key.endswith(names))
 
 
 def find_published(
@@ -150,11 +181,12 @@ def comfyui_folder(given: str | os.PathLike[str] | None = None) -> Path | None:
 
 def _find(
     sought: _Sought,
+    kinds: tuple[FileKind, ...],
     given: str | os.PathLike[str] | None,
     model: str | os.PathLike[str] | None,
     models_dir: str | os.PathLike[str] | None,
     comfyui: str | os.PathLike[str] | None,
-    fits: Callable[[TensorFile], bool],
+    width: int | None = None,
 ) -> Path:
     if given is not None and Path(given).is_file():
         return Path(given)
@@ -171,16 +203,11 @@ def _find(
         if models_dir is not None:
             homes.append(home := Path(models_dir))
     places = _places(homes, sought.folders, root)
-    unreadable = []
+    unreadable: list[str] = []
     for place in places:
-        for path in _weights(place, sought.likely_name, recursive=place not in homes):
-            try:
-                file = open_tensors(path)
-            except ValueError as error:
-                unreadable.append(str(error))
-                continue
-            if identify(file) in sought.kinds and fits(file):
-                return path
+        files = _weights(place, recursive=place not in homes)
+        if path := first_of(files, kinds, width=width, unreadable=unreadable):
+            return path
     raise ValueError(
         f"no {sought.what} found: {_how_to_get(sought.published, home)}, or name the file with "
         f"{sought.option} ({_searched(places)})"
@@ -205,15 +232,14 @@ def _searched(places: list[Path]) -> str:
     return "searched: " + (", ".join(str(place) for place in places if place.is_dir()) or "nowhere")
 
 
-def _weights(place: Path, likely_name: str = "", *, recursive: bool) -> list[Path]:
-    """Checkpoint files of a folder, likely ones first."""
+def _weights(place: Path, *, recursive: bool) -> list[Path]:
+    """Checkpoint files of a folder."""
     paths = place.rglob("*") if recursive else place.glob("*")
-    files = [path for path in paths if path.suffix in _SUFFIXES and path.is_file()]
+    return sorted(path for path in paths if path.suffix in _SUFFIXES and path.is_file())
 
-    def unlikely(path: Path) -> bool:
-        return not re.search(likely_name, path.name, re.IGNORECASE)
 
-    return sorted(files, key=lambda path: (unlikely(path), path))
+def _unlikely(path: Path, likely_name: str) -> bool:
+    return not re.search(likely_name, path.name, re.IGNORECASE)
 
 
 def _places(homes: list[Path], folders: tuple[str, ...], root: Path | None) -> list[Path]:

@@ -56,6 +56,22 @@ class Task:
                 f"{self.size[0]}x{self.size[1]}"
             )
 
+    @classmethod
+    def of_latents(cls, sides: tuple[int, int, int], vae: Geometry, **more: Any) -> "Task":
+        """Sampling and decoding a clip that is encoded already, as in a host.
+
+        sides: frames, height and width of its latents. more: other fields.
+        """
+        count, height, width = sides
+        return cls(
+            frames=(count - 1) * vae.latent_frames + 1,
+            size=(width * vae.factor, height * vae.factor),
+            vae=vae,
+            text_encoder=False,
+            one_clip=True,
+            **more,
+        )
+
     @cached_property
     def padded(self) -> tuple[int, int]:
         """Height and width in pixels of what is computed."""
@@ -139,12 +155,15 @@ class Plan:
         return max(self.windows) * max(h * w for h, w in self.network_tiles)
 
     @property
+    def network_tile(self) -> Tile | None:
+        """`latent_tile` in latents."""
+        step = 2**self.task.config.downsamplings
+        return self.latent_tile and self.latent_tile.in_latents(self.task.vae.factor, step=step)
+
+    @property
     def network_tiles(self) -> list[tuple[int, int]]:
         """Height and width in latents of each of the network's tiles."""
-        tile, config = self.latent_tile, self.task.config
-        if tile is not None:
-            tile = tile.in_latents(self.task.vae.factor, step=2**config.downsamplings)
-        rows, columns = config.tiles(self.task.latents, tile)
+        rows, columns = self.task.config.tiles(self.task.latents, self.network_tile)
         return [(len(row), len(column)) for row, column in product(rows, columns)]
 
     @property

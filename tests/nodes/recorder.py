@@ -1,8 +1,9 @@
 """Stands in for ComfyUI while the pack's nodes are imported, so that CI reads their schemas.
 
 `comfy_api.latest` is recorded: its classes keep the arguments they are given and refuse the ones
-that ComfyUI 0.3.64 refuses (`test_recorder.py` compares both). `folder_paths` is an installation
-without a single file. Everything else of the host is a dummy that may be subclassed and called.
+that ComfyUI 0.3.64 refuses, but for those of `NEWER` (`test_recorder.py` compares both).
+`folder_paths` is an installation without a single file. Everything else of the host is a dummy
+that may be subclassed and called.
 """
 
 import asyncio
@@ -51,6 +52,8 @@ SCHEMA = (
     "node_id! display_name category inputs outputs hidden description is_input_list is_output_node"
     " is_deprecated is_experimental is_api_node not_idempotent enable_expand"
 )
+# Newer hosts know these fields too, and the pack asks whether they do.
+NEWER = "search_aliases"
 ENUMS = {
     "NumberDisplay": {name: name for name in ("number", "slider")},
     "FolderType": {name: name for name in ("input", "output", "temp")},
@@ -112,7 +115,7 @@ IO = {
     "Input": record("Input", PLAIN),
     "Output": record("Output", OUTPUT),
     "Custom": lambda io_type_: io_type("Custom", io_type_),
-    "Schema": record("Schema", SCHEMA),
+    "Schema": record("Schema", f"{SCHEMA} {NEWER}"),
     "ComfyNode": ComfyNode,
     "NodeOutput": NodeOutput,
 }
@@ -230,6 +233,7 @@ def object_info(node: Node) -> dict[str, Any]:
         if isinstance(told["default"], Enum):
             told["default"] = told["default"].value
         told["forceInput"] = getattr(i, "force_input", None)
+        told["advanced"] = i.extra_dict.get("advanced")
         options = {name: value for name, value in told.items() if value is not None}
         inputs["optional" if i.optional else "required"][i.id] = [i.io_type, options]
     return {

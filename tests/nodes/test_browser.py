@@ -126,11 +126,10 @@ NODES_2 = "Comfy.VueNodes.Enabled"
 OFFERS_NODES_2 = f"app.ui.settings.settingsLookup['{NODES_2}']?.type == 'boolean'"
 REPORTING = {
     "1": node("STAR_LoadModel"),
-    "2": node("STAR_LoadVAE"),
     "3": node("EmptyImage", width=96, height=64, batch_size=2, color=0x806040),
     "4": node("STAR_AnalyzeDegradation", images=["3", 0], model=["1", 0]),
     "5": node("EmptyHunyuanLatentVideo", width=640, height=384, length=9, batch_size=1),
-    "6": node("STAR_Plan", model=["1", 0], vae=["2", 0], latent=["5", 0]),
+    "6": node("STAR_Plan", model=["1", 0], vae=["1", 2], latent=["5", 0]),
     "7": node("STAR_Metrics", images=["3", 0], reference=["3", 0], metrics="psnr"),
 }
 REPORTS = {

@@ -200,7 +200,7 @@ def test_a_t5_that_masks_is_refused(host, tmp_path):
     clip = Clip(tmp_path)
     t5: Any = clip.cond_stage_model.t5xxl
     t5.enable_attention_masks = True
-    with pytest.raises(ValueError, match="type pixart"):
+    with pytest.raises(ValueError, match="type cogvideox, in older ComfyUI pixart"):
         host.conditioning.t5_conditioning(clip, "a", 7)
 
 
@@ -242,7 +242,8 @@ def test_a_video_is_restored_from_file_to_file_as_by_the_command_line(
     inputs = {
         "scale": 2.0, "width": 0, "height": 0, "seed": 5, "steps": 2, "cfg": 6.0,
         "noise_level": -1, "strength": 1.0, "chunk_frames": 9, "chunk_overlap": 5, "tile_size": 0,
-        "tile_overlap": 64, "color_fix": "model", "shots": "off", "prompt": "",
+        "tile_overlap": 64, "color_fix": "auto", "shots": "off", "prompt": "",
+        "preset": "faithful",
         "format": "mkv (lossless)", "filename_prefix": "video/STAR", "folder": "output",
     }  # fmt: skip
     model = host.model_file.load_patcher(host.open_model(path))
@@ -278,20 +279,20 @@ def test_the_same_nodes_with_the_same_values_restore_with_either_backbone(
     vae = host.vae_module.host_vae(module(".star_core.causal_vae").open_vae(vae_path))
     conditioning, denoise = module(".nodes.conditioning"), module(".nodes.denoise")
     decode = module(".nodes.decode")
-    positive, negative = conditioning.StarTextEncode.execute(model, "", "", "").args
+    positive, negative = conditioning.StarTextEncode.execute(model, "", "", "", "faithful").args
     positive, negative, latent = conditioning.StarConditioning.execute(
-        positive, negative, model, vae, host.images, 2.0, 0, 0, "model", 0, 64
+        positive, negative, model, vae, host.images, 2.0, 0, 0, 1.0, "auto", 0, 64
     ).args
-    (model,) = denoise.StarGuidance.execute(model, 0.0, 0.0, 1.0, 1.0).args
+    (model,) = denoise.StarGuidance.execute(model, -1.0, 0.0, 1.0).args
     (model,) = denoise.StarTemporalChunks.execute(model, 25, 5, "smooth").args
-    (sigmas,) = denoise.StarScheduler.execute(model, "model", 0, -1, "dpmpp_2m_sde").args
-    (sampler,) = denoise.StarSampler.execute("dpmpp_2m_sde", "frame", True).args
+    settings = ("auto", -1, -1, "frame", True)
+    noise, sampler, sigmas = denoise.StarSampling.execute(model, 1, *settings).args
     import comfy.sample  # pyright: ignore[reportMissingImports]
 
     raw = latent["samples"]
     out = comfy.sample.sample_custom(
-        model, FrameNoise(1).initial(tuple(raw.shape)), 3.0, sampler, sigmas, positive, negative,
+        model, noise.generate_noise(latent), 3.0, sampler, sigmas, positive, negative,
         raw, disable_pbar=True, seed=1,
     )  # fmt: skip
-    (images,) = decode.StarVAEDecode.execute({**latent, "samples": out}, vae, 0, 64, 0, 1).args
+    (images,) = decode.StarVAEDecode.execute({**latent, "samples": out}, vae, 0, 64, -1, 1).args
     assert images.shape == (6, 24, 40, 3) and images.isfinite().all()

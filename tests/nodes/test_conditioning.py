@@ -1,17 +1,23 @@
 """Loaders, prompts, sizes and the comparison, in the host."""
 
 import importlib
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from star_core.checkpoints import LearnedPrompts, open_model
+from star_core.backbones import SamplingDefaults
+from star_core.checkpoints import LearnedPrompts, open_model, save_model
 from star_core.model import BUILT_IN
 from star_core.models.unet import UNetConfig
+from star_core.networks import build_network
+from star_core.tensor_files import write_tensors
 from star_core.text import join_prompt
+from star_core.vae import VAEGeometry
 
 pytestmark = pytest.mark.host
 
@@ -32,12 +38,17 @@ def nodes(pack) -> Any:
 
 @pytest.fixture(scope="module")
 def model(nodes):
-    return nodes.loaders.StarLoadModel.execute(nodes.host_files.BUILT_IN_NAME, "default").args[0]
+    return load(nodes, nodes.host_files.BUILT_IN_NAME)[0]
 
 
 @pytest.fixture(scope="module")
 def vae(nodes):
-    return nodes.loaders.StarLoadVAE.execute(nodes.host_files.BUILT_IN_NAME).args[0]
+    return load(nodes, nodes.host_files.BUILT_IN_NAME)[2]
+
+
+def load(nodes, name, *, vae_name="auto", text_encoder="auto"):
+    """MODEL, CLIP and VAE of STAR Load Model."""
+    return nodes.loaders.StarLoadModel.execute(name, "auto", vae_name, text_encoder).args
 
 
 class Clip:
@@ -66,8 +77,21 @@ def images(frames=3, height=20, width=30, channels=3):
     return torch.rand(frames, height, width, channels, generator=torch.Generator().manual_seed(1))
 
 
+def restore(nodes, model, vae, frames, **changes):
+    """IMAGE of STAR Restore."""
+    settings = {
+        **{"scale": 2.0, "width": 0, "height": 0, "stills": False, "prompt": "", "seed": 1},
+        **{"preset": "faithful", "strength": 1.0, "steps": -1, "cfg": -1.0, "noise_level": -1},
+        **{"color_fix": "auto", "chunk_frames": -1, "chunk_overlap": 16},
+        **{"tile_size": 0, "tile_overlap": 64},
+    }
+    return nodes.restore.StarRestore.execute(model, vae, frames, **settings | changes).args[0]
+
+
 def test_learned_prompts_stand_in_for_text(nodes, model):
-    positive, negative = nodes.conditioning.StarTextEncode.execute(model, "x", "y", "z").args
+    positive, negative = nodes.conditioning.StarTextEncode.execute(
+        model, "x", "y", "z", "faithful"
+    ).args
     learned = open_model(BUILT_IN["tiny"][0]).prompts
     assert learned is not None
     assert torch.equal(positive[0][0], learned.positive.float())
@@ -97,7 +121,7 @@ def test_text_is_joined_as_on_the_command_line_and_read_without_weights(nodes):
 
 
 @pytest.mark.parametrize(
-    ("clip", "words"), [(None, "STAR Load Text Encoder"), (Clip(768), "width 768.*1024")]
+    ("clip", "words"), [(None, "CLIP of STAR Load Model"), (Clip(768), "width 768.*1024")]
 )
 def test_a_missing_or_wrong_text_encoder_is_named(nodes, clip, words):
     with pytest.raises(ValueError, match=words):
@@ -122,7 +146,7 @@ def test_the_vae_of_another_model_is_refused_by_name(nodes, model):
     from comfy.sd import VAE  # pyright: ignore[reportMissingImports]
 
     other = VAE(sd={"pixel_space_vae": torch.ones(())})
-    with pytest.raises(ValueError, match="STAR Load VAE"):
+    with pytest.raises(ValueError, match="VAE of STAR Load Model"):
         nodes.host_conditioning.low_quality_latent(model, other, images(), (60, 40))
 
 
@@ -139,9 +163,7 @@ def test_shrinking_first_keeps_the_size_and_loses_fine_detail(nodes, model, vae)
 def test_restoring_keeps_alpha_size_and_number_of_frames(nodes, model, vae):
     given = images(2, 17, 22, 4)
     before = given.clone()
-    restored = nodes.restore.StarRestore.execute(
-        model, vae, given, 2.5, 0, 0, 1, 0, -1.0, -1, 1.0, 32, 16, 0, 64, "model", False, ""
-    ).args[0]
+    restored = restore(nodes, model, vae, given, scale=2.5)
     assert restored.shape == (2, 43, 55, 4)  # floor(x * scale + 0.5)
     alpha = torch.nn.functional.interpolate(
         given[..., 3:].movedim(-1, 1), size=(43, 55), mode="bicubic"
@@ -151,21 +173,14 @@ def test_restoring_keeps_alpha_size_and_number_of_frames(nodes, model, vae):
 
 
 def test_stills_are_restored_each_by_itself(nodes, model, vae):
-    def restore(frames, stills):
-        return nodes.restore.StarRestore.execute(
-            model, vae, frames, 2.0, 0, 0, 1, 0, -1.0, -1, 1.0, 32, 16, 0, 64, "model", stills, ""
-        ).args[0]
-
     pictures = images(2)
-    together, apart = restore(pictures, False), restore(pictures, True)
-    assert torch.equal(apart[1:], restore(pictures[1:], True))
+    together, apart = (restore(nodes, model, vae, pictures, stills=on) for on in (False, True))
+    assert torch.equal(apart[1:], restore(nodes, model, vae, pictures[1:], stills=True))
     assert not torch.equal(apart, together)
 
 
 def test_strength_zero_is_the_bicubic_input(nodes, model, vae):
-    restored = nodes.restore.StarRestore.execute(
-        model, vae, images(), 2.0, 0, 0, 1, 0, -1.0, -1, 0.0, 32, 16, 0, 64, "model", False, ""
-    ).args[0]
+    restored = restore(nodes, model, vae, images(), strength=0.0)
     bicubic = torch.nn.functional.interpolate(
         images().movedim(-1, 1), scale_factor=2, mode="bicubic"
     ).clamp(0, 1)
@@ -182,44 +197,150 @@ def test_the_comparison_shows_before_on_the_left(nodes):
         nodes.host_restore.compared(before, after[:2])
 
 
-def test_a_published_file_is_offered_until_it_is_there(nodes, tmp_path, monkeypatch):
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Model folders of the host that are empty; `put` lays a file there."""
     import folder_paths  # pyright: ignore[reportMissingImports]
 
-    files = nodes.host_files
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "star", ([str(tmp_path)], {".pt"}))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    assert "light_deg (download)" in files.choices(("star",), ("light_deg", "heavy_deg"))
-    (tmp_path / "light_deg.pt").touch()
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    assert files.choices(("star",), ("light_deg", "heavy_deg")) == [
-        "light_deg.pt",
-        "heavy_deg (download)",
-    ]
-    assert files.resolve("light_deg.pt", ("star",)) == tmp_path / "light_deg.pt"
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    for name in ("star", "diffusion_models", "checkpoints", "vae", "text_encoders"):
+        (tmp_path / name).mkdir()
+        known = ([str(tmp_path / name)], {".pt", ".safetensors"})
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, known)
+
+    def put(place, source=None):
+        target = tmp_path / place
+        target.parent.mkdir(exist_ok=True)
+        target.touch() if source is None else shutil.copy(source, target)
+        folder_paths.filename_list_cache.clear()
+        return target
+
+    folder_paths.filename_list_cache.clear()
+    yield put
+    folder_paths.filename_list_cache.clear()
 
 
-def test_choosing_a_missing_published_file_fetches_it_with_progress(nodes, monkeypatch, tmp_path):
-    import folder_paths  # pyright: ignore[reportMissingImports]
+def test_a_published_file_is_offered_whether_it_is_there_or_not(nodes, folders):
+    """Hosts since 0.8 refuse a saved workflow whose choice has gone from the list."""
+    files, published = nodes.host_files, ["light_deg (download)", "heavy_deg (download)"]
+    assert files.choices(files.MODEL_FOLDERS)[:2] == published
+    path = folders("star/light_deg.pt")
+    assert files.choices(files.MODEL_FOLDERS, "auto")[:4] == ["auto", "light_deg.pt", *published]
+    assert files.resolve("light_deg.pt", files.MODEL_FOLDERS) == path
 
+
+@pytest.fixture
+def downloads(nodes, monkeypatch):
+    """The names of the files that were fetched; fetching them fails."""
     asked = []
 
     def download(name, models_dir, *, on_progress):
         on_progress(1, 2)
-        asked.append((name, models_dir))
-        return tmp_path / "light_deg.pt"
+        asked.append(name)
+        raise ValueError(f"{name} is out of reach")
 
     monkeypatch.setattr(nodes.host_files, "download", download)
-    found = nodes.host_files.resolve("light_deg (download)", nodes.host_files.MODEL_FOLDERS)
-    assert found == tmp_path / "light_deg.pt"
-    assert asked == [("light_deg", folder_paths.models_dir)]
+    return asked
 
 
-def test_a_file_that_is_no_star_network_is_named(nodes, tmp_path, monkeypatch):
-    monkeypatch.setattr(nodes.loaders, "resolve", lambda *_, **__: BUILT_IN["tiny"][1])
+def test_a_copy_under_the_published_name_is_taken_before_anything_is_fetched(
+    nodes, folders, downloads
+):
+    files = nodes.host_files
+    with pytest.raises(ValueError, match="light_deg is out of reach"):
+        files.resolve("light_deg (download)", files.MODEL_FOLDERS)
+    path = folders("star/light_deg.safetensors")
+    assert files.resolve("light_deg (download)", files.MODEL_FOLDERS) == path
+    assert downloads == ["light_deg"]
+
+
+def test_a_file_where_downloads_go_is_checked_by_the_download(nodes, folders, downloads):
+    files = nodes.host_files
+    folders("star/light_deg.safetensors")
+    folders("diffusion_models/STAR/light_deg.pt")
+    with pytest.raises(ValueError, match="light_deg is out of reach"):
+        files.resolve("light_deg (download)", files.MODEL_FOLDERS)
+
+
+def test_the_built_in_model_brings_its_vae_and_takes_no_text(nodes, model, vae):
+    model, clip, vae = load(nodes, nodes.host_files.BUILT_IN_NAME)
+    assert clip is None
+    assert vae.first_stage_model.window == model.model.star.sampling.decode_window == 8
+
+
+def test_a_copy_of_the_built_in_model_gets_the_built_in_vae(nodes, folders):
+    folders("star/mine.safetensors", BUILT_IN["tiny"][0])
+    model, clip, vae = load(nodes, "mine.safetensors")
+    assert (clip, vae.latent_channels) == (None, 16)
+
+
+def network_on_svd(folders):
+    """A small network for the latents of Stable Video Diffusion that takes text."""
+    config = replace(open_model(BUILT_IN["tiny"][0]).config, in_dim=4, out_dim=4)
+    torch.manual_seed(0)
+    path = folders("star/mine.safetensors")
+    path.unlink()
+    save_model(path, build_network(config), sampling=SamplingDefaults())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"text_encoder": "none"}, '"svd_vae .download." for vae_name, or put .* into models/vae'),
+        ({"vae_name": "tiny (built in)"}, "VAE makes latents of 16 channels.*takes 4"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_choice_that_fetches_it(
+    nodes, folders, downloads, chosen, words
+):
+    network_on_svd(folders)
+    with pytest.raises(ValueError, match=f"STAR Load Model: .*{words}"):
+        load(nodes, "mine.safetensors", **chosen)
+    assert not downloads  # nothing that ends in (download) was chosen
+
+
+def test_the_vae_and_the_text_encoder_are_found_by_their_tensors(
+    nodes, folders, downloads, monkeypatch
+):
+    network_on_svd(folders)
+    vae = VAEGeometry(block_out_channels=(32, 32), latent_channels=4).build()
+    write_tensors(folders("vae/x.safetensors"), vae.model.state_dict(), overwrite=True)
+    folders("vae/svd_broken.safetensors")  # likely by its name, and passed over
+    with pytest.raises(ValueError, match='"clip_vit_h .download." for text_encoder'):
+        load(nodes, "mine.safetensors")
+    width = open_model(BUILT_IN["tiny"][0]).config.context_dim
+    for name, wide in (("clip_vit_h", width + 1), ("zzz", width)):
+        tensors = {"transformer.resblocks.0.attn.in_proj_weight": torch.ones(1)}
+        tensors["token_embedding.weight"] = torch.ones(2, wide)
+        write_tensors(folders(f"text_encoders/{name}.safetensors"), tensors, overwrite=True)
+    loaded = []
+    monkeypatch.setattr(nodes.loaders.comfy.sd, "load_clip", lambda **how: loaded.append(how))
+    found = load(nodes, "mine.safetensors")[2]
+    assert found.first_stage_model.window == SamplingDefaults().decode_window
+    assert [Path(how["ckpt_paths"][0]).stem for how in loaded] == ["zzz"]
+    assert not downloads
+
+
+def test_a_download_brings_the_parts_that_are_missing(nodes, folders, downloads, monkeypatch):
+    network_on_svd(folders)
+    path = folders("star/mine.safetensors", Path(str(nodes.host_files.BUILT_IN["tiny"][0])))
+    monkeypatch.setattr(nodes.loaders, "model_file", lambda name: path)
+    network_on_svd(folders)
+    with pytest.raises(ValueError, match="svd_vae is out of reach"):
+        load(nodes, "light_deg (download)")
+    assert downloads == ["svd_vae"]
+
+
+def test_a_file_of_another_kind_is_named(nodes, folders):
+    folders("star/vae.safetensors", BUILT_IN["tiny"][1])
     with pytest.raises(ValueError, match="STAR Load Model: .*temporal decoder"):
-        nodes.loaders.StarLoadModel.execute("x", "default")
-    with pytest.raises(ValueError, match="STAR Load Text Encoder: .*temporal decoder"):
-        nodes.loaders.StarLoadTextEncoder.execute("x")
+        load(nodes, "vae.safetensors")
+    network_on_svd(folders)
+    with pytest.raises(
+        ValueError, match="vae.safetensors seems to be a video VAE.*OpenCLIP ViT-H-14"
+    ):
+        folders("vae/svd.safetensors", BUILT_IN["tiny"][1])
+        load(nodes, "mine.safetensors", vae_name="tiny (built in)", text_encoder="vae.safetensors")
 
 
 def test_recommended_settings_reach_the_nodes(nodes, model, vae, monkeypatch, tmp_path):
@@ -233,9 +354,9 @@ def test_recommended_settings_reach_the_nodes(nodes, model, vae, monkeypatch, tm
     assert cfg == settings.cfg and checkpoint == settings.checkpoint
     assert "noise" in text and bars.shape[0] == 1 and bars.shape[-1] == 3
     gentle = replace(settings, noise_level=300)
-    schedule = importlib.import_module(".denoise", nodes.conditioning.__package__).StarScheduler
+    sampling = importlib.import_module(".denoise", nodes.conditioning.__package__).StarSampling
     own, low, by_hand = (
-        schedule.execute(model, "normal", 4, level, "heun", degradation).args[0][0]
+        sampling.execute(model, 1, "heun", 4, level, "frame", True, degradation).args[2][0]
         for level, degradation in ((-1, None), (-1, gentle), (900, gentle))
     )
     assert low < own == by_hand

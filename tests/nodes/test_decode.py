@@ -45,7 +45,7 @@ def encode(node, vae, images, *, tile=0, overlap=16, posterior="mean", seed=0):
     return node.StarVAEEncode.execute(images, vae, tile, overlap, posterior, seed).args[0]
 
 
-def decode(node, vae, latent, *, tile=0, overlap=16, window=0, window_overlap=1):
+def decode(node, vae, latent, *, tile=0, overlap=16, window=-1, window_overlap=1):
     return node.StarVAEDecode.execute(latent, vae, tile, overlap, window, window_overlap).args[0]
 
 
@@ -78,7 +78,7 @@ def test_latents_are_the_cores_of_padded_frames_that_the_network_takes(node, vae
 
 def test_a_model_has_its_own_padding(pack, node, vae):
     loaders = importlib.import_module(".nodes.loaders", pack.__name__)
-    tiny = loaders.StarLoadModel.execute(loaders.BUILT_IN_NAME, "default").args[0]
+    tiny = loaders.StarLoadModel.execute(loaders.BUILT_IN_NAME, *3 * ["auto"]).args[0]
     latent = node.StarVAEEncode.execute(torch.rand(1, 20, 50, 3), vae, 0, 0, "mean", 0, tiny).args[
         0
     ]
@@ -106,12 +106,15 @@ def test_an_unknown_posterior_is_refused(node, vae):
 
 
 @pytest.mark.parametrize("tile", [0, 24])
-@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("window", [-1, 3])
 def test_frames_are_the_cores_with_the_same_tiles_and_windows(node, vae, core, tile, window):
     latents = torch.randn(1, 16, 9, 4, 8)
     images = decode(node, vae, {"samples": latents / core.scaling_factor}, tile=tile, window=window)
     video = core.decode(
-        latents, window=window or 8, overlap=1, tile=Tile(size=24, overlap=16) if tile else None
+        latents,
+        window=8 if window == -1 else window,
+        overlap=1,
+        tile=Tile(size=24, overlap=16) if tile else None,
     )
     torch.testing.assert_close(images, images_of(video), rtol=0, atol=1e-5)
 
@@ -142,7 +145,7 @@ def test_resized_latents_are_refused_instead_of_cropped_wrongly(node, vae):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((7, 16, 4, 4), "7x16x4x4.*STAR Load VAE"),
+        ((7, 16, 4, 4), "7x16x4x4.*VAE of STAR Load Model"),
         ((1, 4, 7, 4, 4), "4 channels.*this one has 16: decode with the VAE"),
     ],
 )
@@ -155,9 +158,9 @@ def test_another_models_vae_is_refused(node):
     from comfy.sd import VAE  # pyright: ignore[reportMissingImports]
 
     vae = VAE(sd={"pixel_space_vae": torch.ones(())})
-    with pytest.raises(ValueError, match=r"STAR VAE Encode: .*STAR Load VAE"):
+    with pytest.raises(ValueError, match=r"STAR VAE Encode: .*VAE of STAR Load Model"):
         encode(node, vae, torch.rand(1, 8, 8, 3))
-    with pytest.raises(ValueError, match=r"STAR VAE Decode: .*STAR Load VAE"):
+    with pytest.raises(ValueError, match=r"STAR VAE Decode: .*VAE of STAR Load Model"):
         decode(node, vae, {"samples": torch.zeros(1, 16, 1, 2, 2)})
 
 

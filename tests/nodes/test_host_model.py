@@ -40,6 +40,7 @@ class Host:
             return importlib.import_module(f".nodes.{name}", pack.__name__)
 
         self.model_file, self.sampling = module("host_model"), module("host_sampling")
+        self.conditions, self.strength = module("host_conditioning"), 1.0
         checkpoints = importlib.import_module(".star_core.checkpoints", pack.__name__)
         self.star = checkpoints.open_model(BUILT_IN["tiny"][0])
         self.model = self.model_file.load_patcher(self.star)
@@ -54,7 +55,9 @@ class Host:
         self.negative = self.positive + shift
 
     def conditioning(self, prompt):
-        return [[prompt, {self.model_file.HINT: self.raw}]]
+        """As STAR Conditioning makes it."""
+        latent, prompts = {"samples": self.raw}, ([[prompt, {}]], [[prompt, {}]])
+        return self.conditions.with_hint(prompts, latent, self.strength)[0]
 
     @property
     def raw(self):
@@ -120,6 +123,7 @@ def core_result(
     noise,
     tile: Tile | None = None,
     shortcuts: Shortcuts = NONE,
+    strength: float = 1.0,
 ):
     """What `pipeline` computes, from the core's parts."""
     model = load_model(BUILT_IN["tiny"][0], dtype=torch.float32)
@@ -141,6 +145,11 @@ def core_result(
         guidance_rescale=sampling.cfg_rescale,
         shortcuts=shortcuts,
     )
+
+    def denoise(x_in, sigma, window):
+        hint = host.lq[:, :, window.start : window.stop]
+        return torch.lerp(hint, denoiser(x_in, sigma, window), strength)
+
     frames = SHAPE[2]
     windows = overlapping_windows(
         frames, chunk.length if chunk else frames, chunk.overlap if chunk else 0
@@ -156,7 +165,7 @@ def core_result(
     )
     with torch.inference_mode(), how:
         return SAMPLERS[sampling.sampler](
-            chunked(denoiser, windows, merge), start, sigmas, noise=draws
+            chunked(denoise, windows, merge), start, sigmas, noise=draws
         )
 
 
@@ -202,12 +211,15 @@ TILE = Tile(size=8, overlap=2)  # in latents
 )
 def test_tiles_and_shortcuts_of_the_host_equal_the_cores(host, tile, shortcuts):
     chunk = ChunkConfig(length=5, overlap=1)
-    model = host.sampling.patch_guidance(host.model, NORMAL.cfg_rescale)
+    interval = (1 - bound / 1000 for bound in reversed(shortcuts.guidance))
+    model = host.sampling.patch_guidance(host.model, NORMAL.cfg_rescale, *interval)
     model = host.sampling.patch_chunks(model, chunk, "smooth")
     if tile:
         pixels = Tile(size=4 * tile.size, overlap=4 * tile.overlap)
         model = host.sampling.patch_tiles(model, pixels, factor=4, offload=True)
-    model = host.sampling.patch_shortcuts(model, shortcuts)
+    model = host.sampling.patch_work(
+        model, attention_window=shortcuts.attention_window, reuse=shortcuts.reuse
+    )
     sampler = host.sampling.star_sampler(NORMAL.sampler, "frame")
     found = host.run(model, sampler, host.sampling.finite_sigmas(NORMAL))
     wanted, plain = (
@@ -223,7 +235,7 @@ def test_tiles_and_shortcuts_of_the_host_equal_the_cores(host, tile, shortcuts):
 def test_a_model_without_the_patch_works_as_before_beside_one_with_it(host):
     before = host.ksampler(host.model, "euler", steps=2)
     model = host.sampling.patch_tiles(host.model, Tile(size=32, overlap=8), factor=4)
-    model = host.sampling.patch_shortcuts(model, Shortcuts(attention_window=5, reuse=500))
+    model = host.sampling.patch_work(model, attention_window=5, reuse=500)
     assert not torch.equal(host.ksampler(model, "euler", steps=2), before)
     assert torch.equal(host.ksampler(host.model, "euler", steps=2), before)
     network = host.model.model.diffusion_model
@@ -231,7 +243,7 @@ def test_a_model_without_the_patch_works_as_before_beside_one_with_it(host):
 
 
 def test_a_run_starts_with_no_features_of_another(host):
-    model = host.sampling.patch_shortcuts(host.model, Shortcuts(reuse=1000))
+    model = host.sampling.patch_work(host.model, reuse=1000)
     first, second = (host.ksampler(model, "euler", steps=2) for _ in range(2))
     assert torch.equal(first, second)
 
@@ -302,9 +314,8 @@ def test_patches_do_not_touch_the_model_they_are_given(host):
     before = (dict(host.model.wrappers), dict(host.model.model_options))
     host.sampling.patch_chunks(host.model, ChunkConfig(length=4, overlap=2), "cut")
     host.sampling.patch_guidance(host.model, 0.2, 0.1, 0.5)
-    host.sampling.patch_strength(host.model, 0.5)
     host.sampling.patch_tiles(host.model, Tile(size=32, overlap=8), factor=4)
-    host.sampling.patch_shortcuts(host.model, Shortcuts(attention_window=5, guidance=(1, 2)))
+    host.sampling.patch_work(host.model, attention_window=5)
     assert (dict(host.model.wrappers), dict(host.model.model_options)) == before
 
 
@@ -341,12 +352,34 @@ def test_guidance_outside_its_interval_is_off(host):
     assert not torch.equal(partly, off) and not torch.equal(partly, guided)
 
 
-def test_strength_zero_gives_the_hint_and_more_of_it_changes_more(host):
-    chunk = ChunkConfig(length=4, overlap=2)
+@pytest.fixture
+def at_strength(host, monkeypatch):
+    return lambda strength: monkeypatch.setattr(host, "strength", strength)
+
+
+def test_strength_of_the_conditioning_holds_predictions_back_as_in_the_core(host, at_strength):
+    """After guidance: held back before it, its rescaling would see other contrasts."""
+    chunk = ChunkConfig(length=5, overlap=1)
+    model = host.sampling.patch_guidance(host.model, NORMAL.cfg_rescale)
+    model = host.sampling.patch_chunks(model, chunk, "smooth")
+    sampler = host.sampling.star_sampler(NORMAL.sampler, "frame")
+    at_strength(0.6)
+    found = host.run(model, sampler, host.sampling.finite_sigmas(NORMAL))
+    wanted, full = (
+        core_result(host, NORMAL, chunk, "smooth", "frame", strength=strength)
+        for strength in (0.6, 1.0)
+    )
+    wrong = (found - wanted).abs().max()
+    assert wrong < 2e-4 * wanted.abs().max()
+    assert wrong < 0.01 * (full - wanted).abs().max()
+
+
+def test_strength_zero_gives_the_hint_and_more_of_it_changes_more(host, at_strength):
+    model = host.sampling.patch_chunks(host.model, ChunkConfig(length=4, overlap=2), "smooth")
     changes = []
     for strength in (0.0, 0.25, 0.5, 1.0):
-        model = host.sampling.patch_strength(host.model, strength)
-        found = host.ksampler(host.sampling.patch_chunks(model, chunk, "smooth"), "euler", cfg=1.0)
+        at_strength(strength)
+        found = host.ksampler(model, "euler", cfg=1.0)
         changes.append((found - host.lq).abs().mean())
     assert changes[0] < 1e-4
     assert changes == sorted(changes) and changes[1] > 0.01

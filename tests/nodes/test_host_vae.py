@@ -173,7 +173,7 @@ def test_latents_of_pictures_are_refused_with_a_cure(both, nodes):
     vae, core, _ = both
     for run in (decode, decode_tiled):
         sizes = {"tile_size": 64} if run is decode_tiled else {}
-        with pytest.raises(ValueError, match="encode with the VAE of STAR Load VAE"):
+        with pytest.raises(ValueError, match="encode with the VAE of STAR Load Model"):
             run(nodes, vae, torch.randn(7, core.latent_channels, 4, 4), **sizes)
 
 
@@ -186,7 +186,7 @@ def test_latents_of_another_vae_are_refused_with_both_numbers(both, nodes):
 def test_another_models_vae_is_refused_by_its_name(host_vae):
     from comfy.sd import VAE  # pyright: ignore[reportMissingImports]
 
-    with pytest.raises(ValueError, match=r"PixelspaceConversionVAE.*STAR Load VAE"):
+    with pytest.raises(ValueError, match=r"PixelspaceConversionVAE.*STAR Load Model"):
         host_vae.star_vae(VAE(sd={"pixel_space_vae": torch.ones(())}))
 
 

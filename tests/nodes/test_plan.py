@@ -21,8 +21,8 @@ def nodes(pack):
 @pytest.fixture(scope="module")
 def loaded(nodes):
     name = nodes.host_files.BUILT_IN_NAME
-    model = nodes.loaders.StarLoadModel.execute(name, "default").args[0]
-    return model, nodes.loaders.StarLoadVAE.execute(name).args[0]
+    model, _, vae = nodes.loaders.StarLoadModel.execute(name, *3 * ["auto"]).args
+    return model, vae
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_where_memory_is_scarce_skips_wait_elsewhere_and_frames_are_cut(planned)
 
 
 def test_without_a_number_the_hosts_memory_is_planned_for(planned, nodes, monkeypatch):
-    monkeypatch.setattr(nodes.plan, "free_memory", lambda: 2**30)
+    monkeypatch.setattr(nodes.host, "free_memory", lambda: 2**30)
     assert "0.90 GiB" in planned(0.0)[1]
 
 
@@ -68,9 +68,9 @@ def test_the_model_given_stays_as_it_was(planned, loaded, nodes):
 
 def test_windows_of_the_plan_reach_the_sampler(planned, loaded, nodes, monkeypatch):
     seen = []
-    patch = nodes.plan.patch_chunks
+    patch = nodes.host_sampling.patch_chunks
     monkeypatch.setattr(
-        nodes.plan,
+        nodes.host_sampling,
         "patch_chunks",
         lambda model, chunk, merge: seen.append(chunk) or patch(model, chunk, merge),
     )

@@ -30,7 +30,8 @@ INPUTS: dict[str, Any] = {
     "chunk_overlap": 1,
     "tile_size": 0,
     "tile_overlap": 64,
-    "color_fix": "model",
+    "color_fix": "auto",
+    "preset": "faithful",
     "shots": "off",
     "prompt": "a good video",
     "format": "mkv (lossless)",
@@ -51,8 +52,7 @@ class Host:
         self.loaders, self.node = module("nodes.loaders"), module("nodes.restore").StarRestoreVideo
         self.video, self.files = module("nodes.host_video"), module("nodes.host_model")
         tiny = "tiny (built in)"
-        (self.model,) = self.loaders.StarLoadModel.execute(tiny, "default").args
-        (self.vae,) = self.loaders.StarLoadVAE.execute(tiny).args
+        self.model, _, self.vae = self.loaders.StarLoadModel.execute(tiny, *3 * ["auto"]).args
         self.folder = folder
 
     def restore(self, video, **changes):

@@ -1,5 +1,6 @@
 """The pack in a running ComfyUI: what its people see, over the same HTTP and websocket."""
 
+import shutil
 import subprocess
 import sys
 
@@ -27,23 +28,21 @@ def node(kind, **inputs):
     return {"class_type": kind, "inputs": defaults | inputs}
 
 
+MODEL, CLIP, VAE = (["model", place] for place in range(3))
 LOADERS = {
     "model": node("STAR_LoadModel"),
-    "vae": node("STAR_LoadVAE"),
     "frames": node("EmptyImage", width=40, height=24, batch_size=2, color=0x806040),
 }
 
 
 def conditioning(**changes):
     inputs = {"positive": ["text", 0], "negative": ["text", 1], "images": ["frames", 0]}
-    inputs |= {"model": ["model", 0], "vae": ["vae", 0], "scale": 2.0}
+    inputs |= {"model": MODEL, "vae": VAE, "scale": 2.0}
     return node("STAR_Conditioning", **inputs | changes)
 
 
-def scheduler(**changes):
-    return node(
-        "STAR_Scheduler", **{"model": ["model", 0], "solver_mode": "normal", "steps": 3} | changes
-    )
+def sampling(**changes):
+    return node("STAR_Sampling", **{"model": MODEL, "steps": 3} | changes)
 
 
 def guider(source):
@@ -62,22 +61,20 @@ def chain(seed=1, **changes):
     """The whole method as a chain of nodes; `changes` puts other nodes in or in their place."""
     return {
         **LOADERS,
-        "text": node("STAR_TextEncode", model=["model", 0]),
+        "text": node("STAR_TextEncode", model=MODEL, clip=CLIP),
         "conditioning": conditioning(),
-        "chunks": node("STAR_TemporalChunks", model=["model", 0]),
-        "noise": node("STAR_Noise", seed=seed),
-        "sigmas": scheduler(),
-        "sampler": node("STAR_Sampler"),
+        "chunks": node("STAR_TemporalChunks", model=MODEL),
+        "sampling": sampling(seed=seed),
         "guider": guider("conditioning"),
         "sample": node(
             "SamplerCustomAdvanced",
-            noise=["noise", 0],
+            noise=["sampling", 0],
             guider=["guider", 0],
-            sampler=["sampler", 0],
-            sigmas=["sigmas", 0],
+            sampler=["sampling", 1],
+            sigmas=["sampling", 2],
             latent_image=["conditioning", 2],
         ),
-        "decode": node("STAR_VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+        "decode": node("STAR_VAEDecode", samples=["sample", 0], vae=VAE),
         "colors": colors(),
         "save": node("SaveImage", images=["colors", 0], filename_prefix="star"),
         **changes,
@@ -86,7 +83,7 @@ def chain(seed=1, **changes):
 
 def restore(seed=1, **changes):
     """The same in one node; `changes` are inputs of it."""
-    inputs = {"model": ["model", 0], "vae": ["vae", 0], "images": ["frames", 0]}
+    inputs = {"model": MODEL, "vae": VAE, "images": ["frames", 0]}
     inputs |= {"scale": 2.0, "seed": seed, "steps": 3}
     return {
         **LOADERS,
@@ -130,7 +127,7 @@ def test_nothing_runs_again_that_has_not_changed(server, make):
 @pytest.mark.parametrize(
     "prompt",
     [
-        pytest.param(chain(seed=13, sigmas=scheduler(steps=1000)), id="chain"),
+        pytest.param(chain(sampling=sampling(seed=13, steps=1000)), id="chain"),
         pytest.param(restore(seed=13, steps=1000), id="restore"),
     ],
 )
@@ -149,7 +146,7 @@ def test_an_interrupt_ends_a_run_early_and_leaves_the_host_working(server, promp
     assert server.run(restore(seed=14)).error is None
 
 
-TINY_CHUNKS = node("STAR_TemporalChunks", model=["model", 0], chunk_frames=8, chunk_overlap=8)
+TINY_CHUNKS = node("STAR_TemporalChunks", model=MODEL, chunk_frames=8, chunk_overlap=8)
 PICTURES = node("EmptyLatentImage", width=80, height=48, batch_size=2)
 ONE_FRAME = node("EmptyImage", width=40, height=24, batch_size=1, color=0)
 
@@ -162,17 +159,11 @@ ONE_FRAME = node("EmptyImage", width=40, height=24, batch_size=1, color=0)
             id="overlap as long as the chunk",
         ),
         pytest.param(
-            *(chain(sigmas=scheduler(solver_mode="slow")), "STAR_Scheduler", "fast"),
-            id="a choice that does not exist",
-        ),
-        pytest.param(
-            *(chain(model=node("STAR_LoadModel", model_name="lost.pt")), "STAR_LoadModel"),
-            "lost.pt",
-            id="a model file that does not exist",
-        ),
-        pytest.param(
-            *(chain(vae=node("VAELoader", vae_name="pixel_space")), "STAR_Conditioning"),
-            "STAR Load VAE",
+            chain(
+                other=node("VAELoader", vae_name="pixel_space"),
+                conditioning=conditioning(vae=["other", 0]),
+            ),
+            *("STAR_Conditioning", "VAE of STAR Load Model"),
             id="the VAE of another model",
         ),
         pytest.param(
@@ -209,6 +200,41 @@ def test_what_the_hosts_sampler_cannot_sample_is_to_come_from_star_conditioning(
     assert error and "STAR Conditioning" in error["exception_message"]
 
 
+@pytest.mark.parametrize(
+    "prompt, kind, words",
+    [
+        (chain(sampling=sampling(solver="slow")), "STAR_Sampling", "heun"),
+        (chain(model=node("STAR_LoadModel", model_name="lost.pt")), "STAR_LoadModel", "lost.pt"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_refused_by_the_host_or_by_the_node(
+    server, prompt, kind, words
+):
+    """Hosts since 0.8 compare it with the list."""
+    try:
+        error = server.run(prompt).error
+    except Refused as refused:
+        assert "value_not_in_list" in str(refused) and kind in str(refused)
+    else:
+        assert error and error["node_type"] == kind and words in error["exception_message"]
+
+
+def test_a_workflow_that_fetched_its_model_runs_again_when_the_file_is_there(server):
+    """Hosts since 0.8 refuse a choice that is no longer in the list."""
+    from star_core.downloads import PUBLISHED
+    from star_core.model import BUILT_IN
+
+    for name, source in zip(("light_deg", "svd_vae"), BUILT_IN["tiny"], strict=True):
+        target = PUBLISHED[name].within(server.base / "models")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+        # As the download leaves it: with the hash that was checked, nothing is asked again.
+        target.with_name(f"{target.name}.sha256").write_text("checked", encoding="utf-8")
+    model = {"model_name": "light_deg (download)", "vae_name": "svd_vae (download)"}
+    result = server.run(restore(seed=15, model=node("STAR_LoadModel", **model)))
+    assert pictures(server, result).shape == (2, 48, 80, 3)
+
+
 def test_a_number_out_of_range_is_refused_before_anything_runs(server):
     with pytest.raises(Refused, match="bigger than max"):
         server.run(restore(scale=99.0))
@@ -221,11 +247,10 @@ def test_a_video_goes_from_file_to_file(server, tmp_path):
 
     prompt = {
         "model": LOADERS["model"],
-        "vae": LOADERS["vae"],
         "load": node("LoadVideo", file=server.upload(DATA / DEGRADED)),
         "restore": node(
             "STAR_RestoreVideo",
-            **{"model": ["model", 0], "vae": ["vae", 0], "video": ["load", 0]},
+            **{"model": MODEL, "vae": VAE, "video": ["load", 0]},
             **{"scale": 1.0, "steps": 1, "cfg": 1.0, "chunk_frames": 8, "chunk_overlap": 0},
             **{"shots": "off", "filename_prefix": "video/restored"},
         ),

@@ -1,0 +1,68 @@
+"""The LATENT of a clip: encoding to it, and what it remembers until it is decoded."""
+
+from collections.abc import Callable
+from typing import Any
+
+from comfy.sd import VAE
+from torch import Tensor
+
+from ..star_core.behaviour import DEFAULT
+from ..star_core.geometry import Padding, minimal_padding, pad
+from ..star_core.noise import FrameNoise
+from ..star_core.tiling import Tile
+from .host import Progress, video_from_images
+from .host_vae import encode_video, star_vae
+
+# The down-samplings of the published networks. One with fewer takes the sizes that they take.
+MOST_LEVELS = 3
+
+
+def clip_latent(
+    vae: VAE,
+    images: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    enlarge: Callable[[Tensor], Tensor] = lambda frame: frame,
+    levels: int = MOST_LEVELS,
+    noise: FrameNoise | None = None,
+    tile: Tile | None = None,
+) -> dict[str, Any]:
+    """The LATENT of images (f h w c), padded to what a network with `levels` takes.
+
+    size: (width, height) that `enlarge` makes of a frame (3 h w) in [0, 1]; None for as it is.
+    noise: for a sample of the posterior, None for its mean.
+    """
+    width, height = size or (images.shape[2], images.shape[1])
+    factor = star_vae(vae).video_vae.factor
+    padding = minimal_padding(height, width, vae_factor=factor, levels=levels)
+
+    def prepare(frame: Tensor) -> Tensor:
+        return pad(enlarge(frame[:3]) * 2 - 1, padding, DEFAULT.padding)
+
+    frames = video_from_images(images)
+    return {
+        "samples": encode_video(vae, frames, prepare, noise=noise, tile=tile, on_step=Progress()),
+        "star_size": (width, height),
+        "star_padding": padding,
+        "star_frames": len(frames),
+    }
+
+
+def padding_of(latent: dict[str, Any], factor: int) -> Padding | None:
+    """What to crop of decoded frames, None for a LATENT that remembers nothing.
+
+    factor: by how much latents are smaller than frames. ValueError for latents that were resized.
+    """
+    if "star_padding" not in latent:
+        return None
+    left, right, top, bottom = padding = Padding(*latent["star_padding"])
+    width, height = latent["star_size"]
+    padded = (height + top + bottom, width + left + right)
+    given = tuple(side * factor for side in latent["samples"].shape[-2:])
+    if given != padded:
+        raise ValueError(
+            f"the latents are those of {given[1]}x{given[0]} pixels, but were encoded at "
+            f"{padded[1]}x{padded[0]}: resize frames instead of latents, or decode with "
+            "ComfyUI's VAE Decode, which does not crop"
+        )
+    return padding
