@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..star_core.degradation.estimate import estimate, plot
+from ..star_core.degradation.estimate import estimate
+from ..star_core.degradation.plot import plot
 from ..star_core.degradation.recommend import recommend
 from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT
 from .host import (

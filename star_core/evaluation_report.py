@@ -13,7 +13,8 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from .curves import COLOURS, curves, write_png
+from .curves import curves
+from .drawing import COLOURS, write_png
 from .evaluate import Evaluation
 from .metrics import METRICS
 

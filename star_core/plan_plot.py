@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
+from .drawing import COLOURS
 from .plan import Task
 from .prediction import fitting, predict
 
@@ -12,8 +13,6 @@ GIB, PETA = 2**30, 10**15
 FRAMES = (1, 16, 32, 64, 96, 128, 192, 256)
 SIZES = ((854, 480), (1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))
 
-# Told apart by people who do not see all colours too (Okabe and Ito 2008).
-COLOURS = ("#0072b2", "#d55e00", "#009e73")
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 420, 300, 56, 40, 16, 48
 
 

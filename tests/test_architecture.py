@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
     (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
-    (0, "deepspeed_file", "draws", "live_tensors", "losses", "offload", "progress", "resume"),
-    (0, "shortcuts", "shots", "tiling"),
+    (0, "deepspeed_file", "drawing", "draws", "live_tensors", "losses", "offload", "progress"),
+    (0, "resume", "shortcuts", "shots", "tiling"),
     (1, "models", "out_of_memory", "tensor_files", "downloads", "model_files", "video_io"),
-    (1, "degradation", "packages", "settings"),
+    (1, "curves", "degradation", "packages", "settings"),
     (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "model", "networks", "t5"),
-    (2, "clip_folders", "curves", "footprint", "text", "vae"),
+    (2, "clip_folders", "footprint", "text", "vae"),
     (3, "compare", "pipeline", "shot_run", "upscale", "training", "verify"),
     (3, "evaluate", "evaluation_report", "protocol"),
     (3, "plan", "plan_plot", "plan_report", "prediction"),
@@ -29,7 +29,7 @@ LEVELS = [
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {
-    "PIL": ["curves", "benchmark.plots", "training.spread_plot"],
+    "PIL": ["drawing"],
     "accelerate": ["training.trainer"],
     "cv2": ["metrics.motion", "benchmark.methods"],
     "diffusers": ["vae", "causal_vae", "models.cogvideox_dit"],

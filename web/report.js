@@ -19,8 +19,8 @@ app.registerExtension({
     const { onExecuted } = node;
     node.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
-      const [report] = output.text;
-      if (report === widget.value) return;
+      const report = output?.text?.[0];
+      if (report === undefined || report === widget.value) return;
       // The frontend remembers a workflow for the next reload only when it is told of a change.
       app.canvas.emitBeforeChange();
       widget.value = report;

@@ -4,11 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ..curves import COLOURS, GRID, INK, PAPER, ticks
+from ..drawing import COLOURS, GRID, INK, paper, picture_of, ticks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +28,8 @@ def scatter(
 ) -> Tensor:
     """One colour and shape a series, logarithmic in x: a picture (3 h w) in [0, 1].
 
-    At most four series. ValueError if nothing can be drawn.
+    At most four series. ValueError if nothing can be drawn, and without Pillow.
     """
-    try:
-        from PIL import Image, ImageDraw, ImageFont
-    except ImportError as error:
-        raise ValueError("plots need Pillow: `pip install pillow`") from error
     finite = [
         point
         for points in series.values()
@@ -53,26 +47,24 @@ def scatter(
         across = left + (right - left) * (math.log10(x) - first) / (last - first)
         return across, bottom - (bottom - top) * (y - low) / (high - low)
 
-    image = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(14)
+    image, draw = paper(width, height)
     for value in marks:
         y = place(10**first, value)[1]
         draw.line((left, y, right, y), GRID)
-        draw.text((left - 8, y), f"{value:.4g}", INK, font, anchor="rm")
+        draw.text((left - 8, y), f"{value:.4g}", INK, anchor="rm")
     for power in range(first, last + 1):
         x = place(10**power, low)[0]
         draw.line((x, top, x, bottom), GRID)
-        draw.text((x, bottom + 8), f"{10.0**power:g}", INK, font, anchor="ma")
-    draw.text(((left + right) / 2, bottom + 30), x_title, INK, font, anchor="ma")
-    draw.text((left, 14), y_title, INK, font)
+        draw.text((x, bottom + 8), f"{10.0**power:g}", INK, anchor="ma")
+    draw.text(((left + right) / 2, bottom + 30), x_title, INK, anchor="ma")
+    draw.text((left, 14), y_title, INK)
     labels: list[tuple[tuple[float, float], str]] = []
     key = right
     for (name, points), colour, sides in reversed(
         list(zip(series.items(), COLOURS, (0, 4, 3, 5), strict=False))
     ):
-        key -= draw.textlength(name, font)
-        draw.text((key, 14), name, colour, font)
+        key -= draw.textlength(name)
+        draw.text((key, 14), name, colour)
         key -= 12
         _mark(draw, (key, 22), sides, colour)
         key -= 24
@@ -82,23 +74,23 @@ def scatter(
                 labels.append((place(point.x, point.y), point.name))
     taken = [(x - 6, y - 6, x + 6, y + 6) for (x, y), _ in labels]
     for spot, text in labels:
-        taken.append(_label(draw, spot, text, font, taken))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        taken.append(_label(draw, spot, text, taken))
+    return picture_of(image)
 
 
 Box = tuple[float, float, float, float]
 
 
-def _label(draw, place: tuple[float, float], text: str, font, taken: Sequence[Box]) -> Box:
+def _label(draw, place: tuple[float, float], text: str, taken: Sequence[Box]) -> Box:
     """Beside the mark, where no other label or mark is if there is such a place."""
     x, y = place
     places = [(9, 0, "lm"), (-9, 0, "rm"), (0, -9, "mb"), (0, 9, "mt"), (9, -14, "lm")]
     places += [(9, 14, "lm"), (-9, -14, "rm"), (-9, 14, "rm")]
-    boxes = [draw.textbbox((x + dx, y + dy), text, font, anchor=a) for dx, dy, a in places]
+    boxes = [draw.textbbox((x + dx, y + dy), text, anchor=a) for dx, dy, a in places]
     free = (i for i, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken))
     chosen = next(free, 0)
     dx, dy, anchor = places[chosen]
-    draw.text((x + dx, y + dy), text, INK, font, anchor=anchor)
+    draw.text((x + dx, y + dy), text, INK, anchor=anchor)
     return boxes[chosen]
 
 

@@ -9,8 +9,9 @@ from statistics import fmean
 
 import torch
 
-from ..curves import curves, write_png
+from ..curves import curves
 from ..degradation.pipeline import Blur, Codec, Jpeg, Noise, Resize
+from ..drawing import write_png
 from ..metrics import METRICS
 from .cases import CLIPS, RECIPES, SEED
 from .methods import METHODS

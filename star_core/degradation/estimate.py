@@ -307,27 +307,3 @@ def _edge_width(y: Tensor, noise: float) -> float | None:
 
 def _resolution(width: float | None) -> float:
     return 1.0 if width is None else (1 + (width / _SHARP) ** 6) ** (-1 / 6)
-
-
-def plot(degradation: Degradation, size: tuple[int, int] = (256, 128)) -> Tensor:
-    """A picture (3 h w) in [0, 1] of `size` (width, height): a bar each, green good to red bad.
-
-    From top to bottom blur, noise, blockiness, ringing, compression; a full bar is the worst.
-    """
-    width, height = size
-    bad = (
-        1 - degradation.resolution,
-        degradation.noise / 20,
-        degradation.blockiness / 8,
-        degradation.ringing / 2,
-        1 - degradation.quality / 100,
-    )
-    picture = torch.full((3, height, width), 0.12)
-    rows = height / len(bad)
-    for i, share in enumerate(bad):
-        share = min(max(share, 0.0), 1.0)
-        bar = picture[:, round((i + 0.2) * rows) : round((i + 0.8) * rows), 4 : width - 4]
-        bar[:] = 0.25
-        colour = torch.tensor((min(2 * share, 1.0), min(2 - 2 * share, 1.0) * 0.8, 0.15))
-        bar[..., : round(share * bar.shape[-1])] = colour[:, None, None]
-    return picture

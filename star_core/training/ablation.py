@@ -17,8 +17,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..curves import write_png
 from ..degradation import HEAVY, degrade_video
+from ..drawing import write_png
 from ..losses import DFLossConfig
 from ..metrics import compare
 from ..metrics.catalogue import Setup

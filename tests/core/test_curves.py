@@ -6,7 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star_core.curves import COLOURS, curves, ticks
+from star_core.curves import curves
+from star_core.drawing import COLOURS, ticks
+from tests.words import places_of
 
 pytest.importorskip("PIL", reason="plots are drawn by Pillow")
 BLUE = torch.tensor([int(COLOURS[0][i : i + 2], 16) / 255 for i in (1, 3, 5)])
@@ -26,6 +28,17 @@ def test_a_higher_value_is_drawn_higher():
     picture = drawn([0.0, 10.0])
     left, right = rows_with(picture, BLUE, 85), rows_with(picture, BLUE, 370)
     assert right.float().mean() < left.float().mean() - 150
+
+
+def test_title_names_and_the_axis_of_frames_stand_where_they_belong():
+    picture = curves({"one": [1.0, 2.0], "other": [2.0, 1.0]}, title="PSNR, dB")
+    ((column, row),) = places_of("PSNR, dB", picture)
+    assert column < 100 and row < 40
+    ((column, row),) = places_of("frame", picture)
+    assert 400 < column < 600 and row > 330
+    ((one, row),) = places_of("one", picture, COLOURS[0])
+    ((other, beside),) = places_of("other", picture, COLOURS[1])
+    assert 600 < one < other and abs(row - beside) < 6 and row < 40
 
 
 @pytest.mark.parametrize("gap", [math.nan, math.inf])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from star_core.backbones import SamplingDefaults
 from star_core.degradation.compression import jpeg
-from star_core.degradation.estimate import FRAMES, Degradation, estimate, plot, spread
+from star_core.degradation.estimate import FRAMES, Degradation, estimate, spread
 from star_core.degradation.ops import gaussian_blur, gaussian_noise
 from star_core.degradation.recommend import recommend
 from star_core.video_io import open_video
@@ -145,12 +145,6 @@ BAD = Degradation(resolution=0.4, noise=12, blockiness=4, ringing=1, quality=30)
 def test_text_says_what_is_wrong():
     assert "sharp" in str(GOOD) and "blurred" in str(BAD)
     assert "very noisy" in str(BAD) and "badly compressed" in str(BAD)
-
-
-def test_plot_shows_more_where_it_is_worse():
-    good, bad = plot(GOOD), plot(BAD)
-    assert good.shape == (3, 128, 256) and bad.min() >= 0 and bad.max() <= 1
-    assert (bad[0] > 0.5).sum() > 10 * (good[0] > 0.5).sum()
 
 
 def test_severe_degradation_calls_for_the_heavy_checkpoint_and_more_noise():
