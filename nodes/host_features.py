@@ -20,3 +20,43 @@ def advanced(input: io.Input) -> io.Input:
     """
     input.extra_dict["advanced"] = True
     return input
+
+
+def trim_of(video: Any) -> tuple[float, float]:
+    """Start and duration of a VIDEO in seconds of its file's timestamps; 0 lasts to the end.
+
+    Hosts up to 0.19 keep to themselves what those of 2025 do not have.
+    """
+    if hasattr(video, "get_active_trim_window"):
+        return video.get_active_trim_window()
+    start = getattr(video, "_VideoFromFile__start_time", 0.0)
+    if start < 0:
+        start = max(video._get_raw_duration() + start, 0.0)
+    return start, getattr(video, "_VideoFromFile__duration", 0.0)
+
+
+def crop_corner_of(video: Any) -> tuple[int, int] | None:
+    """Column and row where the crop of a VIDEO begins; its size is that of the VIDEO.
+
+    Hosts of late 2026 crop, and keep it to themselves.
+    """
+    crop = getattr(video, "_VideoFromFile__crop", None)
+    if crop is None:
+        return None
+    x, y, *_ = crop
+    return x - x % 2, y - y % 2  # as the host rounds them
+
+
+def bit_depth_of(video: Any) -> int:
+    """Bits of a component that a VIDEO is to be stored with; 8 where hosts know nothing else."""
+    return video.get_bit_depth() if hasattr(video, "get_bit_depth") else 8
+
+
+def color_space_of(video: Any) -> str:
+    """In the host's words; sRGB where hosts know nothing else."""
+    return video.get_color_space() if hasattr(video, "get_color_space") else "sRGB"
+
+
+def alpha_of(components: Any) -> Any:
+    """Opacity beside the images of VideoComponents, None without; hosts of 2025 have no such."""
+    return getattr(components, "alpha", None)

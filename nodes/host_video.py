@@ -3,12 +3,9 @@
 import hashlib
 import importlib.util
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fractions import Fraction
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,7 @@ import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
-from comfy_api.input import VideoInput
-from comfy_api.input_impl import VideoFromFile
-from comfy_api.latest import io, ui
+from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
 from ..star_core.canvas import Canvas
@@ -37,6 +32,7 @@ from .host import Progress
 from .host_conditioning import Prompts, size_of
 from .host_model import DEEP, HOW, activations, star_of
 from .host_vae import FirstStageModel, star_vae
+from .host_video_input import file_of
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +157,9 @@ def restore_video(
         embeddings={SceneOf(): (prompts.positive[0][0], prompts.negative[0][0])},
         sources=(star.path, _patches_of(model), _weights_of(stage)),
     )
-    with file_of(video, sound="pcm_s24le" if out.suffix == ".mov" else "flac") as source:
-        info = open_video(source).info
+    sound = "pcm_s24le" if out.suffix == ".mov" else "flac"
+    with file_of(video, sound) as (source, excerpt):
+        info = open_video(source, excerpt=excerpt).info
         target = size_of(info.width, info.height, *size)
 
         def scenes(source: VideoSource) -> Sequence[Scene]:
@@ -173,7 +170,7 @@ def restore_video(
         model.pre_run()
         try:
             upscale(
-                Job(source=source, out=out, out_size=target, codec=codec),
+                Job(source=source, excerpt=excerpt, out=out, out_size=target, codec=codec),
                 Scene(settings=settings),
                 lambda prompts: whole,
                 get_scenes=scenes,
@@ -182,7 +179,7 @@ def restore_video(
             )
         finally:
             model.cleanup()
-    return VideoFromFile(str(out))
+    return InputImpl.VideoFromFile(str(out))
 
 
 def place_for(prefix: str, suffix: str, folder: str) -> tuple[Path, Any]:
@@ -193,61 +190,6 @@ def place_for(prefix: str, suffix: str, folder: str) -> tuple[Path, Any]:
     # The host's own names for its folders; a browser can show .mp4.
     saved = ui.SavedResult(file, subfolder, io.FolderType(folder))
     return Path(place) / file, ui.PreviewVideo([saved] if suffix == ".mp4" else [])
-
-
-@contextmanager
-def file_of(video: Any, sound: str = "flac") -> Iterator[Path]:
-    """The file behind a VIDEO; for one without a file, a lossless copy while the block lasts.
-
-    sound: how that of the copy is stored, in 24 bit.
-    """
-    stream = None
-    if type(video).get_stream_source is not VideoInput.get_stream_source:
-        stream = video.get_stream_source()
-    if isinstance(stream, str):
-        yield Path(stream)
-        return
-    Path(folder_paths.get_temp_directory()).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder_paths.get_temp_directory()) as folder:
-        if isinstance(stream, BytesIO):
-            path = Path(folder) / "video"
-            path.write_bytes(stream.getbuffer())
-        else:
-            path = Path(folder) / "video.mkv"
-            _write(path, video.get_components(), sound)
-        yield path
-
-
-def _write(path: Path, components: Any, codec: str) -> None:
-    """Frames of 8 bit as FFV1, and sound; the same bytes for the same VIDEO."""
-    import av
-
-    images, audio = components.images, components.audio
-    with av.open(path, "w", options={"fflags": "+bitexact"}) as file:
-        rate = Fraction(components.frame_rate).limit_denominator(1001)
-        stream = file.add_stream("ffv1", rate=rate)
-        stream.height, stream.width = images.shape[1:3]
-        stream.pix_fmt = "bgr0"
-        sound = heard = None
-        if audio:
-            waveform, sample_rate = audio["waveform"][0].float().cpu(), int(audio["sample_rate"])
-            layout = {1: "mono", 2: "stereo", 6: "5.1"}.get(len(waveform))
-            if layout is None:
-                raise ValueError(f"sound of {len(waveform)} channels cannot be stored: mix it down")
-            sound = file.add_stream(codec, rate=sample_rate, layout=layout)
-            sound.codec_context.format = "s32"
-            heard = av.AudioFrame.from_ndarray(
-                waveform.clamp(-1, 1).contiguous().numpy(), format="fltp", layout=layout
-            )
-            heard.sample_rate, heard.pts = sample_rate, 0
-        for image in images:
-            pixels = (image[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
-            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="bgr0")
-            file.mux(stream.encode(picture))
-        file.mux(stream.encode(None))
-        if sound is not None:
-            file.mux(sound.encode(heard))
-            file.mux(sound.encode(None))
 
 
 def _cuts(source: VideoSource) -> list[int]:

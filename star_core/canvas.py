@@ -222,6 +222,16 @@ def _with_context(part: range, whole: range, step: int, margin: int) -> range:
     return range(begin, min(begin + steps * step + rest, whole.stop))
 
 
+def region_of(crop: tuple[int, int, int, int], width: int, height: int) -> Region:
+    """The region of a (width, height, x, y); ValueError where it is not inside the frame."""
+    w, h, x, y = crop
+    if min(w, h) < 1 or min(x, y) < 0 or x + w > width or y + h > height:
+        raise ValueError(
+            f"crop {w}x{h}+{x}+{y} is not inside the frame of {width}x{height}: choose another"
+        )
+    return range(y, y + h), range(x, x + w)
+
+
 def cut(frame: Tensor, region: Region) -> Tensor:
     """The region of (... h w), a view."""
     rows, columns = region

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .canvas import Canvas, Part, Region, cut
+from .canvas import Canvas, Part, Region, cut, region_of
 from .degradation.estimate import Degradation, estimate, spread
 from .geometry import output_size
 from .model import Model, ModelFiles, Prompts
@@ -22,21 +22,32 @@ from .offload import Seat
 from .pipeline import Settings, Shot, find_latents, restore
 from .progress import Progress
 from .resume import Work, hash_of, identity_of, tensor_hash, work_folder
-from .video_io import AlreadyThere, VideoSink, VideoSource, open_sink, open_stills, open_video
+from .video_io import (
+    WHOLE,
+    AlreadyThere,
+    Excerpt,
+    VideoSink,
+    VideoSource,
+    open_sink,
+    open_stills,
+    open_video,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What is to be restored into what.
 
-    scale or out_size (width, height): exactly one. frames: (A, B) for frames A to B-1, B None for
-    the end. crop: (width, height, x, y) in displayed pixels of the source. stills: the source is a
-    folder of unrelated pictures, the result a folder of as many. keep_work: what a run could go on
-    from stays when it is done. Others as in `video_io`.
+    scale or out_size (width, height): exactly one. excerpt: all of the source that there is, for
+    this job. frames and crop are previews of that, and show what the whole job would: (A, B) for
+    frames A to B-1, B None for the end, and (width, height, x, y) in displayed pixels. stills: the
+    source is a folder of unrelated pictures, the result a folder of as many. keep_work: what a run
+    could go on from stays when it is done. Others as in `video_io`.
     """
 
     source: Path
     out: Path
+    excerpt: Excerpt = WHOLE
     scale: float | None = None
     out_size: tuple[int, int] | None = None
     frames: tuple[int, int | None] | None = None
@@ -46,6 +57,10 @@ class Job:
     codec: str | None = None
     overwrite: bool = False
     keep_work: bool = False
+
+    def open(self) -> VideoSource:
+        """The video, if it is one."""
+        return open_video(self.source, excerpt=self.excerpt, deinterlace=self.deinterlace)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +176,7 @@ def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]
 
     ValueError for frames that are too small to be measured.
     """
-    source = open_video(job.source, deinterlace=job.deinterlace)
+    source = job.open()
     info = source.info
     width, height = output_size(info.width, info.height, job.scale, job.out_size)
     scale = min(width / info.width, height / info.height)
@@ -199,7 +214,7 @@ def upscale(
         if job.stills:
             clips = stack.enter_context(_stills(job, whole.settings))
         else:
-            source = open_video(job.source, deinterlace=job.deinterlace)
+            source = job.open()
             work = stack.enter_context(Work(work_folder(job.out), keep=job.keep_work))
             clips = [_clip(source, job.out, job, whole.settings, scratch=work.folder)]
             scenes = get_scenes(source) if get_scenes else scenes
@@ -244,7 +259,7 @@ def survey(
     scenes = [whole]
     if job.stills:
         return scenes, []
-    source = open_video(job.source, deinterlace=job.deinterlace)
+    source = job.open()
     clip = _clip(source, job.out, job, whole.settings)
     if get_scenes:
         scenes = list(get_scenes(source))
@@ -264,7 +279,7 @@ def find_part(
     Several processes may do so at once, for the same job too, where they see the same files.
     scenes: of `survey`. Others as in `upscale`.
     """
-    source = open_video(job.source, deinterlace=job.deinterlace)
+    source = job.open()
     with Work(work_folder(job.out), shared=True) as work:
         clip = _clip(source, job.out, job, scenes[0].settings, scratch=work.folder)
         model = get_model([scene.prompts for scene in scenes])
@@ -288,6 +303,7 @@ def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[Shot], model
         {
             # a pattern of names stands for what is in its folder
             "input": hash_of(job.source if job.source.exists() else job.source.parent),
+            "excerpt": job.excerpt,
             "deinterlace": job.deinterlace,
             # another version of this package may compute something else
             "code": [hash_of(path) for path in sorted(Path(__file__).parent.rglob("*.py"))],
@@ -355,7 +371,7 @@ def _clip(
                 f"frames {wanted.start}:{wanted.stop} are not in {job.source.name}, which has "
                 f"0:{len(everything)}"
             )
-    box = _box(job.crop, info.width, info.height)
+    box = job.crop and region_of(job.crop, info.width, info.height)
     size = output_size(info.width, info.height, job.scale, job.out_size)
     if max(size) > 2**15:
         raise ValueError(
@@ -384,17 +400,6 @@ def _clip(
     return Clip(
         source=source, sink=sink, wanted=wanted, alone=alone, box=box, size=size, region=region
     )
-
-
-def _box(crop: tuple[int, int, int, int] | None, width: int, height: int) -> Region | None:
-    if crop is None:
-        return None
-    w, h, x, y = crop
-    if min(w, h) < 1 or min(x, y) < 0 or x + w > width or y + h > height:
-        raise ValueError(
-            f"crop {w}x{h}+{x}+{y} is not inside the frame, which is displayed as {width}x{height}"
-        )
-    return range(y, y + h), range(x, x + w)
 
 
 def _enlarged(box: Region, scales: tuple[float, float], size: tuple[int, int]) -> Region:

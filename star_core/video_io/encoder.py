@@ -92,10 +92,9 @@ def encoder_arguments(
     arguments = ["-y", *first, "-f", "matroska", "-i", "pipe:0"]
     carried = ["-map", "0:v:0"]
     if source is not None and encoding.container != "image2":
+        arguments += source.beside
         if source.is_cut:
-            arguments += ["-ss", f"{source.start:.6f}"]
             carried += ["-copypriorss", "0"]  # nothing from before the cut
-        arguments += source.header.arguments
         carried += ["-map_metadata", "1", "-map_chapters", "1"]
         carried += ["-map_metadata:s:0", f"1:s:{source.header.video_stream}"]
         for stale in ("BPS", "NUMBER_OF_BYTES", "NUMBER_OF_FRAMES", "alpha_mode"):

@@ -28,17 +28,22 @@ class Encoding:
 
 
 def choose_encoding(
-    path: Path, *, codec: str | None, alpha: bool, width: int, height: int
+    path: Path, *, codec: str | None, alpha: bool, bits: int, width: int, height: int
 ) -> Encoding:
-    """Encoding by the extension of `path`; `codec`, "h264" or "h265", is a choice for .mp4."""
+    """Encoding by the extension of `path`; `codec`, "h264" or "h265", is a choice for .mp4.
+
+    bits: of the source's components, as many as which .mkv keeps; others have a depth of their own.
+    """
     suffix = path.suffix.lower()
     if codec is not None and (suffix != ".mp4" or codec not in ("h264", "h265")):
         raise ValueError(f"{path.name}: codec {codec} is not to be had; h264 and h265 go into .mp4")
     if suffix == ".mkv":
-        stored = "bgra" if alpha else "bgr0"
+        bits = next(depth for depth in (8, 10, 12, 16) if bits <= depth)
+        layout = PlanarFormat("rgb", bits, alpha)
+        stored = layout.name if bits > 8 else "bgra" if alpha else "bgr0"
         level = "3" if width > 1 else "1"  # 3 cuts the picture into slices
         arguments = ["-c:v", "ffv1", "-level", level, "-g", "1", "-pix_fmt", stored]
-        return Encoding(_RGBA if alpha else _RGB, arguments, "matroska")
+        return Encoding(layout, arguments, "matroska")
     if suffix == ".mov":
         profile = "4444" if alpha else "hq"
         layout = PlanarFormat("yuv", 10, alpha, (1, 1) if alpha else (2, 1))

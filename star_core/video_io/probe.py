@@ -1,4 +1,5 @@
-"""What a file holds, found by decoding it once: ffmpeg's own report of every frame.
+"""What a file, or an excerpt of it, holds, found by decoding it once: ffmpeg's own report of every
+frame.
 
 Containers state frame counts, rates and durations that need not be true, so none of them is used.
 """
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from ..canvas import Region, region_of
 from .color import (
     HDR_TRANSFERS,
     MATRICES,
@@ -18,6 +20,7 @@ from .color import (
     primaries_by_size,
     turned_siting,
 )
+from .excerpt import WHOLE, Excerpt
 from .ffmpeg import complaint, messages, running
 from .header import Header, read_header
 from .planes import PlanarFormat, planar_format
@@ -27,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 _SHOWINFO = r"\[[^]]*showinfo[^]]*\] \[info\] "
 _FRAME = re.compile(
     _SHOWINFO + r"n: *\d+ pts: *(\S+) pts_time:\S+ *(?:duration: *(\S+))?.* fmt:(\w+)"
-    r"(?: cl:(\w+))? sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\w)"
+    r"(?: cl:(\w+))? sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\w) iskey:(\d)"
 )
 _COLOR = re.compile(
     _SHOWINFO + r"color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)"
@@ -42,8 +45,18 @@ _CUT_OFF = re.compile(
 
 @dataclass
 class Report:
-    """What the decoding pass found. Size, rotation applied, in stored (not square) pixels."""
+    """What the decoding pass found. Size, rotation applied, in stored (not square) pixels.
 
+    anchored: decoded from the file's beginning, or from a key frame at or before the excerpt's
+    first frame; late: neither, and that frame has come. lead: frames before the excerpt. following:
+    pts of the frame after it.
+    """
+
+    seek: list[str]
+    anchored: bool
+    late: bool = False
+    lead: int = 0
+    following: int | None = None
     clock: tuple[int, int, int, int] = (1, 25, 25, 1)
     times: list[tuple[int | None, int]] = field(default_factory=list)  # pts and duration
     size: tuple[int, int] = (0, 0)
@@ -58,9 +71,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Probe:
-    """A decodable video: how its frames are to be read, and what lies beside them."""
+    """A decodable video: how its frames are to be read, and what lies beside them.
+
+    seek: ffmpeg's arguments before those of `header`, to begin `lead` frames before the excerpt.
+    is_trimmed: the excerpt need not be all of the file's time; timestamps are then the file's own.
+    crop: what is left of the upright stored frame.
+    """
 
     header: Header
+    seek: list[str]
+    lead: int
+    is_trimmed: bool
+    crop: Region | None
     layout: PlanarFormat
     stored_size: tuple[int, int]
     displayed_size: tuple[int, int]
@@ -70,13 +92,24 @@ class Probe:
     timing: Timing
 
 
-def probe(name: str, arguments: Sequence[str], *, expected: int | None = None) -> Probe:
-    """Decode `ffmpeg <arguments>` once. `expected`: the frame count of an image sequence.
+def probe(
+    name: str,
+    arguments: Sequence[str],
+    *,
+    expected: int | None = None,
+    excerpt: Excerpt = WHOLE,
+) -> Probe:
+    """Decode `ffmpeg <arguments>`, or an excerpt, once. `expected`: images of a sequence.
 
-    Raises ValueError where it is no video, cannot be decoded to its end, is HDR, or changes size.
+    Raises ValueError where it is no video, cannot be decoded to its end, is HDR, or changes size;
+    for an excerpt that is empty or not inside the frame.
     """
     header = read_header(name, arguments)
-    report = _decode(name, header)
+    report = _decode(name, header, excerpt)
+    if not report.times and (report.lead or report.following is not None):
+        raise ValueError(
+            f"the trim of {name} is empty: no frame begins {excerpt}; trim it to a time within it"
+        )
     if not report.times:
         reason = complaint(report.errors)
         raise ValueError(f"{name} is truncated or damaged: no frame can be decoded ({reason})")
@@ -94,20 +127,53 @@ def probe(name: str, arguments: Sequence[str], *, expected: int | None = None) -
         _LOG.warning("%s is damaged; ffmpeg conceals it: %s", name, complaint(report.errors))
 
     turned = header.quarter_turns % 2 == 1
+    crop = excerpt.crop and region_of(excerpt.crop, *report.size)
     return Probe(
         header=header,
+        seek=report.seek,
+        lead=report.lead,
+        is_trimmed=excerpt.is_trimmed,
+        crop=crop,
         layout=planar_format(report.pixel_format, alpha=report.transparent),
         stored_size=report.size,
-        displayed_size=_displayed(report.size, report.aspect, turned=turned),
+        displayed_size=_displayed(
+            excerpt.crop[:2] if excerpt.crop else report.size, report.aspect, turned=turned
+        ),
         color=_color(name, report, header.quarter_turns),
         bit_depth=planar_format(report.pixel_format, alpha=False).bits,
         interlaced=report.interlaced,
-        timing=timing(name, report.times, report.clock),
+        timing=timing(name, _held_inside(report, excerpt), report.clock),
     )
 
 
-def _decode(name: str, header: Header) -> Report:
+def _held_inside(report: Report, excerpt: Excerpt) -> list[tuple[int | None, int]]:
+    """The times of the frames; the last is held until the next frame, or the excerpt's end."""
+    *times, (pts, held) = report.times
+    if excerpt.is_trimmed and pts is not None:
+        _, end = excerpt.ticks(Fraction(*report.clock[:2]))
+        held = held if report.following is None else report.following - pts
+        held = held if end is None else min(held, end - pts)
+    return [*times, (pts, held)]
+
+
+def _decode(name: str, header: Header, excerpt: Excerpt) -> Report:
+    """From the last key frame before the excerpt, which seeking may miss."""
+    seek, step = excerpt.start, 1.0
+    while True:
+        report = _decode_from(name, header, excerpt, seek)
+        if not report.late:
+            return report
+        seek, step = seek - step, 2 * step
+
+
+def _decode_from(name: str, header: Header, excerpt: Excerpt, seek: float) -> Report:
+    """seek: in seconds of the file's timestamps, 0 or less for its beginning."""
+    report = Report(seek=["-copyts"] if excerpt.is_trimmed else [], anchored=seek <= 0)
+    if not report.anchored:
+        report.seek += ["-seek_timestamp", "1", "-noaccurate_seek", "-ss", f"{seek:.6f}"]
     filters = "showinfo=checksum=0"
+    if excerpt.end is not None:
+        filters += f",trim=end={excerpt.end:.6f}"
     if header.may_be_transparent:
         # A format with alpha says little: most files never use it.
         filters += (
@@ -115,18 +181,44 @@ def _decode(name: str, header: Header) -> Report:
         )
     filters += ",setpts=N/TB"  # the times are noted by now; close ones would upset the null muxer
     output = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", filters, "-f", "null", "-"]
-    report = Report()
-    with running([*header.arguments, *output], log=None) as process:
+    with running([*report.seek, *header.arguments, *output], log=None) as process:
         assert process.stderr is not None
         for line in messages(process.stderr):
-            _note(name, line, report)
+            _note(name, line, report, excerpt)
+            if report.late:
+                return report
         process.wait()
+    report.late = not report.anchored
     return report
 
 
-def _note(name: str, line: str, report: Report) -> None:
+def _is_inside(name: str, pts: str, report: Report, excerpt: Excerpt, *, is_key: bool) -> bool:
+    """Whether a frame belongs to the excerpt; of others only what there is to know is noted."""
+    if not excerpt.is_trimmed:
+        return True
+    if not pts.lstrip("-").isdigit():
+        raise ValueError(
+            f"{name} has no timestamps to trim it by; give it some: ffmpeg -i INPUT -c copy "
+            "OUTPUT.mkv"
+        )
+    time, (start, end) = int(pts), excerpt.ticks(Fraction(*report.clock[:2]))
+    report.anchored |= is_key and time <= start
+    report.late = time >= start and not report.anchored
+    if time < start:
+        report.lead += 1
+        return False
+    if end is not None and time >= end:
+        report.following = min(time, report.following or time)
+        return False
+    return not report.late
+
+
+def _note(name: str, line: str, report: Report, excerpt: Excerpt) -> None:
     if match := _FRAME.match(line):
-        pts, duration, pixel_format, siting, across, down, width, height, scan = match.groups()
+        *found, key = match.groups()
+        pts, duration, pixel_format, siting, across, down, width, height, scan = found
+        if not _is_inside(name, pts, report, excerpt, is_key=key == "1"):
+            return
         if not report.times:
             report.size = int(width), int(height)
             report.aspect = Fraction(int(across) or 1, int(down)) if int(across) else Fraction(1)
@@ -145,7 +237,7 @@ def _note(name: str, line: str, report: Report) -> None:
             )
         )
         report.interlaced |= scan in "TB"
-    elif (match := _COLOR.match(line)) and len(report.times) == 1:
+    elif (match := _COLOR.match(line)) and report.times and not report.tags:
         report.tags = list(match.groups())
         if (hdr := HDR_TRANSFERS.get(match[4])) is not None:
             raise ValueError(
@@ -158,7 +250,9 @@ def _note(name: str, line: str, report: Report) -> None:
         base, scale, rate, per = map(int, match.groups())
         report.clock = (base, scale, rate, per)
     elif match := _ALPHA_MINIMUM.search(line):
-        report.transparent |= int(match[1]) < 255
+        report.transparent |= int(match[1]) < 255 and bool(report.times)
+    elif "-ss" in report.seek and not report.times:
+        pass  # what precedes the key frame sought cannot be decoded
     elif re.search(r"\[(warning|error|fatal)\]", line) and len(report.errors) < 1000:
         report.errors.append(line)
 

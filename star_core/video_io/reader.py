@@ -10,7 +10,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..canvas import cut
 from .color import Color, rgb_from_planes
+from .excerpt import WHOLE, Excerpt
 from .ffmpeg import complaint, messages, running
 from .header import Header
 from .images import SUFFIXES, is_pattern, sequence_arguments, still_paths
@@ -46,14 +48,14 @@ class VideoInfo:
 class VideoSource:
     """A video, image sequence or still; each iteration decodes anew.
 
-    Yields (c h w) float32 in [0, 1], c = 4 with alpha (straight, last).
+    Yields (c h w) float32 in [0, 1], c = 4 with alpha (straight, last). frames: of the excerpt that
+    the video is. is_cut: they are not all that the file has.
     """
 
     def __init__(self, path: Path, found: Probe, frames: range, *, deinterlace: bool) -> None:
         self.path = path
         self.frames = frames
-        self.is_cut = len(frames) < len(found.timing.timestamps)
-        self.start = found.timing.timestamps[frames.start]
+        self.is_cut = found.is_trimmed or len(frames) < len(found.timing.timestamps)
         self.timing: Timing = found.timing
         if self.is_cut:
             self.timing = found.timing.cut(frames.start, frames.stop)
@@ -77,8 +79,17 @@ class VideoSource:
         """What the file says about itself, and how ffmpeg reads it."""
         return self._found.header
 
+    @property
+    def beside(self) -> list[str]:
+        """ffmpeg's arguments for what lies beside the picture, from the first frame on."""
+        if not self.is_cut:
+            return self.header.arguments
+        clock = ["-seek_timestamp", "1"] if self._found.is_trimmed else []
+        start = self._found.timing.timestamps[self.frames.start]
+        return [*clock, "-ss", f"{start:.6f}", *self.header.arguments]
+
     def cut(self, frames: range) -> "VideoSource":
-        """Some of the file's frames, as `open_video` gives them, without looking at it again."""
+        """Some of the excerpt's frames, as `open_video` gives them, without looking at it again."""
         return VideoSource(self.path, self._found, frames, deinterlace=self._deinterlace)
 
     def __len__(self) -> int:
@@ -90,11 +101,12 @@ class VideoSource:
         span = "pc" if found.color.full_range else "tv"
         filters = [f"scale=in_range={span}:out_range={span}", f"format={layout.name}"]
         if self.is_cut:
-            filters.insert(0, f"trim=start_frame={self.frames.start}:end_frame={self.frames.stop}")
+            start, stop = found.lead + self.frames.start, found.lead + self.frames.stop
+            filters.insert(0, f"trim=start_frame={start}:end_frame={stop}")
         if self._deinterlace:  # before the cut, so that a preview sees the same neighbours
             filters.insert(0, "bwdif=mode=send_frame:deint=interlaced")
         output = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", ",".join(filters)]
-        command = [*found.header.arguments, *output, "-f", "rawvideo", "-"]
+        command = [*found.seek, *found.header.arguments, *output, "-f", "rawvideo", "-"]
         with (
             tempfile.TemporaryFile() as log,
             running(command, stdout=True, log=log) as process,
@@ -113,6 +125,8 @@ class VideoSource:
                 yield self._displayed(rgb_from_planes(planes, layout, found.color))
 
     def _displayed(self, frame: Tensor) -> Tensor:
+        if self._found.crop:
+            frame = cut(frame, self._found.crop)
         size = (self.info.height, self.info.width)
         if frame.shape[1:] == size:
             return frame
@@ -125,20 +139,23 @@ class VideoSource:
 def open_video(
     path: str | Path,
     *,
+    excerpt: Excerpt = WHOLE,
     frames: tuple[int, int | None] | None = None,
     deinterlace: Literal["auto", "off"] = "auto",
 ) -> VideoSource:
     """Open a video file, an image, a `%05d.png` pattern or a folder of numbered images.
 
-    frames: (A, B) takes frames A..B-1, timed from 0; B None takes all from A.
+    excerpt: the part of the file that is the video, timed from 0 where it is trimmed; what lies
+        before is sought, not decoded.
+    frames: (A, B) takes frames A..B-1 of it, timed from 0; B None takes all from A.
     deinterlace: "auto" makes whole frames of those that the file marks as two fields.
 
-    Decodes the file once to find its exact frame count and timestamps. Raises ValueError for
+    Decodes the excerpt once to find its exact frame count and timestamps. Raises ValueError for
     whatever keeps it from being restored: missing, empty, truncated, no video, HDR.
     """
     path = Path(path).absolute()
     arguments, expected = _input(path)
-    found = probe(path.name, arguments, expected=expected)
+    found = probe(path.name, arguments, expected=expected, excerpt=excerpt)
     count = len(found.timing.timestamps)
     start, stop = (0, count) if frames is None else (frames[0], frames[1])
     stop = count if stop is None else stop

@@ -54,7 +54,7 @@ def timing(
     increasing = all(a < b for a, b in zip(seconds, seconds[1:], strict=False))
     if len(seconds) < len(times) or not increasing:
         _LOG.warning("%s has no usable timestamps; its nominal %s fps are taken", name, nominal)
-        return constant_timing(len(times), nominal)
+        return _regular(seconds[0] if seconds else 0.0, len(times), nominal, float(1 / nominal))
 
     first, span = seconds[0], seconds[-1] - seconds[0]
     last = float(times[-1][1] * unit)

@@ -180,9 +180,9 @@ def open_sink(
 ) -> VideoSink:
     """Open a video for writing, by extension.
 
-    .mkv: FFV1, 8-bit RGB, lossless. .mp4: H.264 CRF 16 4:2:0 (4:4:4 where a side is odd), or H.265
-    of 10 bit with codec="h265". .mov: ProRes 422 HQ, 4444 with alpha. .webm: VP9 CRF 8 with key
-    frames close together. A folder or `%05d.png`: PNG.
+    .mkv: FFV1, lossless, RGB of 8 bit, or of as many as the source has. .mp4: H.264 CRF 16 4:2:0
+    (4:4:4 where a side is odd), or H.265 of 10 bit with codec="h265". .mov: ProRes 422 HQ, 4444
+    with alpha. .webm: VP9 CRF 8 with key frames close together. A folder or `%05d.png`: PNG.
 
     source: gives timestamps, colour tags, sound, subtitles, chapters and metadata; exactly its
         frames must be written. Without it the rate is `fps`.
@@ -194,7 +194,10 @@ def open_sink(
     """
     path = Path(path).absolute()
     target = open_target(path, overwrite=overwrite, scratch=scratch)
-    encoding = choose_encoding(target.path, codec=codec, alpha=alpha, width=width, height=height)
+    bits = source.info.bit_depth if source else 8
+    encoding = choose_encoding(
+        target.path, codec=codec, alpha=alpha, bits=bits, width=width, height=height
+    )
     if isinstance(target, FramesTarget) and target.single and (source is None or len(source) > 1):
         raise ValueError(f"{path.name} holds one frame: write a folder or %05d.png")
     assert (source is None) != (fps is None), "timing comes from a source or from fps"

@@ -90,6 +90,20 @@ def test_lossless_outputs_return_every_bit(tmp_path, pixel_format, name):
     assert torch.equal((result * 255).round(), expected.float())
 
 
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_matroska_keeps_the_bits_of_the_source(tmp_path, bits, alpha):
+    channels, layout = 3 + alpha, PlanarFormat("rgb", bits, alpha)
+    codes = np.random.default_rng(0).integers(0, 2**bits, (2, channels, 5, 7), dtype=np.uint16)
+    raw = ["-f", "rawvideo", "-pix_fmt", layout.name, "-s", "7x5", "-i", tmp_path / "raw"]
+    (tmp_path / "raw").write_bytes(codes.tobytes())
+    ffmpeg(*raw, "-c:v", "ffv1", tmp_path / "in.mkv")
+    source = open_video(tmp_path / "in.mkv")
+    assert source.info.bit_depth == bits
+    out = open_video(copy(source, tmp_path / "out.mkv"))
+    assert out.info.bit_depth == bits and torch.equal(stack(out), stack(source))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "stored"),
     [

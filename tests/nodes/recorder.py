@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 PACK = Path(__file__).resolve().parents[2]
 HOST = {
     *("comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths"),
-    *("latent_preview", "node_helpers", "nodes", "server"),
+    *("latent_preview", "node_helpers", "nodes", "server", "av"),
 }
 
 # What the host's classes take, in its order; "!" marks what has no default.
@@ -158,7 +158,11 @@ class _Host(MetaPathFinder, Loader):
         if spec.name == "comfy_api.latest":
             module = ModuleType(spec.name)
             module.__dict__.update(
-                io=SimpleNamespace(**IO), ui=Dummy, ComfyExtension=ComfyExtension
+                io=SimpleNamespace(**IO),
+                ui=Dummy,
+                ComfyExtension=ComfyExtension,
+                Input=Dummy,
+                InputImpl=Dummy,
             )
         else:
             module = _Module(spec.name)

@@ -1,14 +1,18 @@
 """STAR_RestoreVideo: the command line's result, through the host's MODEL, VAE and VIDEO."""
 
 import importlib
+import inspect
+import math
 import subprocess
 from dataclasses import replace
 from fractions import Fraction
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from imageio_ffmpeg import get_ffmpeg_exe
 
 from star_core.cli import main
 from star_core.resume import work_folder
@@ -80,8 +84,6 @@ def clip(tmp_path):
     with open_sink(tmp_path / "silent.mkv", width=16, height=12, fps=Fraction(10)) as sink:
         for frame in frames:
             sink.write(frame)
-    from imageio_ffmpeg import get_ffmpeg_exe
-
     command = [get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "silent.mkv"]
     command += ["-f", "lavfi", "-i", "sine=440:d=0.8", "-c:v", "ffv1", "-c:a", "aac"]
     command += ["-vf", r"setpts='PTS+if(gt(N\,3)\,0.1/TB\,0)'", "-fps_mode", "vfr"]
@@ -90,9 +92,15 @@ def clip(tmp_path):
 
 
 def from_file(path):
-    from comfy_api.input_impl import VideoFromFile  # pyright: ignore[reportMissingImports]
+    from comfy_api.latest import InputImpl  # pyright: ignore[reportMissingImports]
 
-    return VideoFromFile(str(path))
+    return InputImpl.VideoFromFile(str(path))
+
+
+def from_memory(path):
+    from comfy_api.latest import InputImpl  # pyright: ignore[reportMissingImports]
+
+    return InputImpl.VideoFromFile(BytesIO(path.read_bytes()))
 
 
 def frames_of(path):
@@ -153,30 +161,185 @@ def _with_chunks(upscale, chunk):
 
 
 def test_a_video_without_a_file_is_stored_without_loss_first(host, clip):
-    from comfy_api.input_impl import VideoFromComponents  # pyright: ignore[reportMissingImports]
-    from comfy_api.util import VideoComponents  # pyright: ignore[reportMissingImports]
+    from comfy_api.latest import InputImpl, Types  # pyright: ignore[reportMissingImports]
 
     frames = frames_of(clip)
     sound = {"waveform": torch.linspace(-1, 1, 2 * 8000).reshape(1, 2, 8000), "sample_rate": 16000}
     images = frames.movedim(1, -1)
-    video = VideoFromComponents(
-        VideoComponents(images=images, audio=sound, frame_rate=Fraction(30000, 1001))
+    video = InputImpl.VideoFromComponents(
+        Types.VideoComponents(images=images, audio=sound, frame_rate=Fraction(30000, 1001))
     )
-    with host.video.file_of(video) as path:
+    with host.video.file_of(video) as (path, excerpt):
+        assert not excerpt.is_trimmed and excerpt.crop is None
         stored = open_video(path)
         assert torch.equal(torch.stack(list(stored)), frames)
         assert stored.info.fps == Fraction(30000, 1001) and stored.info.constant_rate
         heard = from_file(path).get_components().audio
         assert heard["sample_rate"] == 16000
+        # as long as the pictures, as the host's Save Video has it
+        assert heard["waveform"].shape[-1] == math.ceil(7 * 16000 * 1001 / 30000)
         first = path.read_bytes()
     assert not path.exists()
-    with host.video.file_of(video) as path:
+    with host.video.file_of(video) as (path, _):
         assert path.read_bytes() == first  # or no run could be gone on with
     for format, suffix in (("mp4 (H.264)", ".mp4"), ("mov (ProRes)", ".mov")):
         restored = host.restore(video, format=format).get_stream_source()
         assert restored.endswith(suffix)
         assert len(open_video(restored)) == 7
         assert len(open_video(restored).header.streams) == 1
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+@pytest.mark.parametrize("alpha", ["none", "in the images", "beside them"])
+def test_a_video_without_a_file_keeps_its_bits_and_its_alpha(host, bits, alpha):
+    from comfy_api.latest import InputImpl, Types  # pyright: ignore[reportMissingImports]
+
+    depth = {"bit_depth": bits} if _takes(InputImpl.VideoFromComponents, "bit_depth") else {}
+    if bits == 10 and not depth:
+        pytest.skip("this host's VIDEO has no bit_depth")
+    if alpha == "beside them" and not _takes(Types.VideoComponents, "alpha"):
+        pytest.skip("this host's VideoComponents has no alpha")
+    codes = torch.arange(3 * 8 * 10 * 4).reshape(3, 8, 10, 4) * 7 % 2**bits
+    images, opacity = codes[..., :3] / (2**bits - 1), codes[..., 3:] / (2**bits - 1)
+    beside = {"alpha": opacity[..., 0]} if alpha == "beside them" else {}
+    if alpha == "in the images":
+        images = torch.cat([images, opacity], dim=-1)
+    components = Types.VideoComponents(images=images, frame_rate=Fraction(10), **beside)
+    video = InputImpl.VideoFromComponents(components, **depth)
+    if beside and video.get_components().alpha is None:
+        video.get_components = lambda: components  # 0.28 loses it, later ones do not
+    with host.video.file_of(video) as (path, _):
+        stored = open_video(path)
+        assert stored.info.bit_depth == bits
+        expected = images if alpha != "beside them" else torch.cat([images, opacity], dim=-1)
+        assert stored.info.has_alpha == (alpha != "none")
+        difference = torch.stack(list(stored)) - expected.movedim(-1, 1)
+        assert difference.abs().max() < 0.01 / 2**bits
+
+
+def _takes(function, name: str) -> bool:
+    return name in inspect.signature(function).parameters
+
+
+@pytest.fixture
+def film(tmp_path):
+    """Two seconds of 10 frames each, B-frames, a key frame every 8; sound that ticks at each 0.2 s,
+    half of that late.
+    """
+    ticks = r"exp(-200*mod(t+0.1\,0.2))*sin(2000*2*PI*t):d=2:s=48000"
+    command = [get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "testsrc2=s=32x24:r=10:d=2"]
+    command += ["-f", "lavfi", "-i", f"aevalsrc={ticks}", "-c:v", "libx264", "-g", "8"]
+    subprocess.run([*command, "-bf", "3", "-c:a", "aac", tmp_path / "film.mp4"], check=True)
+    return tmp_path / "film.mp4"
+
+
+def trimmed(video, start, duration):
+    if not hasattr(video, "as_trimmed"):
+        pytest.skip("this host's VIDEO cannot be trimmed (as_trimmed)")
+    return video.as_trimmed(start, duration, strict_duration=False)
+
+
+@pytest.mark.parametrize("start, duration", [(1.05, 0.5), (0, 0.3), (-0.4, 0), (1.7, 9)])
+@pytest.mark.parametrize("place", ["file", "memory"])
+def test_a_trimmed_video_is_restored_from_its_first_frame_to_its_last(
+    host, film, start, duration, place
+):
+    """As the host's Get Video Components has it."""
+    whole = from_file(film) if place == "file" else from_memory(film)
+    video = trimmed(whole, start, duration)
+    restored = host.restore(video, strength=0.0)
+    expected, result = video.get_components(), restored.get_components()
+    count = len(expected.images)
+    assert count == {1.05: 5, 0: 3, -0.4: 4, 1.7: 3}[start]
+    assert result.images.shape == (count, 48, 64, 3)
+    small = torch.nn.functional.interpolate(result.images.movedim(-1, 1), scale_factor=0.5)
+    assert (small.movedim(1, -1) - expected.images).abs().mean() < 0.03
+    assert result.frame_rate == 10 and restored.get_duration() == pytest.approx(count / 10, abs=0.1)
+    assert open_video(restored.get_stream_source()).info.timestamps[0] < 0.001
+
+
+def test_the_sound_of_a_trimmed_video_is_cut_with_it(host, film):
+    restored = host.restore(trimmed(from_file(film), 0.55, 0.6), format="mp4 (H.264)")
+    sound = restored.get_components().audio
+    wave, rate = sound["waveform"][0].mean(0).abs(), sound["sample_rate"]
+    assert len(wave) / rate == pytest.approx(0.6, abs=2048 / rate)
+    # The first frame is that of 0.6 s; ticks are at 0.7, 0.9 and 1.1 s.
+    for moment in (0.1, 0.3, 0.5):
+        near = wave[int((moment - 0.05) * rate) : int((moment + 0.05) * rate)]
+        assert int(near.argmax()) / rate == pytest.approx(0.05, abs=1200 / rate)
+
+
+def test_what_lies_outside_the_trim_has_no_part_in_the_result(host, film):
+    """Windows neither reach beyond it nor are counted from before it."""
+    video = trimmed(from_file(film), 0.8, 0.7)
+    part = film.with_name("part.mkv")
+    with host.video.file_of(video) as (path, excerpt):
+        source = open_video(path, excerpt=excerpt)
+        with open_sink(part, width=32, height=24, fps=Fraction(10)) as sink:
+            for frame in source:
+                sink.write(frame)
+    restored = frames_of(host.restore(video).get_stream_source())
+    expected = frames_of(host.restore(from_file(part)).get_stream_source())
+    assert (restored - expected).abs().max() <= 3.01 / 255  # the part was rounded to 8 bit
+
+
+class Cropped:
+    """A VIDEO of the newest host, which no host that the tests run on has."""
+
+    def __new__(cls, path, x, y, width, height):
+        from comfy_api.latest import InputImpl  # pyright: ignore[reportMissingImports]
+
+        class VideoFromFile(InputImpl.VideoFromFile):
+            def get_dimensions(self):
+                return width, height
+
+        video = VideoFromFile(str(path))
+        video._VideoFromFile__crop = (x, y, width, height)
+        return video
+
+
+def test_a_cropped_video_is_restored_inside_its_crop(host, film):
+    restored = host.restore(Cropped(film, 8, 4, 16, 12), strength=0.0)
+    frames = frames_of(restored.get_stream_source())
+    assert frames.shape == (20, 3, 24, 32)
+    expected = frames_of(host.restore(from_file(film), strength=0.0).get_stream_source())
+    inside = expected[..., 8 + 6 : 32 - 6, 16 + 6 : 48 - 6]  # away from the border
+    assert (frames[..., 6:-6, 6:-6] - inside).abs().max() < 0.03
+
+
+def test_edits_that_cannot_be_seen_are_made_by_the_host(host, film):
+    """Such as a later host's resizing."""
+    from comfy_api.latest import InputImpl, Types  # pyright: ignore[reportMissingImports]
+
+    class Resized(InputImpl.VideoFromFile):
+        def get_dimensions(self):
+            return 16, 12
+
+        def get_components(self):
+            images = torch.linspace(0, 1, 2 * 12 * 16 * 3).reshape(2, 12, 16, 3)
+            return Types.VideoComponents(images=images, frame_rate=Fraction(10))
+
+    assert frames_of(host.restore(Resized(str(film))).get_stream_source()).shape == (2, 3, 24, 32)
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (
+            lambda path: trimmed(from_file(path), 5, 1),
+            "STAR Restore Video: the trim of film.mp4 is empty: no frame begins from 5 s to 6 s; "
+            "trim it to a time within it",
+        ),
+        (
+            lambda path: Cropped(path, 24, 0, 16, 12),
+            "STAR Restore Video: crop 16x12[+]24[+]0 is not inside the frame of 32x24: choose",
+        ),
+    ],
+    ids=["trim", "crop"],
+)
+def test_an_empty_trim_or_a_crop_outside_is_told(host, film, edit, words):
+    with pytest.raises(ValueError, match=words):
+        host.restore(edit(film))
 
 
 def test_a_lora_counts(host, clip):

@@ -1,0 +1,38 @@
+"""The part of a file that counts as the video."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excerpt:
+    """A part of a file in time and space; what lies outside does not exist for whoever reads it.
+
+    start, duration: in seconds of the file's own timestamps, whose first need not be 0; duration
+    None for all that follows. Frames belong that begin at `start` or later, and before its end.
+    crop: (width, height, x, y) in upright pixels as stored, None for the whole frame.
+    """
+
+    start: float = 0.0
+    duration: float | None = None
+    crop: tuple[int, int, int, int] | None = None
+
+    @property
+    def is_trimmed(self) -> bool:
+        """Whether it may begin later or end earlier than the file."""
+        return self.start > 0 or self.duration is not None
+
+    @property
+    def end(self) -> float | None:
+        """In seconds of the file's timestamps; None for the end of the file."""
+        return None if self.duration is None else self.start + self.duration
+
+    def ticks(self, unit: Fraction) -> tuple[int, int | None]:
+        """Start and end in units of so many seconds, rounded down as ComfyUI rounds them."""
+        return int(self.start / unit), None if self.end is None else int(self.end / unit)
+
+    def __str__(self) -> str:
+        return f"from {self.start:g} s " + ("on" if self.end is None else f"to {self.end:g} s")
+
+
+WHOLE = Excerpt()
