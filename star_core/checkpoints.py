@@ -10,9 +10,11 @@ files have none of these; `networks` says how they are sampled.
 
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +34,16 @@ from .networks import (
     backbone_of,
     build_network,
 )
-from .tensor_files import TensorFile, compare, load_into, open_tensors, write_tensors
+from .quantization import CONFIG, Format, formats_of, quantized, stored, usual_type
+from .tensor_files import (
+    LazyTensors,
+    TensorFile,
+    cast,
+    compare,
+    load_into,
+    open_tensors,
+    write_tensors,
+)
 
 __all__ = [
     "FileInfo",
@@ -120,13 +131,19 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
     """
     file = open_tensors(path)
     config, sampling, latents = _described(file)
+    tensors = _network_tensors(file)
+    if formats_of(file) and not formats_of(tensors):
+        raise ValueError(
+            f"{file.path} is quantised under the names of SAT, which no loader takes: write it "
+            "again with `convert`, quantised under diffusers' names or not at all"
+        )
     return ModelFile(
         path=file.path,
         config=config,
         sampling=sampling,
         latents=latents,
         prompts=_prompts(file),
-        tensors=_network_tensors(file),
+        tensors=tensors,
     )
 
 
@@ -194,7 +211,7 @@ def _description(config: NetworkConfig, sampling: SamplingDefaults, latents: Lat
 def convert(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Format | None = None,
     *,
     shift: float | None = None,
     latent_scale: float | None = None,
@@ -202,13 +219,21 @@ def convert(
 ) -> None:
     """Write any checkpoint as safetensors, floating-point tensors as float16, bfloat16 or float32.
 
-    dtype: None keeps each tensor's. Keys and metadata stay, and so do other types of tensors; but
-    STAR's network on CogVideoX gets diffusers' names, its LoRA merged, and describes itself. One
-    tensor at a time is in memory. shift, latent_scale: what such a network is to be used with.
+    dtype: None keeps each tensor's. One of `quantization.WRITTEN` quantises the linear layers in
+    the transformer blocks of STAR's network, see `quantized_layers`; what else is wider than 16
+    bits becomes float16. Keys and metadata stay, and so do other types of tensors; but STAR's
+    network on CogVideoX gets diffusers' names, its LoRA merged, and describes itself. One tensor at
+    a time is in memory. shift, latent_scale: what such a network is to be used with.
     Raises ValueError for an unreadable source, an existing destination unless `overwrite`, values
-    that `dtype` cannot hold, and a network of the second sort that lacks tensors or has others.
+    that `dtype` cannot hold, a network of the second sort that lacks tensors or has others, and for
+    another kind of file that is to be quantised.
     """
-    if dtype not in (None, torch.float16, torch.bfloat16, torch.float32):
+    if not isinstance(dtype, Format) and dtype not in (
+        None,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+    ):
         raise ValueError(f"{dtype} is not a type for weights: choose float16, bfloat16 or float32")
     if (
         Path(destination).exists()
@@ -232,12 +257,67 @@ def convert(
         if str(differences):
             raise ValueError(f"{source} is no complete network on CogVideoX: {differences}")
         tensors, metadata = weights, {**metadata, "star": _description(config, sampling, latents)}
+    if isinstance(dtype, Format):
+        tensors, dtype = _quantized(file, tensors, dtype), None
+    elif dtype is None:
+        tensors = stored(tensors) if tensors is file else tensors
     write_tensors(destination, tensors, dtype=dtype, metadata=metadata, overwrite=overwrite)
+
+
+def quantized_layers(network: nn.Module, format: Format) -> list[str]:
+    """Which layers of a network are quantised: what ComfyUI computes so and what bears it.
+
+    Those are the linear layers of attention and feed-forward in the transformer blocks. Norms, with
+    what modulates them, LIEM, embeddings, the first and the last layers stay as they are.
+    """
+    return [
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear)
+        and "transformer_blocks." in name
+        and not re.search(r"norm|local", name)
+        and format.takes(layer.weight.shape)
+    ]
+
+
+def _quantized(file: TensorFile, tensors: Mapping[str, Tensor], format: Format) -> LazyTensors:
+    """The tensors of STAR's network with its layers quantised, each made when it is asked for."""
+    network = build_network(_described(file)[0], device="meta")
+    differences = compare(tensors, network.state_dict())
+    if differences.missing or differences.mismatched:
+        raise ValueError(
+            f"{file.path} is no complete network of STAR's, and only those are quantised here: "
+            f"{differences}. It seems to be a {identify(file).title}"
+        )
+    layers = set(quantized_layers(network, format))
+    usual = usual_type(file.values())
+    narrow = usual if usual.itemsize == 2 else torch.float16
+
+    @lru_cache(1)  # the parts of a layer are asked for one after the other
+    def parts(key: str) -> dict[str, Tensor]:
+        return quantized(cast(key, tensors[key], torch.float32), format)
+
+    def part(key: str, name: str) -> Tensor:
+        return parts(key)[name]
+
+    def kept(key: str) -> Tensor:
+        tensor = tensors[key]
+        return cast(key, tensor, narrow if tensor.dtype.itemsize > 2 else None)
+
+    make: dict[str, Callable[[], Tensor]] = {}
+    for key in tensors:
+        stem, _, end = key.rpartition(".")
+        if end == "weight" and stem in layers:
+            names = (end, *format.scales, CONFIG)
+            make |= {f"{stem}.{name}": partial(part, key, name) for name in names}
+        else:
+            make[key] = partial(kept, key)
+    return LazyTensors(make)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
-    """What a file is. `dtypes` counts tensors by type.
+    """What a file is. `dtypes` counts stored tensors by type, `quantization` layers by format.
 
     `problems` says how a network differs from STAR's, and what to do with a file of a kind that
     cannot be used; "" if there is nothing to say.
@@ -254,6 +334,7 @@ class FileInfo:
     parameters: int
     bytes: int
     dtypes: dict[str, int]
+    quantization: dict[str, int]
     backbone: str | None
     config: dict | None
     sampling: dict | None
@@ -275,6 +356,9 @@ class FileInfo:
             f"format: {self.format}, {self.bytes / 1e6:,.1f} MB",
             f"tensors: {self.tensors} ({dtypes}), {self.parameters:,} values",
         ]
+        if self.quantization:
+            layers = (f"{count} layers as {name}" for name, count in self.quantization.items())
+            lines.append(f"quantised: {', '.join(layers)}")
         for name in ("config", "sampling"):
             if fields := getattr(self, name):
                 lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in fields.items()))
@@ -307,10 +391,11 @@ def describe(path: str | os.PathLike[str]) -> FileInfo:
         kind=kind.name,
         title=kind.title,
         format=file.format,
-        tensors=len(file),
+        tensors=len(stored(file)),
         parameters=sum(tensor.numel() for tensor in file.values()),
         bytes=file.path.stat().st_size,
-        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in file.values())),
+        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in stored(file).values())),
+        quantization=formats_of(file),
         backbone=backbone,
         config=config,
         sampling=sampling,

@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .deepspeed_file import read_module
 from .known_files import identify
+from .quantization import METADATA, PackedTensor, packed
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +39,19 @@ _TYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+if hasattr(torch, "float8_e8m0fnu"):  # not in the oldest
+    _TYPE_NAMES[torch.float8_e8m0fnu] = "F8_E8M0"
 
 
 class TensorFile(Mapping[str, Tensor]):
     """The tensors of one file by key, as views of the memory-mapped file.
 
-    A tensor occupies no memory of its own until it is converted or copied. `format` is
-    "safetensors", "torch", "torch (DeepSpeed)" or "torch (old)"; only the last is read into memory
-    as a whole.
+    A tensor occupies no memory of its own until it is converted or copied. The weights of layers
+    that ComfyUI has quantised are `quantization.PackedTensor`, and their scales stand in them.
+    `format` is "safetensors", "torch", "torch (DeepSpeed)" or "torch (old)"; only the last is read
+    into memory as a whole.
     `metadata` is the text metadata of a safetensors file, {} for the others.
+    ValueError for a quantised layer that misses a part or is of an unknown format.
     """
 
     def __init__(
@@ -54,8 +59,11 @@ class TensorFile(Mapping[str, Tensor]):
     ) -> None:
         self.path = path
         self.format = format
-        self.metadata = metadata
-        self._tensors = tensors
+        self.metadata = {key: text for key, text in metadata.items() if key != METADATA}
+        try:
+            self._tensors = packed(tensors, metadata)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def __getitem__(self, key: str) -> Tensor:
         return self._tensors[key]
@@ -65,6 +73,22 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors that are made when they are asked for, again each time, and not kept."""
+
+    def __init__(self, make: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._make = make
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._make[key]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make)
+
+    def __len__(self) -> int:
+        return len(self._make)
 
 
 def open_tensors(path: str | os.PathLike[str]) -> TensorFile:
@@ -182,8 +206,11 @@ def _open_torch(path: Path, *, mmap: bool) -> TensorFile:
 def cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The tensor in `dtype` if it is floating-point and dtype is not None, itself otherwise.
 
-    Raises ValueError where a finite value is beyond the range of dtype.
+    That of a quantised layer is unpacked. Raises ValueError where a finite value is beyond the
+    range of dtype.
     """
+    if isinstance(tensor, PackedTensor):
+        dtype, tensor = dtype or tensor.dtype, tensor.unpacked()
     if dtype is None or tensor.dtype == dtype or not tensor.is_floating_point():
         return tensor
     converted = tensor.to(dtype)

@@ -17,7 +17,7 @@ LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
     (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
     (0, "deepspeed_file", "drawing", "draws", "live_tensors", "losses", "offload", "progress"),
-    (0, "resume", "shortcuts", "shots", "tiling"),
+    (0, "quantization", "resume", "shortcuts", "shots", "tiling"),
     (1, "models", "out_of_memory", "tensor_files", "downloads", "model_files", "video_io"),
     (1, "curves", "degradation", "packages", "settings"),
     (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "model", "networks", "t5"),

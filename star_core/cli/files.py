@@ -63,8 +63,10 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="the .safetensors file to write")
     parser.add_argument(
         "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="type of the weights (default: as they are)",
+        # The last are `quantization.WRITTEN`, without torch.
+        choices=("float32", "float16", "bfloat16", "fp8_scaled", "int8", "nvfp4"),
+        help="type of the weights (default: as they are); the last three quantise the linear "
+        "layers of a STAR network as ComfyUI does",
     )
     parser.add_argument(
         "--shift",
@@ -85,8 +87,9 @@ def run_convert(args: argparse.Namespace) -> None:
     import torch
 
     from ..checkpoints import convert
+    from ..quantization import WRITTEN
 
-    dtype = args.dtype and getattr(torch, args.dtype)
+    dtype = args.dtype and (WRITTEN.get(args.dtype) or getattr(torch, args.dtype))
     convert(
         args.source,
         args.out,

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..tensor_files import LazyTensors
 from ..tiling import Tile
 
 PATCH = 2  # latents a side
@@ -128,22 +129,6 @@ def names(layers: int) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
         for theirs, ours in _BLOCK_NAMES.items():
             in_block = {f"transformer_blocks.{i}.{name}": chunks for name, chunks in ours.items()}
             yield theirs.format(i), in_block
-
-
-class LazyTensors(Mapping[str, Tensor]):
-    """Tensors that are made when they are asked for, again each time, and not kept."""
-
-    def __init__(self, make: Mapping[str, Callable[[], Tensor]]) -> None:
-        self._make = make
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._make[key]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._make)
-
-    def __len__(self) -> int:
-        return len(self._make)
 
 
 def is_sat(keys: Iterable[str]) -> bool:
