@@ -3,10 +3,12 @@
 import torch
 from comfy_api.latest import io
 
-from ..star_core.demo import DATA, DEGRADED, SHOT
+from ..star_core.demo import DATA, DEGRADED, GROUND_TRUTH, SHOT
 from ..star_core.video_io import open_video
 from .host import images_from_video, named
 from .host_features import schema
+
+CLIPS = {"degraded": DEGRADED, "clean": GROUND_TRUTH}
 
 
 class StarDemoClip(io.ComfyNode):
@@ -17,9 +19,16 @@ class StarDemoClip(io.ComfyNode):
             display_name="STAR Demo Clip",
             category="STAR/prepare",
             search_aliases=["test video", "example", "sample clip"],
-            description="The low-quality clip that comes with the pack: 24 frames of 160x88 with "
-            "blur, noise and JPEG artefacts. Nothing needs to be downloaded.",
+            description="The clip that comes with the pack, 24 frames: degraded, 160x88 with blur, "
+            "noise and JPEG artefacts, or clean, 640x352. Nothing needs to be downloaded.",
             inputs=[
+                io.Combo.Input(
+                    "clip",
+                    options=list(CLIPS),
+                    default="degraded",
+                    tooltip="degraded: to be restored. clean: what it was made from, to be "
+                    "degraded, or to measure a result against.",
+                ),
                 io.Int.Input(
                     "start",
                     default=0,
@@ -36,9 +45,7 @@ class StarDemoClip(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(
-                    "images", display_name="images", tooltip="The frames, to be restored."
-                ),
+                io.Image.Output("images", display_name="images", tooltip="The frames."),
                 io.Float.Output(
                     "fps", display_name="fps", tooltip="Frames per second, for Create Video."
                 ),
@@ -46,8 +53,11 @@ class StarDemoClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, start: int, frames: int) -> io.NodeOutput:
+    def execute(cls, clip: str, start: int, frames: int) -> io.NodeOutput:
         with named("STAR Demo Clip"):
-            clip = open_video(DATA / DEGRADED, frames=(start, min(start + frames, len(SHOT))))
-            images = images_from_video(torch.stack(list(clip)))
-        return io.NodeOutput(images, float(clip.info.fps))
+            if clip not in CLIPS:
+                raise ValueError(f"there is no clip {clip!r}: choose {' or '.join(CLIPS)}")
+            shown = start, min(start + frames, len(SHOT))
+            video = open_video(DATA / CLIPS[clip], frames=shown)
+            images = images_from_video(torch.stack(list(video)))
+        return io.NodeOutput(images, float(video.info.fps))

@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "ComfyUI-STAR"  # what people's checkouts are called below custom_nodes
 VIDEO_HELPER_SUITE = "ComfyUI-VideoHelperSuite"
+USERS_VIDEO = "video.mp4"  # what the workflows call the video that a user is to choose
 FAILURES = ("(IMPORT FAILED)", "Error while calling comfy_entrypoint")
 FLAGS = (
     *("--cpu", "--listen", "127.0.0.1", "--database-url", "sqlite:///:memory:"),
@@ -82,6 +83,7 @@ class Server:
             (self.base / "custom_nodes" / name).symlink_to(folder, target_is_directory=True)
         for clip in (ROOT / "star_core" / "demo_data").glob("*.m[kp]*"):
             self.upload(clip)
+        shutil.copy(self.base / "input" / "degraded.mkv", self.base / "input" / USERS_VIDEO)
         command = [sys.executable, self.host / "main.py", *FLAGS, "--base-directory", self.base]
         command += ["--port", self.address.split(":")[1]]
         with self.log_file.open("w") as log:

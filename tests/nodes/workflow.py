@@ -1,5 +1,7 @@
 """Workflows in the UI's format, read as the frontend reads them, without a browser.
 
+A workflow may hold subgraphs: graphs that are shown as one node, called their box here.
+
 `core_nodes.json` holds what the server tells about the node types of others that the shipped
 workflows use. With a host at hand, make it anew with `python -m tests.nodes.workflow`.
 """
@@ -13,8 +15,11 @@ from tests.nodes.recorder import object_info, recorded_nodes
 from tests.nodes.server import ROOT, Prompt, Server
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 CORE_NODES = Path(__file__).with_name("core_nodes.json")
 NOTES = {"Note", "MarkdownNote"}  # the only node types of the frontend alone that we use
+ENTRY, EXIT = -10, -20  # stand for the inputs and the outputs of a subgraph in its links
+LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}
 TOLD = ("output", "output_name", "output_node")
@@ -33,9 +38,54 @@ def definitions() -> Json:
     return {**read(CORE_NODES), **{node.id: object_info(node) for node in recorded_nodes()}}
 
 
+def subgraphs_of(workflow: Json) -> dict[str, Json]:
+    """The subgraphs, by the type of their boxes."""
+    return {inner["id"]: inner for inner in workflow.get("definitions", {}).get("subgraphs", [])}
+
+
+def links_of(graph: Json) -> list[list[Any]]:
+    """Id, source, its output, target, its input, type. Subgraphs spell them out."""
+    return [[v[k] for k in LINK] if isinstance(v, dict) else v for v in graph["links"]]
+
+
 def nodes_of(workflow: Json) -> list[Json]:
-    """The nodes that become part of the prompt."""
-    return [node for node in workflow["nodes"] if node["type"] not in NOTES]
+    """The nodes that become part of the prompt; those of a subgraph in the place of its box.
+
+    The id is then `box:node`, as the frontend has it. `sources` tells what the inputs are linked
+    to: name -> [id, output]. Boxes in a subgraph are not in use here, and not looked into.
+    """
+    subgraphs = subgraphs_of(workflow)
+    types = {str(node["id"]): node["type"] for node in workflow["nodes"]}
+    boxes = {name: subgraphs[kind] for name, kind in types.items() if kind in subgraphs}
+    nodes, given, leaving = {}, {}, {}
+    for box, graph in {"": workflow, **boxes}.items():
+        prefix = box and f"{box}:"
+        nodes |= {f"{prefix}{node['id']}": node for node in graph["nodes"]}
+        for _, source, output, target, place, _ in links_of(graph):
+            if target == EXIT:
+                leaving[box, place] = f"{prefix}{source}", output
+            else:
+                entry = nodes[f"{prefix}{target}"]["inputs"][place]["name"]
+                given[f"{prefix}{target}", entry] = f"{prefix}{source}", output
+
+    def origin(source: str, output: int) -> list[Any] | None:
+        """The output of a node, also behind the inputs and outputs of boxes."""
+        box, _, node = source.rpartition(":")
+        if node == str(ENTRY):
+            outside = given.get((box, boxes[box]["inputs"][output]["name"]))
+        else:
+            outside = leaving.get((source, output))
+            if outside is None:
+                return [source, output]
+        return outside and origin(*outside)
+
+    found = []
+    for name, node in nodes.items():
+        if name not in boxes and node["type"] not in NOTES:
+            linked = {entry: origin(*start) for (to, entry), start in given.items() if to == name}
+            sources = {entry: source for entry, source in linked.items() if source}
+            found.append({**node, "id": name, "sources": sources})
+    return found
 
 
 def inputs_of(definition: Json) -> dict[str, tuple[str, Json, bool]]:
@@ -78,15 +128,13 @@ def values_of(node: Json, definition: Json) -> Json:
 
 def api_prompt(workflow: Json, known: Json) -> Prompt:
     """The prompt that the frontend derives from a workflow."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    prompt = {}
-    for node in nodes_of(workflow):
-        inputs = values_of(node, known[node["type"]])
-        for slot in node.get("inputs", []):
-            if slot.get("link") is not None:
-                inputs[slot["name"]] = links[slot["link"]]
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    return prompt
+    return {
+        node["id"]: {
+            "class_type": node["type"],
+            "inputs": values_of(node, known[node["type"]]) | node["sources"],
+        }
+        for node in nodes_of(workflow)
+    }
 
 
 def needs_download(prompt: Prompt) -> bool:
@@ -103,7 +151,8 @@ def trimmed(kind: Any, options: Json | None = None) -> list[Any]:
 
 def record_core_nodes() -> None:
     """Writes `core_nodes.json`: what the server tells about the node types of others in use."""
-    used = {node["type"] for path in WORKFLOWS for node in nodes_of(read(path))}
+    files = [*WORKFLOWS, *BLUEPRINTS]
+    used = {node["type"] for path in files for node in nodes_of(read(path))}
     with tempfile.TemporaryDirectory() as base, Server(Path(base)) as server:
         told = server.get("/object_info")
     others = sorted(used & told.keys() - {node.id for node in recorded_nodes()})
