@@ -33,7 +33,10 @@ class StarExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .host_files import add_own_folder
+        from .host_packages import unmet
 
+        for sentence in unmet():
+            logger.error("STAR %s", sentence)
         add_own_folder()
         nodes = []
         for name, classes in NODES.items():
