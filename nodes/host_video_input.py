@@ -33,7 +33,7 @@ def file_of(video: Any, sound: str = "flac") -> Iterator[tuple[Path, Excerpt]]:
     stream = excerpt = None
     if type(video).get_stream_source is not Input.Video.get_stream_source:
         stream = video.get_stream_source()
-        excerpt = _excerpt_of(video, stream)
+        excerpt = _excerpt_of(video)
     if excerpt and isinstance(stream, str):
         yield Path(stream), excerpt
         return
@@ -48,14 +48,14 @@ def file_of(video: Any, sound: str = "flac") -> Iterator[tuple[Path, Excerpt]]:
         yield path, excerpt or WHOLE
 
 
-def _excerpt_of(video: Any, stream: str | BytesIO) -> Excerpt | None:
+def _excerpt_of(video: Any) -> Excerpt | None:
     """What of its file a VIDEO is; None where the frames are not simply some of the file's."""
     start, duration = trim_of(video)
     width, height = video.get_dimensions()
     corner = crop_corner_of(video)
     if corner is not None:
         return Excerpt(start=start, duration=duration or None, crop=(width, height, *corner))
-    with av.open(stream) as file:
+    with av.open(video.get_stream_source()) as file:  # it rewinds what get_dimensions has read
         stored = file.streams.video[0] if file.streams.video else None
     if stored and (width, height) != (stored.width, stored.height):
         return None

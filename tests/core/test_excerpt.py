@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from star_core.backbones import SamplingDefaults
 from star_core.behaviour import DEFAULT
 from star_core.checkpoints import FAITHFUL
 from star_core.model import Prompts, find_model, load
@@ -202,7 +203,8 @@ def test_times_are_rounded_as_comfyui_rounds_them():
 
 
 def restored(job: Job) -> Tensor:
-    scene = Scene(settings=Settings(strength=0.5), prompts=Prompts(preset=FAITHFUL))
+    sampling = SamplingDefaults(solver_mode="normal", steps=2, cfg=1.0)
+    scene = Scene(settings=Settings(sampling=sampling), prompts=Prompts(preset=FAITHFUL))
 
     def get_model(prompts):
         return load(

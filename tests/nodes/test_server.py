@@ -274,6 +274,65 @@ def test_a_video_goes_from_file_to_file(server, tmp_path):
     assert server.run(prompt).executed == []
 
 
+def test_a_trimmed_video_goes_on_through_the_hosts_nodes(server, tmp_path):
+    """Before and after restoring; frames, sound and rate fit together everywhere."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    from star_core.video_io import open_video
+
+    if "Video Slice" not in server.get("/object_info"):
+        pytest.skip("this host has no node Video Slice (Trim Video)")
+    film = tmp_path / "film.mp4"
+    command = [get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=10:d=3"]
+    command += ["-f", "lavfi", "-i", "sine=d=3", "-c:v", "libx264", "-g", "12", "-bf", "3"]
+    subprocess.run([*command, "-c:a", "aac", film], check=True)
+
+    def slice_of(video, start, duration):
+        return node(
+            "Video Slice",
+            **{"video": [video, 0], "start_time": start, "duration": duration},
+            strict_duration=False,
+        )
+
+    def save(video, name):
+        formats = {"format": "auto", "codec": "auto"}
+        return node("SaveVideo", video=[video, 0], filename_prefix=f"trim/{name}", **formats)
+
+    prompt = {
+        "model": LOADERS["model"],
+        "load": node("LoadVideo", file=server.upload(film)),
+        "slice": slice_of("load", 1.05, 1.5),
+        "restore": node(
+            "STAR_RestoreVideo",
+            **{"model": MODEL, "vae": VAE, "video": ["slice", 0], "scale": 2.0, "steps": 1},
+            **{"cfg": 1.0, "strength": 0.5, "shots": "off", "filename_prefix": "trim/restored"},
+        ),
+        "again": slice_of("restore", 0.4, 0.6),
+        "components": node("GetVideoComponents", video=["restore", 0]),
+        "create": node(
+            "CreateVideo",
+            **{"images": ["components", 0], "audio": ["components", 1], "fps": ["components", 2]},
+        ),
+        "save": save("restore", "saved"),
+        "save_again": save("again", "again"),
+        "save_created": save("create", "created"),
+    }
+    result = server.run(prompt)
+    assert not result.error
+    frames = {"restored": 15, "saved": 15, "again": 6, "created": 15}
+    for name, count in frames.items():
+        path = server.base / "output" / "trim" / f"{name}_00001_.mp4"
+        info = open_video(path).info
+        assert (info.frame_count, info.width, info.height) == (count, 128, 96), name
+        assert info.constant_rate and info.fps == 10, name
+        wave = subprocess.run(
+            [get_ffmpeg_exe(), "-v", "error", "-i", path, "-f", "s16le", "-ac", "1", "-"],
+            capture_output=True,
+            check=True,
+        ).stdout
+        assert len(wave) / 2 / 44100 == pytest.approx(count / 10, abs=0.06), name
+
+
 @pytest.mark.parametrize(
     "color_fix, prompts",
     [
