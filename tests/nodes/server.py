@@ -20,6 +20,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
+
+from star_core.demo import DATA, DEGRADED, GROUND_TRUTH
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "ComfyUI-STAR"  # what people's checkouts are called below custom_nodes
 VIDEO_HELPER_SUITE = "ComfyUI-VideoHelperSuite"
@@ -81,9 +85,11 @@ class Server:
         (self.base / "custom_nodes").mkdir()
         for name, folder in packs.items():
             (self.base / "custom_nodes" / name).symlink_to(folder, target_is_directory=True)
-        for clip in (ROOT / "star_core" / "demo_data").glob("*.m[kp]*"):
-            self.upload(clip)
-        shutil.copy(self.base / "input" / "degraded.mkv", self.base / "input" / USERS_VIDEO)
+        for clip in (GROUND_TRUTH, DEGRADED):
+            self.upload(DATA / clip)
+        make = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", DATA / DEGRADED]
+        make += ["-frames:v", "4", "-pix_fmt", "yuv420p", self.base / "input" / USERS_VIDEO]
+        subprocess.run([str(part) for part in make], check=True)
         command = [sys.executable, self.host / "main.py", *FLAGS, "--base-directory", self.base]
         command += ["--port", self.address.split(":")[1]]
         with self.log_file.open("w") as log:
