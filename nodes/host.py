@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..star_core.checkpoints import FAITHFUL, SHARP
 from ..star_core.tiling import Tile
+from .host_features import check_host
 
 # What choices call "as the model file says"; numbers say it with -1.
 AUTO = "auto"
@@ -45,6 +46,7 @@ class Progress:
 
 def free_memory() -> int:
     """Bytes of the device that the host could clear for a model."""
+    check_host(mm, "current_loaded_models", "get_free_memory", "extra_reserved_memory")
     device = mm.get_torch_device()
     loaded = (each for each in mm.current_loaded_models if each.device == device)
     cleared = sum(each.model_loaded_memory() for each in loaded)

@@ -1,9 +1,16 @@
-"""What some hosts have and others lack: asked of the host itself, never of its version."""
+"""What a host has or lacks, from ComfyUI v0.3.64 on: asked of the host itself, and only here.
+
+Version numbers say nothing, because forks and branches count in their own way.
+"""
 
 import inspect
 from typing import Any
 
+import comfy.model_management as mm
+import comfy.model_patcher
 from comfy_api.latest import io
+
+from ..star_core.out_of_memory import is_out_of_memory
 
 
 def schema(*, search_aliases: list[str], **fields: Any) -> io.Schema:
@@ -60,3 +67,37 @@ def color_space_of(video: Any) -> str:
 def alpha_of(components: Any) -> Any:
     """Opacity beside the images of VideoComponents, None without; hosts of 2025 have no such."""
     return getattr(components, "alpha", None)
+
+
+def patcher_class(disable_dynamic: bool = False) -> type[comfy.model_patcher.ModelPatcher]:
+    """The class that keeps the weights of a network made of the host's layers.
+
+    Where the host has dynamic VRAM and has switched it on, the one that loads weights as they are
+    used. disable_dynamic: the plain one all the same.
+    """
+    plain = comfy.model_patcher.ModelPatcher
+    return plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
+
+
+def memory_ran_out(error: Exception) -> bool:
+    """Whether an error says that the device's memory is full.
+
+    Newer hosts are told first: drivers report it in several ways, and leave an error behind that
+    the host clears away.
+    """
+    asked = getattr(mm, "is_oom", None)
+    return (asked is not None and asked(error)) or is_out_of_memory(error)
+
+
+def check_host(part: Any, *names: str) -> None:
+    """Raises RuntimeError unless a part of the host has these attributes, which are private there.
+
+    The error says which hosts have them.
+    """
+    missing = [name for name in names if not hasattr(part, name)]
+    if missing:
+        owner = getattr(part, "__name__", type(part).__name__)
+        raise RuntimeError(
+            f"this ComfyUI has no {owner}.{missing[0]}, which STAR relies on: use a ComfyUI from "
+            "v0.3.64 to v0.38, or a newer version of STAR"
+        )

@@ -26,6 +26,7 @@ from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
 from ..star_core.networks import NetworkConfig, build_network
 from ..star_core.shortcuts import BatchedFeatures, DeepFeatures
 from ..star_core.tiling import Tile
+from .host_features import patcher_class
 
 # Of CONDITIONING: raw latents (b c f h w) of the low-quality video, and how far predictions may go
 # from them, 0 to 1.
@@ -123,9 +124,12 @@ class Hosted:
 
     def velocity(self, x, timesteps, context, hint, transformer_options) -> Tensor:
         """v of x (b c f h w), which may be a window of the clip that the hint shows."""
-        if (window := transformer_options.get(WINDOW)) is not None:
+        frames = x.shape[2]
+        if (window := transformer_options.get(WINDOW)) is not None and hint.shape[2] != frames:
             hint = hint[:, :, window.start : window.stop]
-        elif (window := transformer_options.get("context_window")) is not None:
+        # Newer hosts cut the hint themselves, see `resize_cond_for_context_window`.
+        window = transformer_options.get("context_window")
+        if window is not None and hint.shape[2] != frames:
             hint = window.get_tensor(hint, dim=2)
         override = "optimized_attention_override" in transformer_options
         self.attention.options = transformer_options if override else {}
@@ -164,9 +168,8 @@ def features_of(prompts: Sequence[Any], options: dict[str, Any]) -> list[DeepFea
     features = options.get(DEEP)
     if features is None:  # no run that could keep any
         return []
-    window = options.get(WINDOW)
-    if (context := options.get("context_window")) is not None:
-        window = tuple(context.index_list)
+    context = options.get("context_window")
+    window = (options.get(WINDOW), context and tuple(context.index_list))
     return [features((prompt, window)) for prompt in prompts]
 
 
@@ -197,6 +200,15 @@ class StarBaseModel(comfy.model_base.BaseModel):
         hint = comfy.conds.CONDNoiseShape(self.process_latent_in(hint))
         strength = comfy.conds.CONDConstant(kwargs.get(STRENGTH, 1.0))
         return super().extra_conds(**kwargs) | {"hint": hint, "strength": strength}
+
+    def resize_cond_for_context_window(
+        self, cond_key, cond_value, window, x_in, device, retain_index_list=()
+    ):
+        """What of a condition belongs to a window of the host; None for what the host does itself.
+
+        The host goes by sizes: it would cut text with as many channels as the clip has frames.
+        """
+        return cond_value if cond_key == "c_crossattn" else None
 
     def memory_required(self, input_shape, cond_shapes=None) -> float:
         """Bytes of activations for latents (b c f h w), all frames at once."""
@@ -261,8 +273,13 @@ def latent_format(star: ModelFile) -> comfy.latent_formats.LatentFormat:
     return format
 
 
-def load_patcher(star: ModelFile, weight_type: str = "auto") -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of an open file. weight_type: a key of `WEIGHT_TYPES`."""
+def load_patcher(
+    star: ModelFile, weight_type: str = "auto", disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of an open file, which the host can make anew, for a second device for example.
+
+    weight_type: a key of `WEIGHT_TYPES`. disable_dynamic: without the host's dynamic VRAM.
+    """
     if weight_type not in WEIGHT_TYPES:
         raise ValueError(f"unknown weight type {weight_type!r}: use {', '.join(WEIGHT_TYPES)}")
     config = StarConfig(star)
@@ -286,20 +303,22 @@ def load_patcher(star: ModelFile, weight_type: str = "auto") -> comfy.model_patc
     )
     model.eval().requires_grad_(False)
     model.device = offload_device
-    patcher = comfy.model_patcher.ModelPatcher(
+    patcher = patcher_class(disable_dynamic)(
         model, load_device=device, offload_device=offload_device
     )
     patcher.set_model_sampler_post_cfg_function(hold_back)
+    patcher.cached_patcher_init = (load_patcher, (star, weight_type))
     return patcher
 
 
 def star_of(model: comfy.model_patcher.ModelPatcher) -> ModelFile:
     """What a MODEL's file says; ValueError if the MODEL is not STAR's."""
     # By name: a second copy of this pack has classes of its own, and its models serve as well.
-    star = getattr(model.model, "star", None)
+    network = getattr(model, "model", model)
+    star = getattr(network, "star", None)
     if star is None:
         raise ValueError(
-            f"the MODEL is a {type(model.model).__name__}, not STAR's: connect STAR Load Model"
+            f"the MODEL is a {type(network).__name__}, not STAR's: connect STAR Load Model"
         )
     return star
 

@@ -32,6 +32,7 @@ from ..star_core.plan import Plan
 from ..star_core.shortcuts import DeepFeatures, in_step
 from ..star_core.tiling import Tile
 from .host import told
+from .host_features import check_host
 from .host_model import DEEP, HOW, PURE_NOISE, WINDOW, Slicing, features_of, star_of
 
 Options = dict[str, Any]
@@ -211,6 +212,7 @@ def _guide_where(model: ModelPatcher, inside: Callable[[Tensor], bool]) -> None:
 
     def predict(executor, x: Tensor, sigma: Tensor, model_options: Options, seed=None) -> Tensor:
         guider = executor.class_obj
+        check_host(guider, "cfg")
         if inside(sigma[0]):
             return executor(x, sigma, model_options, seed)
         scale = guider.cfg
@@ -239,6 +241,7 @@ def patch_work(model: ModelPatcher, **how: Any) -> ModelPatcher:
 def _sample_as_asked(executor, *args, **kwargs) -> Tensor:
     """A run of its own: its memory is asked for by how it works, its features end with it."""
     guider = executor.class_obj
+    check_host(guider, "model_options", "model_patcher")
     model_options, star = guider.model_options, guider.model_patcher.model
     options, before = model_options["transformer_options"], star.how
     how = options[HOW]

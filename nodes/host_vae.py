@@ -6,6 +6,7 @@ Everything that depends on the insides of the host's VAE class is in `host_vae`.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,15 +17,23 @@ from comfy.sd import VAE
 from torch import Tensor, nn
 
 from ..star_core.behaviour import DEFAULT
-from ..star_core.causal_vae import CausalVideoVAE
+from ..star_core.causal_vae import CausalVideoVAE, open_vae
 from ..star_core.chunking import filled_to
 from ..star_core.footprint import Cost, decoding, encoding
 from ..star_core.geometry import Padding, crop
 from ..star_core.noise import FrameNoise
 from ..star_core.tiling import Tile
 from ..star_core.vae import VideoVAE
+from .host_features import check_host, memory_ran_out
 
 logger = logging.getLogger(__name__)
+
+# What `host_vae` sets in the host's VAE.
+_SET = (
+    *("first_stage_model", "patcher", "device", "vae_dtype", "disable_offload"),
+    *("latent_dim", "latent_channels", "memory_used_encode", "memory_used_decode"),
+    *("downscale_ratio", "upscale_ratio", "downscale_index_formula", "upscale_index_formula"),
+)
 
 Step = Callable[[int, int], None]
 
@@ -222,6 +231,7 @@ def host_vae(
     # The constructor guesses a class from weights and takes no other. This one is a single number,
     # and all that is not set below stays as for pictures.
     vae = VAE(sd={"pixel_space_vae": torch.ones(())})
+    check_host(vae, *_SET)
     kind = CausalFirstStageModel if video_vae.latent_frames > 1 else FirstStageModel
     model = kind(video_vae, window=window, overlap=overlap)
     model.eval().requires_grad_(False).to(vae.vae_dtype)
@@ -256,6 +266,33 @@ def host_vae(
         model, load_device=vae.device, offload_device=mm.vae_offload_device()
     )
     return vae
+
+
+def load_host_vae(
+    path: str | os.PathLike[str],
+    *,
+    scale: float | None = None,
+    window: int = 3,
+    overlap: int = DEFAULT.decode_overlap,
+) -> VAE:
+    """`host_vae` of a file, which the host can make anew, for a second device for example.
+
+    scale: as in `causal_vae.open_vae`.
+    """
+    vae = host_vae(open_vae(path, scale=scale), window=window, overlap=overlap)
+    vae.patcher.cached_patcher_init = (_load_patcher, (path, scale, window, overlap))
+    return vae
+
+
+def _load_patcher(
+    path: str | os.PathLike[str],
+    scale: float | None,
+    window: int,
+    overlap: int,
+    disable_dynamic: bool = True,
+) -> ModelPatcher:
+    """As the host calls it; the patcher of a VAE is never a dynamic one."""
+    return load_host_vae(path, scale=scale, window=window, overlap=overlap).patcher
 
 
 def star_vae(vae: VAE) -> FirstStageModel:
@@ -373,8 +410,8 @@ def _with_smaller_tiles(
         smaller = max(_largest(size, tile)) // 2
         try:
             return run(tile)
-        except mm.OOM_EXCEPTION:
-            if smaller < 8 * factor:
+        except Exception as error:
+            if smaller < 8 * factor or not memory_ran_out(error):
                 raise
         # Outside the handler, or the exception would keep the tensors that fill the memory.
         mm.soft_empty_cache()

@@ -4,7 +4,6 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from ..star_core.causal_vae import open_vae
 from ..star_core.checkpoints import ModelFile, open_model
 from ..star_core.known_files import CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5
 from ..star_core.model import BUILT_IN, check_vae
@@ -22,7 +21,7 @@ from .host_files import (
     part_of_model,
 )
 from .host_model import WEIGHT_TYPES, load_patcher
-from .host_vae import host_vae
+from .host_vae import load_host_vae, star_vae
 
 NONE = "none"
 
@@ -106,9 +105,10 @@ def load_vae(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.VAE:
     else:
         kinds = backbone_of(star.config).vae
         path = part_of_model(name, "vae_name", VAE_FOLDERS, kinds, fetch=fetch)
-    vae = open_vae(path, scale=star.latents.scale)
-    check_vae(vae, star.config, star.latents)
-    return host_vae(vae, window=star.sampling.decode_window)
+    window = star.sampling.decode_window
+    vae = load_host_vae(path, scale=star.latents.scale, window=window)
+    check_vae(star_vae(vae).video_vae, star.config, star.latents)
+    return vae
 
 
 def load_clip(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.CLIP | None:

@@ -5,6 +5,7 @@ because libraries tune that one.
 """
 
 from functools import cache
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +16,12 @@ def temporal_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
     """The subclass of a (host's) Conv3d that runs kernels of (k, 1, 1) over planes."""
 
     class TemporalConv(conv3d):
-        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        def _conv_forward(
+            self, input: Tensor, weight: Tensor, bias: Tensor | None, **padded: Any
+        ) -> Tensor:
+            # A host's layer may be asked to pad in further ways. None is this layer's own way.
+            if any(padded.values()):
+                return super()._conv_forward(input, weight, bias, **padded)
             height, padding = input.shape[-2], (int(self.padding[0]), 0)
             planes = F.conv2d(input.flatten(3), weight.squeeze(-1), bias, padding=padding)
             return planes.unflatten(3, (height, -1))

@@ -319,7 +319,9 @@ def test_patches_do_not_touch_the_model_they_are_given(host):
     assert (dict(host.model.wrappers), dict(host.model.model_options)) == before
 
 
-def test_the_hosts_own_context_windows_see_their_part_of_the_hint(host):
+@pytest.fixture
+def context_windows():
+    """Gives a MODEL the host's own windows of 5 frames, 2 of them shared."""
     from comfy.context_windows import (  # pyright: ignore[reportMissingImports]
         ContextFuseMethods,
         ContextSchedules,
@@ -328,18 +330,58 @@ def test_the_hosts_own_context_windows_see_their_part_of_the_hint(host):
         get_matching_fuse_method,
     )
 
-    handler = IndexListContextHandler(
-        context_schedule=get_matching_context_schedule(ContextSchedules.STATIC_STANDARD),
-        fuse_method=get_matching_fuse_method(ContextFuseMethods.PYRAMID),
-        context_length=5,
-        context_overlap=2,
-        context_stride=1,
-        closed_loop=False,
-        dim=2,
-    )
-    model = host.model.clone()
-    model.model_options["context_handler"] = handler
+    def windowed(model):
+        model = model.clone()
+        model.model_options["context_handler"] = IndexListContextHandler(
+            context_schedule=get_matching_context_schedule(ContextSchedules.STATIC_STANDARD),
+            fuse_method=get_matching_fuse_method(ContextFuseMethods.PYRAMID),
+            context_length=5,
+            context_overlap=2,
+            context_stride=1,
+            closed_loop=False,
+            dim=2,
+        )
+        return model
+
+    return windowed
+
+
+def test_the_hosts_own_context_windows_see_their_part_of_the_hint(host, context_windows):
+    found = host.ksampler(context_windows(host.model), "euler", cfg=1.0)
+    assert likeness(found, host.lq) > 0.7
+
+
+def test_the_hosts_context_windows_work_inside_our_windows(host, context_windows):
+    chunk = ChunkConfig(length=7, overlap=3)
+    model = host.sampling.patch_chunks(context_windows(host.model), chunk, "smooth")
     assert likeness(host.ksampler(model, "euler", cfg=1.0), host.lq) > 0.7
+
+
+def small_file(host, **changes):
+    """The file of a network that is much smaller than tiny, with random weights."""
+    config = host.model_file.UNetConfig(
+        in_dim=16,
+        out_dim=16,
+        dim=16,
+        dim_mult=(1, 1),
+        num_heads=2,
+        head_dim=8,
+        num_res_blocks=1,
+        attn_scales=(0.5,),
+        norm_groups=4,
+        **changes,
+    )
+    return replace(host.star, config=config, tensors=ControlledVideoUNet(config).state_dict())
+
+
+def test_context_windows_do_not_take_text_for_frames(host, context_windows, monkeypatch):
+    frames = SHAPE[2]
+    text = torch.randn(1, 7, frames, generator=torch.Generator().manual_seed(1))
+    for name in ("positive", "negative"):
+        monkeypatch.setattr(host, name, text)
+    model = host.model_file.load_patcher(small_file(host, context_dim=frames))
+    found = host.ksampler(context_windows(model), "euler", steps=1, cfg=1.0)
+    assert found.isfinite().all()
 
 
 def test_guidance_outside_its_interval_is_off(host):
@@ -461,19 +503,7 @@ def test_torch_compile_works_on_chunks(host):
         set_torch_compile_wrapper,
     )
 
-    config = host.model_file.UNetConfig(
-        in_dim=16,
-        out_dim=16,
-        dim=16,
-        context_dim=32,
-        dim_mult=(1, 1),
-        num_heads=2,
-        head_dim=8,
-        num_res_blocks=1,
-        attn_scales=(0.5,),
-        norm_groups=4,
-    )
-    small = replace(host.star, config=config, tensors=ControlledVideoUNet(config).state_dict())
+    small = small_file(host, context_dim=32)
     model = host.model_file.load_patcher(small)
     model = host.sampling.patch_chunks(model, ChunkConfig(length=5, overlap=1), "smooth")
     compiled = model.clone()

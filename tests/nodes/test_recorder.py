@@ -92,6 +92,7 @@ def test_the_recorder_takes_what_the_host_takes(pack):
     for name in [*INPUTS, *SOCKETS]:
         for side in ("Input", "Output"):
             host, recorded = getattr(getattr(io, name), side), getattr(RECORDED[name], side)
+            # Newer hosts take more.
             assert arguments(recorded).items() <= arguments(host).items(), f"{name}.{side}"
             if (name, side) != ("Combo", "Output"):  # its type is the list of its choices
                 assert recorded("x").io_type == host("x").io_type
