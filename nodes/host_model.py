@@ -20,7 +20,6 @@ from ..star_core.checkpoints import ModelFile, load_into
 from ..star_core.diffusion.levels import trained_schedule
 from ..star_core.footprint import Pass, peak_of
 from ..star_core.models.attention import in_rows
-from ..star_core.models.cogvideox_dit import CogVideoXDiT
 from ..star_core.models.slicing import Slicing
 from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
 from ..star_core.networks import NetworkConfig, build_network
@@ -152,14 +151,16 @@ class HostUNet(Hosted, ControlledVideoUNet):
     pass
 
 
-class HostDiT(Hosted, CogVideoXDiT):
-    pass
-
-
 def host_network(config: NetworkConfig, **options: Any) -> Any:
     """The network of a size for the host; options: dtype, device, operations."""
     if isinstance(config, UNetConfig):
         return HostUNet(config, **options)
+    # Not at the top: diffusers takes seconds to import, and most graphs do without.
+    from ..star_core.models.cogvideox_dit import CogVideoXDiT
+
+    class HostDiT(Hosted, CogVideoXDiT):
+        pass
+
     return HostDiT(config, **options)
 
 

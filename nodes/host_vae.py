@@ -261,7 +261,7 @@ def host_vae(
     vae.downscale_index_formula = vae.upscale_index_formula = (each, factor, factor)
     vae.memory_used_encode = memory_used_encode
     vae.memory_used_decode = memory_used_decode
-    vae.disable_offload = True  # torch's layers cannot be streamed: all on the device, or none
+    vae.disable_offload = True  # diffusers' layers cannot be streamed: all on the device, or none
     vae.patcher = ModelPatcher(
         model, load_device=vae.device, offload_device=mm.vae_offload_device()
     )

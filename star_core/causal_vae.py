@@ -1,7 +1,8 @@
 """The VAE of CogVideoX: causal in time, the first frame alone and then four in one.
 
-The network is `models/cogvideox_vae.py`. What is here: files in either naming, whole windows of
-frames, spatial tiles.
+The network is diffusers' AutoencoderKLCogVideoX (Yang et al. 2024, arXiv:2408.06072);
+specification of the second backbone, section 7. What is here: files in either naming, whole
+windows of frames, spatial tiles.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,14 @@ from torch import Tensor
 from .canvas import Part
 from .chunking import cut_to, filled_to
 from .known_files import VAE_COGVIDEOX, identify
-from .models.cogvideox_vae import Cache, CogVideoXVAE
+from .models import causal_frames
 from .tensor_files import TensorFile, load_into, open_tensors
 from .tiling import Tile, tiled
-from .vae import VAEGeometry, VideoVAE, load_vae, settings_of
+from .vae import VAEGeometry, VideoVAE, load_vae
 from .vae import geometry_of as svd_geometry_of
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
 OVERLAP = 64  # pixels that neighbouring tiles share
 
@@ -97,7 +101,7 @@ class CausalVideoVAE:
     it, blended; `tile`: smaller ones. model: the torch module; its dtype is the one computed in.
     """
 
-    def __init__(self, model: CogVideoXVAE) -> None:
+    def __init__(self, model: AutoencoderKLCogVideoX) -> None:
         self.model = model
         names = [field.name for field in fields(CausalVAEGeometry)]
         self.geometry = CausalVAEGeometry(**{name: model.config[name] for name in names})
@@ -132,7 +136,12 @@ class CausalVideoVAE:
         return latents * self.scaling_factor
 
     def _moments(self, video: Tensor) -> Tensor:
-        return self.model.encode(video.to(self.model.device, self.model.dtype)).float()
+        video = video.to(self.model.device, self.model.dtype)
+        if torch.is_grad_enabled():
+            self.model.num_sample_frames_batch_size = video.shape[2]
+            (posterior,) = self.model.encode(video, return_dict=False)
+            return posterior.parameters.float()
+        return causal_frames.encode(self.model.encoder, video).float()
 
     def decode(self, latents: Tensor, *, tile: Tile | None = None) -> Tensor:
         """Video (b 3 1+4k h w) of the latents (b c 1+k h/8 w/8) of a window.
@@ -152,9 +161,14 @@ class CausalVideoVAE:
 
     def _decode(self, latents: Tensor) -> Tensor:
         z = (latents / self.scaling_factor).to(self.model.device, self.model.dtype)
-        cache: Cache = {}
+        if torch.is_grad_enabled():
+            (video,) = self.model.decode(z, return_dict=False)
+            return video.float()
+        cache: causal_frames.Cache = {}
         groups = [z[:, :, group.start : group.stop] for group in decode_groups(z.shape[2])]
-        return torch.cat([self.model.decode(group, cache).float() for group in groups], dim=2)
+        decoder = self.model.decoder
+        videos = [causal_frames.decode(decoder, group, cache).float() for group in groups]
+        return torch.cat(videos, dim=2)
 
 
 def decode_groups(latent_frames: int) -> list[range]:
@@ -166,19 +180,14 @@ def decode_groups(latent_frames: int) -> list[range]:
 
 def causal_vae_from_config(config: Mapping[str, Any]) -> CausalVideoVAE:
     """A VAE with random weights from diffusers' config fields; those left out are the published."""
-    fixed = {
-        "in_channels": 3,
-        "out_channels": 3,
-        "down_block_types": "CogVideoXDownBlock3D",
-        "up_block_types": "CogVideoXUpBlock3D",
-        "act_fn": "silu",
-        "shift_factor": None,
-        "latents_mean": None,
-        "latents_std": None,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-    }
-    return CausalVideoVAE(CogVideoXVAE(**settings_of(CogVideoXVAE, config, fixed)))
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
+
+    fields = {key: value for key, value in config.items() if not key.startswith("_")}
+    fields.setdefault("scaling_factor", 0.7)
+    channels = fields.setdefault("block_out_channels", (128, 256, 256, 512))
+    fields.setdefault("down_block_types", ("CogVideoXDownBlock3D",) * len(channels))
+    fields.setdefault("up_block_types", ("CogVideoXUpBlock3D",) * len(channels))
+    return CausalVideoVAE(AutoencoderKLCogVideoX(**fields))
 
 
 def load_causal_vae(

@@ -148,11 +148,9 @@ def _fetch(
     """Fetch a file, or check the one that is there; its hash, None if it could not be checked."""
     # Not at the top: only who fetches needs it.
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import (
-        HfHubHTTPError,  # pyright: ignore[reportPrivateImportUsage]
-        build_hf_headers,  # pyright: ignore[reportPrivateImportUsage]
-    )
+    from huggingface_hub.utils import build_hf_headers  # pyright: ignore[reportPrivateImportUsage]
 
     # The bases are requests' or httpx's own error, whichever this huggingface_hub is built on.
     unreachable: Any = (OSError, *HfHubHTTPError.__bases__)

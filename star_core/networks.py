@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor
@@ -42,15 +42,17 @@ from .known_files import (
     identify,
 )
 from .models import cogvideox_weights
-from .models.cogvideox_dit import CogVideoXDiT
 from .models.cogvideox_weights import COGVIDEOX_2B, CogVideoXConfig
 from .models.unet import ControlledVideoUNet, UNetConfig
 from .vae import VAEGeometry
 
+if TYPE_CHECKING:
+    from .models.cogvideox_dit import CogVideoXDiT
+
 logger = logging.getLogger(__name__)
 
 NetworkConfig = Union[UNetConfig, CogVideoXConfig]  # noqa: UP007
-Network = Union[ControlledVideoUNet, CogVideoXDiT]  # noqa: UP007
+Network = Union[ControlledVideoUNet, "CogVideoXDiT"]
 Geometry = Union[VAEGeometry, CausalVAEGeometry]  # noqa: UP007
 
 
@@ -86,6 +88,9 @@ def build_network(config: NetworkConfig, **options: Any) -> Network:
     """A network of a size. options: operations, attention, device, dtype, as its class says."""
     if isinstance(config, UNetConfig):
         return ControlledVideoUNet(config, **options)
+    # Not at the top: diffusers takes seconds to import, and the other backbone does without.
+    from .models.cogvideox_dit import CogVideoXDiT
+
     return CogVideoXDiT(config, **options)
 
 

@@ -1,7 +1,7 @@
 """The VAE of Stable Video Diffusion: frames encoded one by one, decoded with their neighbours.
 
-The network is `models/svd_vae.py`. What is here: files in either naming, spatial tiles, temporal
-windows.
+The network is diffusers' AutoencoderKLTemporalDecoder (Blattmann et al. 2023); specification,
+section 5. What is here: files in either naming, spatial tiles, temporal windows.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from inspect import signature
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -24,9 +23,14 @@ from torch import Tensor, nn
 from .canvas import Part
 from .chunking import adjacent_or_overlapping, window_weights
 from .known_files import identify
-from .models.svd_vae import SVDVideoVAE
+from .models.temporal_conv import speed_up_temporal_convs
 from .tensor_files import load_into, open_tensors
 from .tiling import Tile, tiled
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
+        AutoencoderKLTemporalDecoder,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,7 @@ class VideoVAE:
 
     latent_frames = VAEGeometry.latent_frames
 
-    def __init__(self, model: SVDVideoVAE) -> None:
+    def __init__(self, model: AutoencoderKLTemporalDecoder) -> None:
         self.model = model
         self.factor = 2 ** (len(model.config["block_out_channels"]) - 1)
         self.latent_channels: int = model.config["latent_channels"]
@@ -120,7 +124,8 @@ class VideoVAE:
 
     def _moments(self, frame: Tensor) -> Tensor:
         frame = frame.to(self.model.device, self.model.dtype)
-        return self.model.encode(frame).float()
+        (posterior,) = self.model.encode(frame, return_dict=False)
+        return posterior.parameters.float()
 
     def decode_windows(
         self,
@@ -159,7 +164,7 @@ class VideoVAE:
         frames = latents.shape[2]
         z = rearrange(latents / self.scaling_factor, "b c f h w -> (b f) c h w")
         z = z.to(self.model.device, self.model.dtype)
-        video = self.model.decode(z, frames)
+        (video,) = self.model.decode(z, num_frames=frames, return_dict=False)
         return rearrange(video, "(b f) c h w -> b c f h w", f=frames).float()
 
 
@@ -203,24 +208,22 @@ def vae_from_config(config: Mapping[str, Any]) -> VideoVAE:
     group norm. With groups of one or two channels and a tiny epsilon it forgets how bright and how
     contrasty a frame is, and few channels cannot carry that past the last norm.
     """
-    fixed = {"in_channels": 3, "out_channels": 3, "down_block_types": "DownEncoderBlock2D"}
-    return VideoVAE(SVDVideoVAE(**settings_of(SVDVideoVAE, config, fixed)))
+    from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
+        AutoencoderKLTemporalDecoder,
+    )
 
-
-def settings_of(
-    network: type[nn.Module], config: Mapping[str, Any], fixed: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What diffusers' config fields say of the arguments of a network's class.
-
-    fixed: what fields must say, or each of their entries, because the network is built for that
-    alone; ValueError if they do not. Fields that are neither do not change the network.
-    """
-    for name, value in fixed.items():
-        stated = config.get(name, value)
-        each = stated if isinstance(stated, (list, tuple)) else [stated]
-        if any(entry != value for entry in each):
-            raise ValueError(f"a VAE with {name} {stated} is not supported, only with {value}")
-    return {name: config[name] for name in signature(network).parameters if name in config}
+    fields = {key: value for key, value in config.items() if not key.startswith("_")}
+    groups, eps = fields.pop("norm_num_groups", None), fields.pop("norm_eps", None)
+    channels = fields.setdefault("block_out_channels", (128, 256, 512, 512))
+    fields.setdefault("layers_per_block", 2)
+    fields.setdefault("down_block_types", ("DownEncoderBlock2D",) * len(channels))
+    model = AutoencoderKLTemporalDecoder(**fields)
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = groups or module.num_groups
+            module.eps = eps or module.eps
+    speed_up_temporal_convs(model)
+    return VideoVAE(model)
 
 
 def load_vae(

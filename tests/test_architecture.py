@@ -32,6 +32,7 @@ OWNERS = {
     "PIL": ["drawing"],
     "accelerate": ["training.trainer"],
     "cv2": ["metrics.motion", "benchmark.methods"],
+    "diffusers": ["vae", "causal_vae", "models.cogvideox_dit"],
     "huggingface_hub": ["downloads"],
     "ncnn": ["benchmark.methods"],
     "imageio_ffmpeg": ["video_io.ffmpeg", "degradation.compression"],
@@ -173,7 +174,7 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 import torch
 assert not torch.cuda.is_initialized()
-heavy = {"transformers", "imageio_ffmpeg", "cv2"} & sys.modules.keys()
+heavy = {"diffusers", "transformers", "imageio_ffmpeg", "cv2"} & sys.modules.keys()
 assert sys.argv[1:] != ["star_core"] or not heavy, heavy
 """
 

@@ -1,19 +1,26 @@
 """STAR on CogVideoX: its transformer with the low-quality video as further channels, and LIEM.
 
-CogVideoX's transformer is of Yang et al. 2024 (arXiv:2408.06072). What STAR adds (specification of
-the second backbone, section 1): the patches hold the noisy latents and those of the low-quality
-video side by side, and in each block the image tokens pass both LIEM gates between the modulated
-norm and the joint attention. Attribute names are the keys of the weights in diffusers' naming.
+Made of the parts of diffusers' `CogVideoXTransformer3DModel` (Yang et al. 2024, arXiv:2408.06072),
+whose names the weights keep. What STAR adds (specification of the second backbone, section 1): the
+patches hold the noisy latents and those of the low-quality video side by side, and in each block
+the image tokens pass both LIEM gates between the modulated norm and the joint attention.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange, repeat
+from diffusers.models.embeddings import (
+    apply_rotary_emb,
+    get_3d_rotary_pos_embed,
+    get_3d_sincos_pos_embed,
+)
+from diffusers.models.transformers.cogvideox_transformer_3d import (
+    CogVideoXBlock,
+    CogVideoXTransformer3DModel,
+)
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..tiling import Tile, joined
@@ -21,7 +28,6 @@ from .attention import Attention, scaled_dot_product
 from .cogvideox_weights import PATCH, CogVideoXConfig
 from .liem import SpatialLIEM, TemporalLIEM
 from .slicing import Slicing
-from .unet_blocks import Factory
 
 
 class CogVideoXDiT(nn.Module):
@@ -50,16 +56,31 @@ class CogVideoXDiT(nn.Module):
         self.config = config
         self.slicing: Slicing | None = None
         self.tile: Tile | None = None
-        make = Factory(operations=operations, attention=attention, device=device, dtype=dtype)
-        dim, time_dim = config.dim, config.time_dim
-        self.patch_embed = PatchEmbedding(config, make)
-        self.time_embedding = TimeEmbedding(dim, time_dim, make)
-        self.transformer_blocks = nn.ModuleList(
-            Block(config, make) for _ in range(config.num_layers)
-        )
-        self.norm_final = make.layer_norm(dim)
-        self.norm_out = LastNorm(dim, time_dim, make)
-        self.proj_out = make.linear(dim, PATCH * PATCH * config.in_dim)
+        with torch.device(device or "cpu"):
+            model = CogVideoXTransformer3DModel(
+                num_attention_heads=config.num_heads,
+                attention_head_dim=config.dim // config.num_heads,
+                in_channels=2 * config.in_dim,
+                out_channels=config.in_dim,
+                time_embed_dim=config.time_dim,
+                text_embed_dim=config.context_dim,
+                max_text_seq_length=config.context_length,
+                num_layers=0,
+                # Or it keeps a table for one size. Ours are made for the size at hand.
+                use_rotary_positional_embeddings=True,
+            )
+            blocks = nn.ModuleList(Block(config, attention) for _ in range(config.num_layers))
+        self.patch_embed = model.patch_embed
+        self.time_proj = model.time_proj
+        self.time_embedding = model.time_embedding
+        self.transformer_blocks = blocks
+        self.norm_final = model.norm_final
+        self.norm_out = model.norm_out
+        self.norm_out.norm.eps = 1e-6
+        self.proj_out = model.proj_out
+        if operations is not nn:
+            _use_layers_of(operations, self)
+        self.to(dtype)
 
     @property
     def blocks(self) -> Iterator[nn.Module]:
@@ -124,8 +145,11 @@ class CogVideoXDiT(nn.Module):
     def _velocity(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor) -> Tensor:
         f, h, w = x.shape[2:]
         grid = (f, h // PATCH, w // PATCH)
-        emb = self.time_embedding(timestep_embedding(t, self.config.dim).to(x.dtype))
-        text, image = self.patch_embed(y, torch.cat([x, hint], dim=1))
+        emb = self.time_embedding(self.time_proj(t).to(x.dtype))
+        tokens = self.patch_embed(
+            y, rearrange(torch.cat([x, hint], dim=1), "b c f h w -> b f c h w")
+        )
+        text, image = tokens[:, : y.shape[1]], tokens[:, y.shape[1] :]
         rotary = None
         if self.config.positions == "rotary":
             rotary = rotary_table(self.config, grid, x.device)
@@ -133,7 +157,7 @@ class CogVideoXDiT(nn.Module):
             image = image + sincos_table(self.config, grid, x.device).to(image)
         for block in self.transformer_blocks:
             image, text = block(image, text, emb, grid, rotary, self.slicing)
-        image = self.proj_out(self.norm_out(self.norm_final(image), emb))
+        image = self.proj_out(self.norm_out(self.norm_final(image), temb=emb))
         return rearrange(
             image,
             "b (f h w) (c p q) -> b c f (h p) (w q)",
@@ -145,93 +169,22 @@ class CogVideoXDiT(nn.Module):
         )
 
 
-class PatchEmbedding(nn.Module):
-    """Tokens of text and of patches of latents."""
+class Block(CogVideoXBlock):
+    """diffusers' block with LIEM between the first norm and attention, on image tokens only."""
 
-    def __init__(self, config: CogVideoXConfig, make: Factory) -> None:
-        super().__init__()
-        self.proj = make.conv2d(2 * config.in_dim, config.dim, PATCH, stride=PATCH)
-        self.text_proj = make.linear(config.context_dim, config.dim)
-
-    def forward(self, text: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """(b l c), (b c f h w) -> (b l d), (b f·h/2·w/2 d)."""
-        patches = self.proj(rearrange(latents, "b c f h w -> (b f) c h w"))
-        image = rearrange(patches, "(b f) d h w -> b (f h w) d", b=len(latents))
-        return self.text_proj(text), image
-
-
-class TimeEmbedding(nn.Module):
-    """(b d) -> (b time_dim)."""
-
-    def __init__(self, dim: int, time_dim: int, make: Factory) -> None:
-        super().__init__()
-        self.linear_1 = make.linear(dim, time_dim)
-        self.linear_2 = make.linear(time_dim, time_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
-
-
-class ModulatedNorm(nn.Module):
-    """A layer norm of image and text tokens, each moved and scaled as the timestep says."""
-
-    def __init__(self, dim: int, time_dim: int, make: Factory) -> None:
-        super().__init__()
-        self.linear = make.linear(time_dim, 6 * dim)
-        self.norm = make.layer_norm(dim)
-
-    def forward(self, image: Tensor, text: Tensor, emb: Tensor) -> tuple[Tensor, ...]:
-        """Image and text tokens, and the gates (b 1 d) of what will be added to either."""
-        modulation = self.linear(F.silu(emb))[:, None].chunk(6, dim=-1)
-        shift, scale, gate, text_shift, text_scale, text_gate = modulation
-        image = self.norm(image) * (1 + scale) + shift
-        text = self.norm(text) * (1 + text_scale) + text_shift
-        return image, text, gate, text_gate
-
-
-class LastNorm(nn.Module):
-    """A layer norm of image tokens, moved and scaled as the timestep says."""
-
-    def __init__(self, dim: int, time_dim: int, make: Factory) -> None:
-        super().__init__()
-        self.linear = make.linear(time_dim, 2 * dim)
-        self.norm = make.layer_norm(dim, eps=1e-6)
-
-    def forward(self, image: Tensor, emb: Tensor) -> Tensor:
-        shift, scale = self.linear(F.silu(emb))[:, None].chunk(2, dim=-1)
-        return self.norm(image) * (1 + scale) + shift
-
-
-class FeedForward(nn.Module):
-    def __init__(self, dim: int, make: Factory) -> None:
-        super().__init__()
-        # Numbers and names as in the files; what has no weights leaves its number out.
-        self.net = nn.ModuleDict(
-            {
-                "0": nn.ModuleDict({"proj": make.linear(dim, 4 * dim)}),
-                "2": make.linear(4 * dim, dim),
-            }
+    def __init__(self, config: CogVideoXConfig, attention: Attention = scaled_dot_product) -> None:
+        super().__init__(
+            dim=config.dim,
+            num_attention_heads=config.num_heads,
+            attention_head_dim=config.dim // config.num_heads,
+            time_embed_dim=config.time_dim,
+            attention_bias=True,
         )
+        self.attn1.set_processor(JointAttention(attention))  # pyright: ignore
+        self.spa_local = SpatialLIEM()
+        self.temp_local = TemporalLIEM()
 
-    def forward(self, x: Tensor) -> Tensor:
-        first, second = self.net["0"], self.net["2"]
-        assert isinstance(first, nn.ModuleDict)
-        return second(F.gelu(first["proj"](x), approximate="tanh"))
-
-
-class Block(nn.Module):
-    """CogVideoX's block with LIEM between the first norm and attention, on image tokens only."""
-
-    def __init__(self, config: CogVideoXConfig, make: Factory) -> None:
-        super().__init__()
-        self.norm1 = ModulatedNorm(config.dim, config.time_dim, make)
-        self.attn1 = JointAttention(config.dim, config.num_heads, make)
-        self.norm2 = ModulatedNorm(config.dim, config.time_dim, make)
-        self.ff = FeedForward(config.dim, make)
-        self.spa_local = SpatialLIEM(operations=make.operations, **make.where)
-        self.temp_local = TemporalLIEM(operations=make.operations, **make.where)
-
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         image: Tensor,
         text: Tensor,
@@ -243,7 +196,7 @@ class Block(nn.Module):
         """Image tokens (b f·h·w d), of a grid (f, h, w), and text tokens (b l d) -> the same."""
         a_image, a_text, gate, text_gate = self.norm1(image, text, emb)
         a_image = self.temp_local(self.locally_gated(a_image, grid))
-        a_image, a_text = self.attn1(a_image, a_text, rotary)
+        a_image, a_text = self.attn1(a_image, a_text, image_rotary_emb=rotary)
         image, text = image + gate * a_image, text + text_gate * a_text
         del a_image, a_text
         m_image, m_text, gate, text_gate = self.norm2(image, text, emb)
@@ -261,57 +214,38 @@ class Block(nn.Module):
         return rearrange(self.spa_local(maps), "(b f) d h w -> b (f h w) d", f=f)
 
 
-class JointAttention(nn.Module):
-    """Of text and image tokens together."""
+class JointAttention:
+    """Processor of diffusers' `Attention`: text and image tokens together, by any `attention`."""
 
-    def __init__(self, dim: int, heads: int, make: Factory) -> None:
-        super().__init__()
-        self.heads, self.attention = heads, make.attention
-        self.norm_q = make.layer_norm(dim // heads, eps=1e-6)
-        self.norm_k = make.layer_norm(dim // heads, eps=1e-6)
-        self.to_q = make.linear(dim, dim)
-        self.to_k = make.linear(dim, dim)
-        self.to_v = make.linear(dim, dim)
-        self.to_out = nn.ModuleList([make.linear(dim, dim)])
+    def __init__(self, attention: Attention) -> None:
+        self.attention = attention
 
-    def forward(
-        self, image: Tensor, text: Tensor, rotary: tuple[Tensor, Tensor] | None
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Image and text tokens -> the same. rotary: see `rotary_table`, for image tokens."""
-        length = text.shape[1]
-        tokens = torch.cat([text, image], dim=1)
+        """Image and text tokens -> the same; there is no mask."""
+        length = encoder_hidden_states.shape[1]
+        tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
 
         def positioned(x: Tensor, norm: nn.Module) -> Tensor:
-            x = norm(rearrange(x, "b n (h d) -> b h n d", h=self.heads))
-            if rotary is not None:
-                x = torch.cat([x[:, :, :length], turned(x[:, :, length:], rotary)], dim=2)
+            x = norm(rearrange(x, "b n (h d) -> b h n d", h=attn.heads))
+            if image_rotary_emb is not None:
+                turned = apply_rotary_emb(x[:, :, length:], image_rotary_emb)  # pyright: ignore
+                assert isinstance(turned, Tensor)
+                x = torch.cat([x[:, :, :length], turned], dim=2)
             return rearrange(x, "b h n d -> b n (h d)")
 
         q, k = (
-            positioned(self.to_q(tokens), self.norm_q),
-            positioned(self.to_k(tokens), self.norm_k),
+            positioned(attn.to_q(tokens), attn.norm_q),
+            positioned(attn.to_k(tokens), attn.norm_k),
         )
-        out = self.to_out[0](self.attention(q, k, self.to_v(tokens), self.heads))
+        out = attn.to_out[0](self.attention(q, k, attn.to_v(tokens), attn.heads))
         return out[:, length:], out[:, :length]
-
-
-def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Timesteps (b,) -> (b dim), cosines first, to the last bit as the network was trained."""
-    half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=t.device)
-    angles = t[:, None].float() * torch.exp(-math.log(10000) * steps / half)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def turned(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Pairs of channels of x (b h n d), turned by the angles of `rotary_table`, in float32.
-
-    RoPE: Su et al. 2021, arXiv:2104.09864.
-    """
-    cos, sin = rotary
-    real, imaginary = rearrange(x, "... (d two) -> ... d two", two=2).unbind(-1)
-    across = torch.stack([-imaginary, real], dim=-1).flatten(-2)
-    return (x.float() * cos + across.float() * sin).to(x.dtype)
 
 
 def rotary_table(
@@ -319,43 +253,48 @@ def rotary_table(
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines (f·h·w d) for a grid (f, h, w); positions are integers.
 
-    A quarter of the channels tell the frame, three eighths each the row and the column. A grid
-    larger than the trained one is squeezed onto it, as diffusers does.
+    A grid larger than the trained one is squeezed onto it, as diffusers does.
     """
-    d = config.dim // config.num_heads
-    angles = []
-    for axis, (size, most) in enumerate(zip(grid, (grid[0], *config.grid), strict=True)):
-        channels = d // 8 * 3 if axis else d // 4
-        end = min(size, most) * (size - 1) / size
-        positions = torch.linspace(0, end, size, dtype=torch.float32, device=device)
-        exponents = torch.arange(0, channels, 2, dtype=torch.float32, device=device) / channels
-        by_axis = torch.outer(positions, 1.0 / 10000.0**exponents).repeat_interleave(2, dim=1)
-        shape = [size if i == axis else 1 for i in range(3)]
-        angles.append(by_axis.reshape(*shape, channels).expand(*grid, channels))
-    table = torch.cat(angles, dim=-1).flatten(0, 2)
-    return table.cos(), table.sin()
+    f, h, w = grid
+    rows, columns = min(h, config.grid[0]), min(w, config.grid[1])
+    cos, sin = get_3d_rotary_pos_embed(
+        config.dim // config.num_heads, ((0, 0), (rows, columns)), (h, w), f, device=device
+    )
+    return cos, sin
 
 
 def sincos_table(
     config: CogVideoXConfig, grid: tuple[int, int, int], device: torch.device
 ) -> Tensor:
-    """Positions (1 f·h·w d) that are added to image tokens of a grid (f, h, w).
-
-    A quarter of the channels tell the frame, three eighths each the column and the row.
-    """
+    """Positions (1 f·h·w d) that are added to image tokens of a grid (f, h, w)."""
     f, h, w = grid
+    table = get_3d_sincos_pos_embed(
+        config.dim, (w, h), f, 1.875, 1.0, device=device, output_type="pt"
+    )
+    assert isinstance(table, Tensor)
+    return table.reshape(1, f * h * w, config.dim)
 
-    def waves(size: int, channels: int, scale: float) -> Tensor:
-        # float64 is not on every device.
-        exponents = torch.arange(channels // 2, dtype=torch.float64) / (channels / 2.0)
-        positions = torch.arange(size, dtype=torch.float32) / scale
-        angles = torch.outer(positions.double(), 1.0 / 10000**exponents)
-        return torch.cat([angles.sin(), angles.cos()], dim=1).to(device, torch.float32)
 
-    side = config.dim * 3 // 8
-    parts = [
-        repeat(waves(f, config.dim // 4, 1.0), "f d -> f h w d", h=h, w=w),
-        repeat(waves(w, side, 1.875), "w d -> f h w d", f=f, h=h),
-        repeat(waves(h, side, 1.875), "h d -> f h w d", f=f, w=w),
-    ]
-    return rearrange(torch.cat(parts, dim=-1), "f h w d -> 1 (f h w) d")
+def _use_layers_of(operations: Any, module: nn.Module) -> None:
+    """Puts a host's layers in the place of torch's, which have the same names there."""
+    for name, child in module.named_children():
+        place = {"device": getattr(getattr(child, "weight", None), "device", None)}
+        match child:
+            case nn.Linear(in_features=inner, out_features=outer, bias=bias):
+                layer = operations.Linear(inner, outer, bias=bias is not None, **place)
+            case nn.LayerNorm(normalized_shape=shape, eps=eps, elementwise_affine=affine):
+                layer = operations.LayerNorm(shape, eps=eps, elementwise_affine=affine, **place)
+            case nn.Conv2d(in_channels=inner, out_channels=outer, kernel_size=size, bias=bias):
+                layer = operations.Conv2d(
+                    inner,
+                    outer,
+                    size,
+                    stride=child.stride,
+                    padding=child.padding,
+                    bias=bias is not None,
+                    **place,
+                )
+            case _:
+                _use_layers_of(operations, child)
+                continue
+        setattr(module, name, layer)

@@ -27,3 +27,10 @@ def temporal_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
             return planes.unflatten(3, (height, -1))
 
     return TemporalConv
+
+
+def speed_up_temporal_convs(module: nn.Module) -> None:
+    """Turns a module's (k, 1, 1) convolutions of stride 1 into `temporal_conv`, in place."""
+    for layer in module.modules():
+        if type(layer) is nn.Conv3d and layer.kernel_size[1:] == (1, 1) == layer.stride[1:]:
+            layer.__class__ = temporal_conv(nn.Conv3d)

@@ -45,8 +45,8 @@ class Factory:
         conv = temporal_conv(self.operations.Conv3d)
         return conv(channels, channels, (3, 1, 1), padding=(1, 0, 0), **self.where)
 
-    def layer_norm(self, channels: int, eps: float = 1e-5) -> nn.LayerNorm:
-        return self.operations.LayerNorm(channels, eps=eps, **self.where)
+    def layer_norm(self, channels: int) -> nn.LayerNorm:
+        return self.operations.LayerNorm(channels, **self.where)
 
     def group_norm(self, channels: int, eps: float = 1e-5) -> nn.GroupNorm:
         return self.operations.GroupNorm(self.norm_groups, channels, eps=eps, **self.where)

@@ -1,4 +1,4 @@
-"""Trains the small VAE of the built-in model, of the kind of Stable Video Diffusion's, on clips."""
+"""Trains the small VAE of the built-in model: diffusers' temporal-decoder VAE on clips."""
 
 import json
 import logging
@@ -118,13 +118,13 @@ def train_vae(
         if step % 3 == 2:
             x = low_quality(x, generator)
         frames = rearrange(x, "b c f h w -> (b f) c h w")
-        mean, _ = vae.encode(frames).chunk(2, dim=1)
-        z = mean + 0.02 * torch.randn(mean.shape, generator=generator)
-        decoded = vae.decode(z, 3)
+        moments = vae.encode(frames).latent_dist
+        z = moments.mean + 0.02 * torch.randn(moments.mean.shape, generator=generator)
+        decoded = vae.decode(z, num_frames=3).sample
         error = decoded - frames
         detail = error[..., 1:, 1:] - error[..., :-1, :-1]
         # A gentle pull to unit variance keeps latents in the range that diffusion expects.
-        spread = (mean.pow(2).mean((0, 2, 3)) - 1).pow(2).mean()
+        spread = (moments.mean.pow(2).mean((0, 2, 3)) - 1).pow(2).mean()
         loss = error.abs().mean() + 0.5 * detail.abs().mean() + 4 * error.pow(2).mean()
         (loss + 1e-3 * spread).backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 0.5)
@@ -151,7 +151,7 @@ def train_vae(
 def latent_std(vae: Any, clips: Tensor) -> float:
     """Standard deviation of a VAE's raw latents on uint8 clips (n f 3 h w)."""
     frames = rearrange(clips, "n f c h w -> (n f) c h w").float() / 127.5 - 1
-    return torch.cat([vae.encode(f[None]).chunk(2, dim=1)[0] for f in frames]).std().item()
+    return torch.cat([vae.encode(f[None]).latent_dist.mean for f in frames]).std().item()
 
 
 @torch.inference_mode()

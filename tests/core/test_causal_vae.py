@@ -12,6 +12,7 @@ from star_core.causal_vae import (
     in_diffusers_naming,
     load_causal_vae,
 )
+from star_core.models import causal_frames
 from star_core.tensor_files import open_tensors
 from star_core.tiling import Tile
 
@@ -68,6 +69,22 @@ def test_the_norms_of_the_encoder_see_the_whole_window(vae):
     changed = clip.clone()
     changed[:, :, -1] = 1
     assert not torch.equal(vae.encode(changed)[:, :, 0], whole[:, :, 0])
+
+
+@pytest.mark.parametrize("frames", [1, 5, 13, 17])
+@pytest.mark.parametrize("pixels", [1, 2 * 16 * 24, 5 * 8 * 12])
+def test_few_frames_at_a_time_give_the_numbers_of_diffusers_whole_windows(
+    vae, monkeypatch, frames, pixels
+):
+    monkeypatch.setattr(causal_frames, "PIXELS", pixels)
+    clip = video(frames)
+    latents = vae.encode(clip)
+    vae.model.num_sample_frames_batch_size = frames
+    whole = vae.model.encode(clip).latent_dist.mean
+    torch.testing.assert_close(latents, whole * vae.scaling_factor, atol=1e-5, rtol=1e-5)
+    z = torch.randn(1, 4, (frames - 1) // 8 * 2 + 1, 2, 3)
+    plain = vae.model.decode(z / vae.scaling_factor).sample
+    torch.testing.assert_close(vae.decode(z), plain, atol=1e-5, rtol=1e-5)
 
 
 def test_where_gradients_are_on_they_reach_what_is_encoded_and_decoded(vae):
@@ -137,5 +154,5 @@ def test_a_file_says_its_configuration_or_it_follows_from_the_shapes(tmp_path, v
     published = causal_vae_from_config({"block_out_channels": (32, 32, 64, 64)})
     save_file(published.model.state_dict(), tmp_path / "b.safetensors")
     loaded = load_causal_vae(open_tensors(tmp_path / "b.safetensors"))
-    assert loaded.model.config["block_out_channels"] == (32, 32, 64, 64)
+    assert loaded.model.config["block_out_channels"] == [32, 32, 64, 64]
     assert (loaded.scaling_factor, loaded.latent_channels) == (0.7, 16)
