@@ -3,12 +3,15 @@
 import re
 import sys
 from importlib import metadata
+from pathlib import Path
 
+INSTALL = Path(__file__).resolve().parents[1] / "install.py"
 # The oldest versions that work; None for any. pyproject.toml says the same to pip, but nobody
 # installs from there into ComfyUI's environment: a newer torch would be another ComfyUI.
 NEEDED = {
     "torch": "2.4",
-    "transformers": "4.37.2",
+    "diffusers": "0.35.2",
+    "transformers": "4.57",
     "huggingface_hub": None,
     "safetensors": None,
     "einops": None,
@@ -29,9 +32,13 @@ def unmet() -> list[str]:
         if found is not None and (oldest is None or _release(found) >= _release(oldest)):
             continue
         wanted = f"{name} {oldest} or later" if oldest else name
-        state = f"found {found}" if found else "it is not installed"
-        what = f'"{name}>={oldest}"' if oldest else name
-        told.append(f'needs {wanted}, {state}: run "{sys.executable}" -m pip install {what}')
+        if found is None:  # install.py moves nothing that is there
+            told.append(f'needs {wanted}, it is not installed: run "{sys.executable}" "{INSTALL}"')
+        else:
+            told.append(
+                f"needs {wanted}, found {found}: run "
+                f'"{sys.executable}" -m pip install "{name}>={oldest}"'
+            )
     return told
 
 

@@ -24,7 +24,6 @@ LINES = [
 # Environments as pip sees them: what is installed, and what those packages require. Of hosts as
 # they were when the first three were new, and as one made today is.
 COMMON = {
-    "safetensors": ("0.6.2", []),
     "tqdm": ("4.67.1", []),
     "pillow": ("12.0.0", []),
     "einops": ("0.8.1", []),
@@ -34,11 +33,13 @@ OLD = {
     "transformers": ("4.57.6", ["huggingface-hub<1.0,>=0.34.0", "safetensors>=0.4.3"]),
     "huggingface_hub": ("0.36.0", ["requests", "tqdm>=4.42.1"]),
     "requests": ("2.32.5", []),
+    "safetensors": ("0.6.2", []),
 }
 NEW = {
     "transformers": ("5.24.0", ["huggingface-hub<3.0,>=1.5.0", "safetensors>=0.4.3"]),
     "huggingface_hub": ("2.4.0", ["httpx<1,>=0.23.0", "tqdm>=4.42.1"]),
     "httpx": ("0.28.1", []),
+    "safetensors": ("0.8.0", []),
 }
 HOSTS = {
     "v0.3.64": {"torch": ("2.9.0+cu128", []), "numpy": ("2.3.4", []), **COMMON, **OLD},
@@ -71,15 +72,21 @@ def environment(folder: Path, packages: dict[str, tuple[str, list[str]]]) -> Pat
 @pytest.mark.parametrize("diffusers", DIFFUSERS)
 @pytest.mark.parametrize("host", HOSTS)
 def test_installing_changes_nothing_that_is_there(tmp_path, host, diffusers):
-    """The whole file, and line by line: that is how ComfyUI-Manager installs."""
+    """requirements.txt as a whole and line by line, as ComfyUI-Manager installs, and install.py."""
     packages = HOSTS[host] | DIFFUSERS[diffusers]
     python, report = environment(tmp_path / "venv", packages), tmp_path / "report.json"
-    for what in (["-r", REQUIREMENTS], *([line] for line in LINES)):
-        command = [python, "-m", "pip", "install", "--dry-run", "--report", report, *what]
+    pip, added = [python, "-m", "pip", "install"], set()
+    for command in (
+        [*pip, "-r", REQUIREMENTS],
+        *([*pip, line] for line in LINES),
+        [python, ROOT / "install.py"],
+    ):
+        command = [*command, "--dry-run", "--report", report]
         subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
         installed = json.loads(report.read_text(encoding="utf-8"))["install"]
-        names = {entry["metadata"]["name"].lower().replace("-", "_") for entry in installed}
-        assert names and not names & packages.keys()
+        added = {entry["metadata"]["name"].lower().replace("-", "_") for entry in installed}
+        assert added and not added & packages.keys()
+    assert "imageio_ffmpeg" in added and ("diffusers" in added) == ("diffusers" not in packages)
 
 
 @pytest.fixture
@@ -108,8 +115,9 @@ def test_where_all_is_well_the_log_says_nothing(installed, caplog):
     ("package", "found", "sentence"),
     [
         ("torch", "2.3.1+cu121", 'torch 2.4 or later, found 2.3.1.cu121: run .*"torch>=2.4"'),
+        ("diffusers", "0.29.2", 'diffusers 0.35.2 or later, found 0.29.2: .*"diffusers>=0.35.2"'),
         ("transformers", "4.9.0", 'transformers [0-9.]+ or later, found 4.9.0: .*"transformers>='),
-        ("einops", None, "einops, it is not installed: run .* -m pip install einops"),
+        ("einops", None, r'einops, it is not installed: run ".*" ".*install\.py"'),
     ],
 )
 def test_loading_says_what_is_too_old_or_missing_and_the_command(
