@@ -92,7 +92,11 @@ def as_the_model_says(kind: Any, id: str, *, tooltip: str, **options: Any) -> io
 
 def told(**values: Any) -> dict[str, Any]:
     """Those values of `as_the_model_says` inputs that the user has set."""
-    return {name: value for name, value in values.items() if value not in (-1, AUTO)}
+    return {name: value for name, value in values.items() if value != AUTO and not _below_0(value)}
+
+
+def _below_0(value: Any) -> bool:
+    return isinstance(value, int | float) and value < 0
 
 
 def size_inputs() -> list[io.Input]:

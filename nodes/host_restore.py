@@ -9,6 +9,7 @@ import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
+from comfy_api.latest import ui
 from torch import Tensor
 
 from ..star_core.color_fix import fix_colors
@@ -177,3 +178,14 @@ def compared(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     picture = torch.cat([middle[:, :half], middle[:, width + half :]], dim=1)
     picture[:, max(half - 1, 0) : half + 1] = 1  # the seam
     return picture[None], frames
+
+
+def compare_ui(picture: Tensor, side_by_side: Tensor) -> dict[str, Any]:
+    """What STAR Compare gives as `ui` of the results of `compared`.
+
+    The picture, which every frontend shows, and both halves of that frame for `web/compare.js`.
+    """
+    middle = side_by_side[len(side_by_side) // 2][None]
+    before, after = middle.chunk(2, dim=2)
+    shown = {"images": picture, "before": before, "after": after}
+    return {name: ui.PreviewImage(image).as_dict()["images"] for name, image in shown.items()}

@@ -61,8 +61,8 @@ def sampling_of(
 
 def chunk_of(star: ModelFile, frames: int, overlap: int) -> ChunkConfig:
     """Windows of so many frames, -1 for the model's own; overlap -1 for the usual share of them."""
-    length = star.sampling.chunk_frames if frames == -1 else frames
-    if overlap == -1:
+    length = star.sampling.chunk_frames if frames < 0 else frames
+    if overlap < 0:
         overlap = usual_overlap(length, DEFAULT.overlap, star.latents.frames)
     return ChunkConfig.near(length, overlap, star.latents.frames)
 

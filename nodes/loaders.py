@@ -1,13 +1,8 @@
 """A model with its VAE and text encoder: built in, from the host's folders, or fetched."""
 
-import comfy.sd
-import folder_paths
 from comfy_api.latest import io
 
-from ..star_core.checkpoints import ModelFile, open_model
-from ..star_core.known_files import CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5
-from ..star_core.model import BUILT_IN, check_vae
-from ..star_core.networks import backbone_of
+from ..star_core.checkpoints import open_model
 from .host import AUTO, named
 from .host_features import advanced, schema
 from .host_files import (
@@ -18,12 +13,9 @@ from .host_files import (
     VAE_FOLDERS,
     choices,
     model_file,
-    part_of_model,
 )
 from .host_model import WEIGHT_TYPES, load_patcher
-from .host_vae import load_host_vae, star_vae
-
-NONE = "none"
+from .host_parts import NONE, load_clip, load_vae
 
 
 class StarLoadModel(io.ComfyNode):
@@ -92,46 +84,3 @@ class StarLoadModel(io.ComfyNode):
             fetch = model_name.endswith(DOWNLOAD)
             vae = load_vae(star, vae_name, fetch=fetch)
             return io.NodeOutput(model, load_clip(star, text_encoder, fetch=fetch), vae)
-
-
-def load_vae(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.VAE:
-    """The VAE of a choice; "auto" is the built-in one for a model of its latents."""
-    own_model, own_vae = BUILT_IN["tiny"]
-    own = open_model(own_model)
-    if name == AUTO and (own.config.in_dim, own.latents) == (star.config.in_dim, star.latents):
-        name = BUILT_IN_NAME
-    if name == BUILT_IN_NAME:
-        path = own_vae
-    else:
-        kinds = backbone_of(star.config).vae
-        path = part_of_model(name, "vae_name", VAE_FOLDERS, kinds, fetch=fetch)
-    window = star.sampling.decode_window
-    vae = load_host_vae(path, scale=star.latents.scale, window=window)
-    check_vae(star_vae(vae).video_vae, star.config, star.latents)
-    return vae
-
-
-def load_clip(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.CLIP | None:
-    """The text encoder of a choice; None for a model that takes no text."""
-    if name == NONE or (name == AUTO and star.prompts is not None):
-        return None
-    kinds = tuple(
-        kind
-        for kind in backbone_of(star.config).text_encoder
-        if kind in (CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5)  # the host finds it in no other file
-    )
-    path = part_of_model(
-        name,
-        "text_encoder",
-        TEXT_ENCODER_FOLDERS,
-        kinds,
-        fetch=fetch,
-        width=star.config.context_dim,
-    )
-    # Of the types that the host knows for T5, this one masks nothing.
-    types = comfy.sd.CLIPType
-    return comfy.sd.load_clip(
-        ckpt_paths=[str(path)],
-        embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        clip_type=types.PIXART if T5 in kinds else types.STABLE_DIFFUSION,
-    )

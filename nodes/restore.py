@@ -1,6 +1,6 @@
 """The whole method in one box, and a look at what it did."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..star_core.color_fix import COLOR_FIXES
 from ..star_core.text import DEFAULT_PROMPT
@@ -18,7 +18,7 @@ from .host import (
 )
 from .host_conditioning import target_size
 from .host_features import advanced, schema
-from .host_restore import compared, restore_images, settings_for
+from .host_restore import compare_ui, compared, restore_images, settings_for
 from .host_video import FORMATS, place_for, restore_video
 
 
@@ -271,4 +271,4 @@ class StarCompare(io.ComfyNode):
     def execute(cls, before, after) -> io.NodeOutput:
         with named("STAR Compare"):
             picture, frames = compared(before, after)
-        return io.NodeOutput(picture, frames, ui=ui.PreviewImage(picture, cls=cls))
+            return io.NodeOutput(picture, frames, ui=compare_ui(picture, frames))

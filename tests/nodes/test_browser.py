@@ -170,6 +170,27 @@ def test_a_workflow_loads_and_runs_in_the_frontend(page, server, complaints, pat
     assert complaints == []
 
 
+# Names of nodes in the order in which the frontend's search lists them, and whether it knows of
+# further words to search for.
+SEARCH = """words => {
+    const pinia = document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia
+    const store = pinia._s.get('nodeDef')
+    return [
+        store.nodeSearchService.searchNode(words).map(found => found.name),
+        'search_aliases' in store.nodeDefsByName.STAR_Restore,
+    ]
+}"""
+
+
+@pytest.mark.parametrize("words", ["upscale", "super resolution", "video restore"])
+def test_a_search_finds_the_node_that_does_everything_first(page, words):
+    """Of this pack: nodes that are called so come before it."""
+    found, has_aliases = page.evaluate(SEARCH, words)
+    if not has_aliases:
+        pytest.skip("needs a frontend that searches for aliases")
+    assert next(name for name in found if name.startswith("STAR_")) == "STAR_Restore"
+
+
 REPORTING = {
     "1": node("STAR_LoadModel"),
     "3": node("EmptyImage", width=96, height=64, batch_size=2, color=0x806040),
@@ -199,6 +220,46 @@ def reports_on(page):
     page.wait_for_timeout(1000)
     boxes = page.locator("textarea:visible").all()
     return {box.input_value() for box in boxes if not box.is_editable()}
+
+
+COMPARING = {
+    "1": node("EmptyImage", width=64, height=48, batch_size=1, color=0x806040),
+    "2": node("EmptyImage", width=128, height=96, batch_size=1, color=0x4080C0),
+    "3": node("STAR_Compare", before=["1", 0], after=["2", 0]),
+}
+# How wide the pictures are that STAR Compare shows.
+WIDTHS = """async () => {
+    const own = name => app.nodeOutputs['3'][name][0].filename
+    const widths = {}
+    for (const img of document.querySelectorAll('img')) {
+        const name = ['images', 'before', 'after'].find(n => img.src.includes(own(n)))
+        if (name && img.checkVisibility()) widths[name] = img.naturalWidth
+    }
+    for (const img of app.graph.getNodeById(3).imgs ?? []) widths.canvas = img.naturalWidth
+    return widths
+}"""
+
+
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "Nodes 2.0"])
+def test_compare_shows_the_slider_or_the_picture(page, server, complaints, nodes_2):
+    if nodes_2 and not page.evaluate(OFFERS_NODES_2):
+        pytest.skip("needs a frontend that offers Nodes 2.0")
+    server.fetch("/settings", {NODES_2: nodes_2})
+    try:
+        page.reload()
+        page.wait_for_function(READY)
+        page.evaluate("prompt => app.loadApiJson(prompt, 'compare')", COMPARING)
+        assert page.evaluate(RUN) is None
+        page.wait_for_timeout(1500)
+        page.evaluate(FIT)
+        page.wait_for_timeout(1000)
+        (ROOT / "out").mkdir(exist_ok=True)
+        page.screenshot(path=ROOT / "out" / f"compare_{'nodes2' if nodes_2 else 'classic'}.png")
+        expected = {"before": 128, "after": 128} if nodes_2 else {"canvas": 128}
+        assert page.evaluate(WIDTHS) == expected
+    finally:
+        server.fetch("/settings", {NODES_2: False})
+    assert complaints == []
 
 
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "Nodes 2.0"])

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from star_core.backbones import SamplingDefaults
+from star_core.backbones import (
+    COGVIDEOX_LATENTS,
+    COGVIDEOX_SAMPLING,
+    SD_LATENTS,
+    SamplingDefaults,
+)
 from star_core.checkpoints import LearnedPrompts, open_model, save_model
 from star_core.model import BUILT_IN
 from star_core.models.unet import UNetConfig
@@ -28,7 +33,9 @@ def nodes(pack) -> Any:
         "conditioning",
         "host_conditioning",
         "host_files",
+        "host_parts",
         "host_restore",
+        "host_sampling",
         "loaders",
         "restore",
     )
@@ -86,6 +93,38 @@ def restore(nodes, model, vae, frames, **changes):
         **{"tile_size": 0, "tile_overlap": 64},
     }
     return nodes.restore.StarRestore.execute(model, vae, frames, **settings | changes).args[0]
+
+
+def test_what_is_left_open_is_as_the_model_file_says(nodes, model):
+    own, sampling_of = model.model.star.sampling, nodes.host_sampling.sampling_of
+    fast = SimpleNamespace(model=SimpleNamespace(star=SimpleNamespace(sampling=SamplingDefaults())))
+    left_open = {"steps": -1, "noise_level": -1, "cfg": -1.0, "sampler": "auto"}
+    assert sampling_of(model, **left_open) == own
+    assert sampling_of(fast, **left_open).solver_mode == "fast"
+    told = {"steps": 30, "noise_level": 0, "cfg": 2.0, "sampler": "heun"}
+    assert sampling_of(fast, **told) == SamplingDefaults(solver_mode="normal", **told)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "latents", "asked", "expected"),
+    [
+        (SamplingDefaults(), SD_LATENTS, (-1, -1), (32, 6)),
+        (SamplingDefaults(), SD_LATENTS, (16, -1), (16, 3)),
+        (COGVIDEOX_SAMPLING, COGVIDEOX_LATENTS, (-1, -1), (25, 5)),
+        (COGVIDEOX_SAMPLING, COGVIDEOX_LATENTS, (32, 6), (29, 5)),
+    ],
+)
+def test_windows_suit_the_latents_of_the_model(nodes, sampling, latents, asked, expected):
+    star = SimpleNamespace(sampling=sampling, latents=latents)
+    chunk = nodes.host_sampling.chunk_of(star, *asked)
+    assert (chunk.length, chunk.overlap) == expected
+
+
+def test_an_unknown_upsampling_is_refused(nodes, model, vae):
+    with pytest.raises(ValueError, match="unknown upsampling 'nearest': use bilinear or bicubic"):
+        nodes.host_conditioning.low_quality_latent(
+            model, vae, images(), (60, 40), upsampling="nearest"
+        )
 
 
 def test_learned_prompts_stand_in_for_text(nodes, model):
@@ -314,7 +353,7 @@ def test_the_vae_and_the_text_encoder_are_found_by_their_tensors(
         tensors["token_embedding.weight"] = torch.ones(2, wide)
         write_tensors(folders(f"text_encoders/{name}.safetensors"), tensors, overwrite=True)
     loaded = []
-    monkeypatch.setattr(nodes.loaders.comfy.sd, "load_clip", lambda **how: loaded.append(how))
+    monkeypatch.setattr(nodes.host_parts.comfy.sd, "load_clip", lambda **how: loaded.append(how))
     found = load(nodes, "mine.safetensors")[2]
     assert found.first_stage_model.window == SamplingDefaults().decode_window
     assert [Path(how["ckpt_paths"][0]).stem for how in loaded] == ["zzz"]

@@ -231,7 +231,7 @@ def test_a_workflow_that_fetched_its_model_runs_again_when_the_file_is_there(ser
         # As the download leaves it: with the hash that was checked, nothing is asked again.
         target.with_name(f"{target.name}.sha256").write_text("checked", encoding="utf-8")
     model = {"model_name": "light_deg (download)", "vae_name": "svd_vae (download)"}
-    result = server.run(restore(seed=15, model=node("STAR_LoadModel", **model)))
+    result = server.run(restore(seed=15) | {"model": node("STAR_LoadModel", **model)})
     assert pictures(server, result).shape == (2, 48, 80, 3)
 
 
