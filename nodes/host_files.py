@@ -9,6 +9,7 @@ from ..star_core.downloads import PUBLISHED, download
 from ..star_core.known_files import FileKind, identify
 from ..star_core.model import BUILT_IN
 from ..star_core.model_files import first_of, published_of
+from ..star_core.networks import BACKBONES
 from ..star_core.tensor_files import open_tensors
 from .host import AUTO, Progress
 
@@ -42,20 +43,25 @@ def choices(folders: tuple[str, ...], *more: str) -> list[str]:
     return [*more, *files, *published]
 
 
-def resolve(name: str, folders: tuple[str, ...]) -> Path:
-    """The file that a choice stands for; a published one is fetched first unless it is there."""
+def resolve(name: str, folders: tuple[str, ...], kinds: tuple[FileKind, ...]) -> Path:
+    """The file that a choice stands for; a published one is fetched first unless it is there.
+
+    kinds: what a copy of the published one has to be.
+    """
     for folder in folders:
         if path := folder_paths.get_full_path(folder, name):
             return Path(path)
     if name.endswith(DOWNLOAD) and (known := name.removesuffix(DOWNLOAD)) in PUBLISHED:
-        return _fetched(known, folders)
+        return _fetched(known, folders, kinds)
     places = ", ".join(f"models/{folder}" for folder in folders)
     raise ValueError(f"{name} is not there: put it into one of {places}, or choose another file")
 
 
 def model_file(name: str) -> Path:
     """The network's file."""
-    return BUILT_IN["tiny"][0] if name == BUILT_IN_NAME else resolve(name, MODEL_FOLDERS)
+    if name == BUILT_IN_NAME:
+        return BUILT_IN["tiny"][0]
+    return resolve(name, MODEL_FOLDERS, tuple(backbone.kind for backbone in BACKBONES.values()))
 
 
 def part_of_model(
@@ -75,7 +81,7 @@ def part_of_model(
     """
     known = published_of(kinds)
     if name != AUTO:
-        path = resolve(name, folders)
+        path = resolve(name, folders, kinds)
         if (kind := identify(open_tensors(path))) not in kinds:
             raise ValueError(
                 f"{path.name} seems to be a {kind.title}: this model takes the "
@@ -85,7 +91,7 @@ def part_of_model(
     if path := first_of(_files(folders), kinds, width=width):
         return path
     if fetch:
-        return _fetched(known, folders)
+        return _fetched(known, folders, kinds)
     file = PUBLISHED[known]
     raise ValueError(
         f'the {file.title} is missing: choose "{known}{DOWNLOAD}" for {input_name}, or put '
@@ -93,13 +99,13 @@ def part_of_model(
     )
 
 
-def _fetched(known: str, folders: tuple[str, ...]) -> Path:
-    """A published file, wherever it lies in these folders under its name, else fetched."""
+def _fetched(known: str, folders: tuple[str, ...], kinds: tuple[FileKind, ...]) -> Path:
+    """A published file: a copy in these folders that goes by its name, else fetched."""
     file = PUBLISHED[known]
-    named = [path for path in _files(folders) if file.is_named(path)]
-    target = file.within(folder_paths.models_dir)
-    if named and target not in named:
-        return named[0]
+    if not file.within(folder_paths.models_dir).exists():
+        named = [path for path in _files(folders) if file.is_named(path)]
+        if copy := first_of(named, kinds):
+            return copy
     return download(known, folder_paths.models_dir, on_progress=Progress())
 
 

@@ -34,6 +34,9 @@ class _Sought:
     kinds: tuple[FileKind, ...]
     published: str
 
+    def takes(self, kinds: tuple[FileKind, ...]) -> bool:
+        return set(kinds) <= set(self.kinds)
+
     @property
     def folders(self) -> tuple[str, ...]:
         return _FOLDERS[PUBLISHED[self.published].folder]
@@ -74,6 +77,7 @@ _T5 = _Sought(
     kinds=(T5,),
     published="t5xxl",
 )
+_PARTS = (_VAE, _COGVIDEOX_VAE, _TEXT_ENCODER, _T5)
 
 
 def find_vae(
@@ -118,12 +122,13 @@ def first_of(
     width: int | None = None,
     unreadable: list[str] | None = None,
 ) -> Path | None:
-    """The first of `files` that is a VAE or text encoder of one of these kinds, None if none is.
+    """The first of `files` that is of one of these kinds, None if none is.
 
-    Files are judged by their tensors; likely names are tried first. width: of the text encoder's
-    embeddings, None for any. unreadable: gets the reasons why files were passed over.
+    Files are judged by their tensors; likely names of VAEs and text encoders are tried first.
+    width: of the text encoder's embeddings, None for any. unreadable: gets the reasons why files
+    were passed over.
     """
-    likely_name = _sought(kinds).likely_name
+    likely_name = next((sought.likely_name for sought in _PARTS if sought.takes(kinds)), "")
     for path in sorted(files, key=lambda path: _unlikely(path, likely_name)):
         try:
             file = open_tensors(path)
@@ -137,8 +142,7 @@ def first_of(
 
 
 def _sought(kinds: tuple[FileKind, ...]) -> _Sought:
-    parts = (_VAE, _COGVIDEOX_VAE, _TEXT_ENCODER, _T5)
-    return next(sought for sought in parts if set(kinds) <= set(sought.kinds))
+    return next(sought for sought in _PARTS if sought.takes(kinds))
 
 
 def _has_width(file: TensorFile, width: int) -> bool:

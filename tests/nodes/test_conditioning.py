@@ -265,7 +265,7 @@ def test_a_published_file_is_offered_whether_it_is_there_or_not(nodes, folders):
     assert files.choices(files.MODEL_FOLDERS)[:2] == published
     path = folders("star/light_deg.pt")
     assert files.choices(files.MODEL_FOLDERS, "auto")[:4] == ["auto", "light_deg.pt", *published]
-    assert files.resolve("light_deg.pt", files.MODEL_FOLDERS) == path
+    assert files.model_file("light_deg.pt") == path
 
 
 @pytest.fixture
@@ -285,20 +285,17 @@ def downloads(nodes, monkeypatch):
 def test_a_copy_under_the_published_name_is_taken_before_anything_is_fetched(
     nodes, folders, downloads
 ):
-    files = nodes.host_files
+    """Unless it is another kind of file; one where downloads go is checked by the download."""
+    name, tiny = "light_deg (download)", BUILT_IN["tiny"]
+    folders("checkpoints/light_deg.safetensors", tiny[1])
     with pytest.raises(ValueError, match="light_deg is out of reach"):
-        files.resolve("light_deg (download)", files.MODEL_FOLDERS)
-    path = folders("star/light_deg.safetensors")
-    assert files.resolve("light_deg (download)", files.MODEL_FOLDERS) == path
+        nodes.host_files.model_file(name)
+    copy = folders("star/light_deg.safetensors", tiny[0])
+    assert nodes.host_files.model_file(name) == copy
     assert downloads == ["light_deg"]
-
-
-def test_a_file_where_downloads_go_is_checked_by_the_download(nodes, folders, downloads):
-    files = nodes.host_files
-    folders("star/light_deg.safetensors")
     folders("diffusion_models/STAR/light_deg.pt")
     with pytest.raises(ValueError, match="light_deg is out of reach"):
-        files.resolve("light_deg (download)", files.MODEL_FOLDERS)
+        nodes.host_files.model_file(name)
 
 
 def test_the_built_in_model_brings_its_vae_and_takes_no_text(nodes, model, vae):
