@@ -319,6 +319,12 @@ def network_on_svd(folders):
     save_model(path, build_network(config), sampling=SamplingDefaults())
 
 
+def vae_for_svd(folders):
+    """A small VAE with the latents of Stable Video Diffusion's."""
+    vae = VAEGeometry(block_out_channels=(32, 32), latent_channels=4).build()
+    write_tensors(folders("vae/x.safetensors"), vae.model.state_dict(), overwrite=True)
+
+
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
@@ -339,8 +345,7 @@ def test_the_vae_and_the_text_encoder_are_found_by_their_tensors(
     nodes, folders, downloads, monkeypatch
 ):
     network_on_svd(folders)
-    vae = VAEGeometry(block_out_channels=(32, 32), latent_channels=4).build()
-    write_tensors(folders("vae/x.safetensors"), vae.model.state_dict(), overwrite=True)
+    vae_for_svd(folders)
     folders("vae/svd_broken.safetensors")  # likely by its name, and passed over
     with pytest.raises(ValueError, match='"clip_vit_h .download." for text_encoder'):
         load(nodes, "mine.safetensors")
@@ -372,11 +377,13 @@ def test_a_file_of_another_kind_is_named(nodes, folders):
     with pytest.raises(ValueError, match="STAR Load Model: .*temporal decoder"):
         load(nodes, "vae.safetensors")
     network_on_svd(folders)
+    vae_for_svd(folders)
     with pytest.raises(
         ValueError, match="vae.safetensors seems to be a video VAE.*OpenCLIP ViT-H-14"
     ):
-        folders("vae/svd.safetensors", BUILT_IN["tiny"][1])
-        load(nodes, "mine.safetensors", vae_name="tiny (built in)", text_encoder="vae.safetensors")
+        load(nodes, "mine.safetensors", text_encoder="vae.safetensors")
+    with pytest.raises(ValueError, match="mine.safetensors seems to be a STAR.*VAE of Stable"):
+        load(nodes, "mine.safetensors", vae_name="mine.safetensors")
 
 
 def test_recommended_settings_reach_the_nodes(nodes, model, vae, monkeypatch, tmp_path):
