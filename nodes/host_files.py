@@ -72,12 +72,14 @@ def part_of_model(
     *,
     fetch: bool,
     width: int | None = None,
+    channels: int | None = None,
 ) -> Path:
     """The VAE or text encoder that belongs to a model, which takes these kinds of file.
 
     name: the choice in the input `input_name`. "auto" finds a file in these folders by its
     tensors; if there is none, the published one is fetched where `fetch` allows it. width: of the
-    text encoder's embeddings. ValueError for a file of another kind, or none at all.
+    text encoder's embeddings. channels: of the VAE's latents. ValueError for a file of another
+    kind, or none at all.
     """
     known = published_of(kinds)
     if name != AUTO:
@@ -88,7 +90,7 @@ def part_of_model(
                 f"{PUBLISHED[known].title}, choose {AUTO} for {input_name}"
             )
         return path
-    if path := first_of(_files(folders), kinds, width=width):
+    if path := first_of(_files(folders), kinds, width=width, channels=channels):
         return path
     if fetch:
         return _fetched(known, folders, kinds)

@@ -24,7 +24,8 @@ def load_vae(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.VAE:
         path = own_vae
     else:
         kinds = backbone_of(star.config).vae
-        path = part_of_model(name, "vae_name", VAE_FOLDERS, kinds, fetch=fetch)
+        channels = star.config.in_dim
+        path = part_of_model(name, "vae_name", VAE_FOLDERS, kinds, fetch=fetch, channels=channels)
     window = star.sampling.decode_window
     vae = load_host_vae(path, scale=star.latents.scale, window=window)
     check_vae(star_vae(vae).video_vae, star.config, star.latents)

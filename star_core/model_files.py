@@ -120,13 +120,14 @@ def first_of(
     kinds: tuple[FileKind, ...],
     *,
     width: int | None = None,
+    channels: int | None = None,
     unreadable: list[str] | None = None,
 ) -> Path | None:
     """The first of `files` that is of one of these kinds, None if none is.
 
     Files are judged by their tensors; likely names of VAEs and text encoders are tried first.
-    width: of the text encoder's embeddings, None for any. unreadable: gets the reasons why files
-    were passed over.
+    width: of the text encoder's embeddings, None for any. channels: of the VAE's latents, None for
+    any. unreadable: gets the reasons why files were passed over.
     """
     likely_name = next((sought.likely_name for sought in _PARTS if sought.takes(kinds)), "")
     for path in sorted(files, key=lambda path: _unlikely(path, likely_name)):
@@ -136,7 +137,8 @@ def first_of(
             if unreadable is not None:
                 unreadable.append(str(error))
             continue
-        if identify(file) in kinds and (width is None or _has_width(file, width)):
+        fits = _has(width, file, _EMBEDDINGS) and _has(channels, file, _LATENTS)
+        if fits and identify(file) in kinds:
             return path
     return None
 
@@ -145,10 +147,15 @@ def _sought(kinds: tuple[FileKind, ...]) -> _Sought:
     return next(sought for sought in _PARTS if sought.takes(kinds))
 
 
-def _has_width(file: TensorFile, width: int) -> bool:
-    """Whether the embeddings of a text encoder are `width` wide."""
-    names = ("token_embedding.weight", "shared.weight", "embed_tokens.weight")
-    return any(tensor.shape[1] == width for key, tensor in file.items() if key.endswith(names))
+# Ends of the names of weights that embeddings are rows of, and that take latents in.
+_EMBEDDINGS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight")
+_LATENTS = ("decoder.conv_in.weight", "decoder.conv_in.conv.weight")
+
+
+def _has(size: int | None, file: TensorFile, names: tuple[str, ...]) -> bool:
+    """Whether a weight with such a name is `size` wide; None for any file."""
+    weights = (tensor for key, tensor in file.items() if key.endswith(names))
+    return size is None or any(weight.shape[1] == size for weight in weights)
 
 
 def find_published(

@@ -347,6 +347,7 @@ def test_the_vae_and_the_text_encoder_are_found_by_their_tensors(
     network_on_svd(folders)
     vae_for_svd(folders)
     folders("vae/svd_broken.safetensors")  # likely by its name, and passed over
+    folders("star/svd_of_another.safetensors", BUILT_IN["tiny"][1])
     with pytest.raises(ValueError, match='"clip_vit_h .download." for text_encoder'):
         load(nodes, "mine.safetensors")
     width = open_model(BUILT_IN["tiny"][0]).config.context_dim
