@@ -3,12 +3,27 @@ import { app } from "../../scripts/app.js";
 // A STAR node with an output called `report` shows it in a widget of that name. The widget's value
 // is kept with the workflow, so it is there after a reload, but stays out of the prompt: a node
 // whose inputs did not change is not run again.
+const NAME = "report";
+
+function reports({ nodeData }) {
+  return nodeData?.name.startsWith("STAR_") && nodeData.output_name.includes(NAME);
+}
+
+function show(node, output) {
+  const report = output?.text?.[0];
+  const widget = node.widgets?.find(({ name }) => name === NAME);
+  if (!widget || report === undefined || report === widget.value) return;
+  // The frontend remembers a workflow for the next reload only when it is told of a change.
+  app.canvas.emitBeforeChange();
+  widget.value = report;
+  app.canvas.emitAfterChange();
+}
+
 app.registerExtension({
   name: "STAR.Report",
   nodeCreated(node) {
-    const definition = node.constructor.nodeData;
-    if (!definition?.name.startsWith("STAR_") || !definition.output_name.includes("report")) return;
-    const { widget } = app.widgets.STRING(node, "report", ["STRING", { multiline: true }], app);
+    if (!reports(node.constructor)) return;
+    const { widget } = app.widgets.STRING(node, NAME, ["STRING", { multiline: true }], app);
     widget.options.serialize = false;
     widget.options.read_only = true;
     widget.options.getMinHeight = () => 160;
@@ -19,12 +34,12 @@ app.registerExtension({
     const { onExecuted } = node;
     node.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
-      const report = output?.text?.[0];
-      if (report === undefined || report === widget.value) return;
-      // The frontend remembers a workflow for the next reload only when it is told of a change.
-      app.canvas.emitBeforeChange();
-      widget.value = report;
-      app.canvas.emitAfterChange();
+      show(this, output);
     };
+  },
+  // Results that came while another workflow was on the canvas.
+  onNodeOutputsUpdated(outputs) {
+    for (const node of app.graph.nodes)
+      if (reports(node.constructor)) show(node, outputs[node.id]);
   },
 });
