@@ -177,8 +177,8 @@ def test_a_video_without_a_file_is_stored_without_loss_first(host, clip):
         assert stored.info.fps == Fraction(30000, 1001) and stored.info.constant_rate
         heard = from_file(path).get_components().audio
         assert heard["sample_rate"] == 16000
-        # as long as the pictures, as the host's Save Video has it
-        assert heard["waveform"].shape[-1] == math.ceil(7 * 16000 * 1001 / 30000)
+        # Both channels are as long as the pictures, as the host's Save Video has it.
+        assert heard["waveform"].numel() == 2 * math.ceil(7 * 16000 * 1001 / 30000)
         first = path.read_bytes()
     assert not path.exists()
     with host.video.file_of(video) as (path, _):
