@@ -4,10 +4,12 @@ Version numbers say nothing, because forks and branches count in their own way.
 """
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
+import comfy.ops
 from comfy_api.latest import io
 
 from ..star_core.out_of_memory import is_out_of_memory
@@ -101,3 +103,18 @@ def check_host(part: Any, *names: str) -> None:
             f"this ComfyUI has no {owner}.{missing[0]}, which STAR relies on: use a ComfyUI from "
             "v0.3.64 to v0.38, or a newer version of STAR"
         )
+
+
+def lacking_for(formats: Iterable[str]) -> str:
+    """What this host lacks to compute with weights quantised in these formats of its own, and the
+    cure; "" if it lacks nothing."""
+    known = comfy.ops.QUANT_ALGOS if hasattr(comfy.ops, "mixed_precision_ops") else {}
+    if unknown := set(formats) - set(known):
+        return (
+            f"this ComfyUI does not compute with {', '.join(sorted(unknown))}: update it "
+            "(float8 and nvfp4 need 0.19 or newer, int8 needs 0.27)"
+        )
+    layouts = [known[name]["comfy_tensor_layout"] for name in formats]
+    if any(comfy.ops.get_layout_class(layout) is None for layout in layouts):
+        return "ComfyUI's package comfy-kitchen is missing: install ComfyUI's requirements"
+    return ""

@@ -23,9 +23,10 @@ from ..star_core.models.attention import in_rows
 from ..star_core.models.slicing import Slicing
 from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
 from ..star_core.networks import NetworkConfig, build_network
+from ..star_core.quantization import formats_of
 from ..star_core.shortcuts import BatchedFeatures, DeepFeatures
 from ..star_core.tiling import Tile
-from .host_features import patcher_class
+from .host_features import lacking_for, patcher_class
 
 # Of CONDITIONING: raw latents (b c f h w) of the low-quality video, and how far predictions may go
 # from them, 0 to 1.
@@ -97,7 +98,7 @@ class Hosted:
 
     def __init__(self, config: Any, *, dtype: torch.dtype, device, operations) -> None:
         attention = HostAttention()
-        how = {"operations": operations, "attention": attention, "device": "meta", "dtype": dtype}
+        how = {"operations": operations, "attention": attention, "device": device, "dtype": dtype}
         super().__init__(config, **how)  # pyright: ignore[reportCallIssue]
         self.attention = attention
         self.dtype = dtype
@@ -177,10 +178,11 @@ def features_of(prompts: Sequence[Any], options: dict[str, Any]) -> list[DeepFea
 class StarBaseModel(comfy.model_base.BaseModel):
     """What the host samples; `star` says how the model wants to be used."""
 
-    def __init__(self, config: "StarConfig", star: ModelFile) -> None:
-        super().__init__(
-            config, comfy.model_base.ModelType.V_PREDICTION, device="meta", unet_model=host_network
-        )
+    def __init__(
+        self, config: "StarConfig", star: ModelFile, device: torch.device | str = "meta"
+    ) -> None:
+        v_prediction = comfy.model_base.ModelType.V_PREDICTION
+        super().__init__(config, v_prediction, device=device, unet_model=host_network)
         self.model_sampling = ModelSampling(star.sampling)
         self.star = star
         self.how: dict[str, Any] = {}  # HOW of the run under way
@@ -288,11 +290,15 @@ def load_patcher(
     device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     types = config.supported_inference_dtypes
     dtype = WEIGHT_TYPES[weight_type]
+    packed = dtype is None and is_quantized(star)
     if dtype is None:
-        stored = next(tensor.dtype for tensor in star.tensors.values())
-        dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=types, weight_dtype=stored)
-    config.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, device, types))
-    model = StarBaseModel(config, star)
+        kept = next(tensor.dtype for tensor in star.tensors.values())
+        dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=types, weight_dtype=kept)
+    if packed:
+        config.quant_config = {"mixed_ops": True}  # what the host sets; the rest is in the layers
+    config.set_inference_dtype(dtype, mm.unet_manual_cast(None if packed else dtype, device, types))
+    # The host's quantised layers put what they load where they were made.
+    model = StarBaseModel(config, star, offload_device if packed else "meta")
     load_into(
         model.diffusion_model,
         star.tensors,
@@ -300,6 +306,7 @@ def load_patcher(
         wanted=build_network(star.config, device="meta").state_dict(),
         device=offload_device,
         dtype=dtype,
+        packed=packed,
         name=str(star.path),
     )
     model.eval().requires_grad_(False)
@@ -310,6 +317,17 @@ def load_patcher(
     patcher.set_model_sampler_post_cfg_function(hold_back)
     patcher.cached_patcher_init = (load_patcher, (star, weight_type))
     return patcher
+
+
+def is_quantized(star: ModelFile) -> bool:
+    """Whether a file's weights are. ValueError if they are and this host does not take them."""
+    formats = formats_of(star.tensors)
+    if lacking := lacking_for(formats):
+        raise ValueError(
+            f"{star.path} is quantised, and {lacking}; or choose weight_dtype fp16, which unpacks "
+            "the weights"
+        )
+    return bool(formats)
 
 
 def star_of(model: comfy.model_patcher.ModelPatcher) -> ModelFile:

@@ -43,7 +43,8 @@ class StarLoadModel(io.ComfyNode):
                         options=list(WEIGHT_TYPES),
                         default=AUTO,
                         tooltip="Type of the weights in memory. auto: what suits the file and the "
-                        "device. fp8 takes half the memory of fp16 and loses some detail.",
+                        "device; a quantised file stays so, and the other choices unpack it. fp8 "
+                        "takes half the memory of fp16 and loses some detail.",
                     )
                 ),
                 advanced(

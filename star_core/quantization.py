@@ -9,7 +9,7 @@ takes the memory of what is stored and gives ordinary values to whoever computes
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ class Format:
     stored: type of the tensor `weight`. packed: values in one of its elements. group: values that
     share a scale, None where all of a row or of the weight do. scales: the names of its scales.
     unpack: the parts, and the size of ConvRot's groups if there are any -> the weight in float32.
-    pack: the reverse, None for a format that is only read.
+    pack: the reverse, None for a format that is only read. how: what a layer that is written states
+    besides, about how it is to be computed with.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Format:
     scales: tuple[str, ...] = ("weight_scale",)
     unpack: Callable[[Parts, int | None], Tensor]
     pack: Callable[[Tensor], dict[str, Tensor]] | None = None
+    how: Mapping[str, Any] = field(default_factory=dict)
 
     def shape(self, weight: Tensor) -> torch.Size:
         """Of the weight that is stored so."""
@@ -173,6 +175,8 @@ E4M3 = Format(
     stored=torch.float8_e4m3fn,
     unpack=_unpack_scaled,
     pack=_pack_fp8,
+    # Or ComfyUI would cut off at 448 what comes into the layer, without a scale.
+    how={"full_precision_matrix_mult": True},
 )
 E5M2 = Format(name="float8_e5m2", stored=torch.float8_e5m2, unpack=_unpack_scaled)
 INT8 = Format(name="int8_tensorwise", stored=torch.int8, unpack=_unpack_scaled, pack=_pack_int8)
@@ -233,7 +237,7 @@ class PackedTensor(Tensor):
         return func(*args, **kwargs)
 
 
-def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
+def packed_layers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
     """The tensors of a file, each quantised layer's in one `PackedTensor` under its weight's key.
 
     ValueError, naming the tensor, for a layer whose format is unknown or misses a part.
@@ -258,7 +262,7 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[s
 
 
 def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `packed`: all tensors as today's files hold them."""
+    """The inverse of `packed_layers`: all tensors as today's files hold them."""
     found: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if isinstance(tensor, PackedTensor):
@@ -278,7 +282,7 @@ def formats_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def quantized(weight: Tensor, format: Format) -> dict[str, Tensor]:
     """The tensors of a layer with this weight (rows columns), by their names after the layer's."""
     assert format.pack is not None and format.takes(weight.shape)
-    return {**format.pack(weight.float()), CONFIG: _encoded({"format": format.name})}
+    return {**format.pack(weight.float()), CONFIG: _encoded({"format": format.name, **format.how})}
 
 
 def _encoded(config: Mapping[str, Any]) -> Tensor:

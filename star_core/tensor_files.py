@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .deepspeed_file import read_module
 from .known_files import identify
-from .quantization import METADATA, PackedTensor, packed
+from .quantization import METADATA, PackedTensor, packed_layers, stored
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class TensorFile(Mapping[str, Tensor]):
         self.format = format
         self.metadata = {key: text for key, text in metadata.items() if key != METADATA}
         try:
-            self._tensors = packed(tensors, metadata)
+            self._tensors = packed_layers(tensors, metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -231,6 +231,7 @@ def load_into(
     wanted: Mapping[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    packed: bool = False,
     name: str = "the file",
 ) -> None:
     """Give every parameter and buffer of `module` (on meta) its tensor, converted one by one.
@@ -239,6 +240,8 @@ def load_into(
     view of the memory-mapped file. `name` says in messages where the tensors come from.
     wanted: the module's keys with tensors of their shapes; None for its state dict, which says too
     little where a host's layers have no weights until they are loaded.
+    packed: leave the weights of quantised layers as the file holds them, for a host's layers that
+    take them so.
     Raises ValueError unless every wanted key is there with its shape. Keys that are not wanted are
     listed in a warning and dropped.
     """
@@ -253,7 +256,12 @@ def load_into(
     if unexpected := differences.unexpected:
         keys = ", ".join(unexpected)
         logger.warning("%s: %d unexpected keys are ignored: %s", name, len(unexpected), keys)
-    converted = {key: cast(key, tensors[key], dtype).to(device).contiguous() for key in wanted}
+    converted: dict[str, Tensor] = {}
+    for key in wanted:
+        if packed and isinstance(tensors[key], PackedTensor):
+            converted |= stored({key: tensors[key]})
+        else:
+            converted[key] = cast(key, tensors[key], dtype).to(device).contiguous()
     module.load_state_dict(converted, strict=True, assign=True)
 
 

@@ -402,6 +402,13 @@ QUANTISED = re.compile(
 )
 
 
+CONFIGS = {
+    "float8_e4m3fn": {"format": "float8_e4m3fn", "full_precision_matrix_mult": True},
+    "int8_tensorwise": {"format": "int8_tensorwise"},
+    "nvfp4": {"format": "nvfp4"},
+}
+
+
 @pytest.mark.parametrize("format", WRITTEN.values(), ids=WRITTEN)
 @pytest.mark.parametrize("which", ["unet", "dit"])
 def test_only_linear_layers_of_transformer_blocks_are_quantised(tmp_path, request, which, format):
@@ -414,8 +421,12 @@ def test_only_linear_layers_of_transformer_blocks_are_quantised(tmp_path, reques
     for key, tensor in before.tensors.items():
         if key not in packed:
             assert torch.equal(after[key], tensor.half())
-    ends = {key.rpartition(".")[2] for key in load_file(path)}
+    tensors = load_file(path)
+    ends = {key.rpartition(".")[2] for key in tensors}
     assert ends >= {"weight", "bias", "comfy_quant", *format.scales}
+    for key in packed:
+        config = tensors[key.removesuffix("weight") + "comfy_quant"]
+        assert json.loads(bytes(config.tolist())) == CONFIGS[format.name]
 
 
 def test_what_is_kept_has_the_type_of_the_file(tmp_path, unet):
