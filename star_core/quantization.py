@@ -9,7 +9,7 @@ takes the memory of what is stored and gives ordinary values to whoever computes
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ _INPUT_SCALE = "input_scale"  # for activations, which are not quantised here
 _SCALES = ("weight_scale", "weight_scale_2", _INPUT_SCALE)
 _OLD_MARK = "scaled_fp8"
 _OLD_NAMES = {"scale_weight": "weight_scale", "scale_input": _INPUT_SCALE}
+_FULL_PRECISION = {"full_precision_matrix_mult": True}
 METADATA = "_quantization_metadata"
 
 Parts = Mapping[str, Tensor]
@@ -34,8 +35,8 @@ class Format:
     stored: type of the tensor `weight`. packed: values in one of its elements. group: values that
     share a scale, None where all of a row or of the weight do. scales: the names of its scales.
     unpack: the parts, and the size of ConvRot's groups if there are any -> the weight in float32.
-    pack: the reverse, None for a format that is only read. how: what a layer that is written states
-    besides, about how it is to be computed with.
+    pack: the reverse, None for a format that is only read. full_precision: layers that are written
+    ask for products with what comes in as it is, not quantised too.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Format:
     scales: tuple[str, ...] = ("weight_scale",)
     unpack: Callable[[Parts, int | None], Tensor]
     pack: Callable[[Tensor], dict[str, Tensor]] | None = None
-    how: Mapping[str, Any] = field(default_factory=dict)
+    full_precision: bool = False
 
     def shape(self, weight: Tensor) -> torch.Size:
         """Of the weight that is stored so."""
@@ -175,8 +176,7 @@ E4M3 = Format(
     stored=torch.float8_e4m3fn,
     unpack=_unpack_scaled,
     pack=_pack_fp8,
-    # Or ComfyUI would cut off at 448 what comes into the layer, without a scale.
-    how={"full_precision_matrix_mult": True},
+    full_precision=True,  # or ComfyUI would cut off at 448 what comes in, without a scale
 )
 E5M2 = Format(name="float8_e5m2", stored=torch.float8_e5m2, unpack=_unpack_scaled)
 INT8 = Format(name="int8_tensorwise", stored=torch.int8, unpack=_unpack_scaled, pack=_pack_int8)
@@ -282,7 +282,8 @@ def formats_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def quantized(weight: Tensor, format: Format) -> dict[str, Tensor]:
     """The tensors of a layer with this weight (rows columns), by their names after the layer's."""
     assert format.pack is not None and format.takes(weight.shape)
-    return {**format.pack(weight.float()), CONFIG: _encoded({"format": format.name, **format.how})}
+    config = {"format": format.name, **(_FULL_PRECISION if format.full_precision else {})}
+    return {**format.pack(weight.float()), CONFIG: _encoded(config)}
 
 
 def _encoded(config: Mapping[str, Any]) -> Tensor:
@@ -302,7 +303,7 @@ def _told_apart(
         configs |= {stem: _checked(stem, config) for stem, config in stated.items()}
     for mark in [key for key in tensors if key.rpartition(".")[2] == _OLD_MARK]:
         prefix = mark.removesuffix(_OLD_MARK)
-        whole = {"full_precision_matrix_mult": True} if tensors.pop(mark).numel() == 2 else {}
+        how = _FULL_PRECISION if tensors.pop(mark).numel() == 2 else {}
         for key in [key for key in tensors if key.startswith(prefix)]:
             stem, _, end = key.rpartition(".")
             if end in _OLD_NAMES:
@@ -310,7 +311,7 @@ def _told_apart(
             if end == "scale_weight":
                 weight = tensors.get(f"{stem}.weight")
                 e5m2 = weight is not None and weight.dtype == torch.float8_e5m2
-                configs[stem] = {"format": (E5M2 if e5m2 else E4M3).name, **whole}
+                configs[stem] = {"format": (E5M2 if e5m2 else E4M3).name, **how}
     for key in tensors:
         stem, _, end = key.rpartition(".")
         if end == CONFIG:

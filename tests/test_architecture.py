@@ -25,7 +25,7 @@ LEVELS = [
     (3, "compare", "pipeline", "shot_run", "upscale", "training", "verify"),
     (3, "evaluate", "evaluation_report", "protocol"),
     (3, "plan", "plan_plot", "plan_report", "prediction"),
-    (4, "__main__", "batch", "bench", "benchmark", "cli", "demo"),
+    (4, "__main__", "batch", "bench", "benchmark", "cli", "demo", "weight_types"),
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {

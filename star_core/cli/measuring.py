@@ -51,11 +51,22 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=int, default=5, metavar="N", help="how often to repeat (default 5)"
     )
+    parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="measure what each type of weights costs instead: error of the output, and memory",
+    )
     add_compute(parser)
     add_json(parser)
 
 
 def run_bench(args: argparse.Namespace) -> None:
+    if args.weights:
+        from ..weight_types import measure, table
+
+        measured = measure()
+        print(json.dumps([asdict(each) for each in measured]) if args.json else table(measured))
+        return
     from ..bench import run
     from ..checkpoints import describe
     from ..model import BUILT_IN
