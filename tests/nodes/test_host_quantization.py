@@ -13,6 +13,8 @@ from star_core.model import BUILT_IN
 from star_core.quantization import INT8, WRITTEN, hadamard, quantized
 from star_core.tensor_files import open_tensors
 from tests.cogvideox_files import write_model
+from tests.nodes.test_host_weights import Run, with_lora
+from tests.nodes.test_host_weights import device_memory as device_memory
 
 pytestmark = pytest.mark.host
 
@@ -185,3 +187,46 @@ def test_what_is_written_equals_what_comfy_kitchen_writes():
         theirs, scales = kitchen.quantize_int8_rowwise(weight)
         ours = quantized(weight, INT8)
         assert torch.equal(ours["weight"], theirs) and torch.equal(ours["weight_scale"], scales)
+
+
+# How far off what a LoRA changes may be, relative to the change: a weight that stays on the device
+# is quantised again with its share in it.
+LORA = {"fp8_scaled": 0.05, "int8": 0.02, "nvfp4": 0.4}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", LORA)
+def test_a_lora_on_quantised_weights_changes_what_it_changes_on_others(
+    host, quantised, backbone, name
+):
+    path = quantised(backbone, name)
+    run = Run(host.model, host.checkpoints.open_model(path))
+    changes = []
+    for weight_type in ("auto", "fp16"):
+        model = host.load(path, weight_type)
+        changes.append(run(with_lora(model)) - run(model))
+    found, wanted = changes
+    assert off(found, wanted) < LORA[name]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", LORA)
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
+def test_streamed_quantised_weights_give_what_resident_ones_give(
+    host, quantised, request, backbone, name, lora
+):
+    keep_on_device = request.getfixturevalue("device_memory")
+    star = host.checkpoints.open_model(quantised(backbone, name))
+    run, model = Run(host.model, star), host.model.load_patcher(star)
+    plain = run(model)
+    if lora:
+        model = with_lora(model)
+    resident, size = run(model), model.model_size()
+    for kept in (0.1, size / 2):
+        keep_on_device(kept)
+        streamed = run(model)
+        assert model.model.model_lowvram and model.loaded_size() <= kept + 1
+        if lora:
+            assert off(streamed - plain, resident - plain) < LORA[name]
+        else:
+            torch.testing.assert_close(streamed, resident, rtol=1e-5, atol=1e-5)

@@ -108,7 +108,7 @@ def with_lora(model: Any) -> Any:
     import comfy.sd  # pyright: ignore[reportMissingImports]
 
     generator, lora = torch.Generator().manual_seed(1), {}
-    for key, weight in model.model.diffusion_model.state_dict().items():
+    for key, weight in model.model.star.tensors.items():
         if weight.ndim < 2:
             continue
         name, wide = f"diffusion_model.{key.removesuffix('.weight')}", weight[0].numel()
