@@ -22,7 +22,8 @@ DIFFUSERS = "diffusers>=0.35.2"
 
 def main(arguments: list[str]) -> int:
     wanted = ["-r", str(REQUIREMENTS)]
-    there = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    found = [(d.metadata["Name"], d.version) for d in metadata.distributions()]
+    there = {name: version for name, version in found if name}
     # One that is there is left alone; loading says so if it is too old.
     wanted += [] if "diffusers" in there else [DIFFUSERS]
     pip = [sys.executable, "-m", "pip", "install"]
