@@ -1,7 +1,10 @@
 """Prompts for the second backbone: tokens, padding, files."""
 
+import re
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
 from star_core.t5 import load_t5
@@ -40,6 +43,21 @@ def test_embeddings_are_those_of_transformers_without_a_mask(tmp_path, parts):
 
 def test_it_is_loaded_in_bfloat16(tmp_path):
     assert load_t5(write_t5(tmp_path), length=7).encode("").dtype == torch.bfloat16
+
+
+def test_the_scaled_fp8_file_that_people_have_is_unpacked(tmp_path):
+    folder = write_t5(tmp_path)
+    path = folder / "text_encoder" / "model.safetensors"
+    wanted = load_t5(folder, length=7, dtype=torch.float32).encode("a good bike")
+    tensors = load_file(path)
+    for key in [key for key in tensors if re.search(r"(SelfAttention|Dense\w+)\.", key)]:
+        scale = tensors[key].abs().max() / 448
+        tensors[key] = (tensors[key] / scale).to(torch.float8_e4m3fn)
+        tensors[key.removesuffix("weight") + "scale_weight"] = scale
+    tensors["scaled_fp8"] = torch.empty(0).to(torch.float8_e4m3fn)
+    save_file(tensors, path)
+    found = load_t5(folder, length=7, dtype=torch.float32).encode("a good bike")
+    assert 0 < (found - wanted).norm() / wanted.norm() < 0.05
 
 
 def test_other_files_and_sizes_are_refused(tmp_path):
