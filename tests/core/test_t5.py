@@ -57,7 +57,8 @@ def test_the_scaled_fp8_file_that_people_have_is_unpacked(tmp_path):
     tensors["scaled_fp8"] = torch.empty(0).to(torch.float8_e4m3fn)
     save_file(tensors, path)
     found = load_t5(folder, length=7, dtype=torch.float32).encode("a good bike")
-    assert 0 < (found - wanted).norm() / wanted.norm() < 0.05
+    # Rounded to four bits each weight is off by up to 6 %; without its scale the text is another.
+    assert 0 < (found - wanted).norm() / wanted.norm() < 0.1
 
 
 def test_other_files_and_sizes_are_refused(tmp_path):
