@@ -27,7 +27,8 @@ def test_dists_is_that_of_its_authors(by_formula):
 
 def test_dists_of_equal_pictures_is_0_and_alpha_is_not_compared(by_formula):
     restored, truth = pictures(32, 48)
-    assert by_formula(truth[None], truth[None]).item() == pytest.approx(0, abs=1e-5)  # float32; how sums are split differs by CPU
+    # float32, 1 - 1; how sums are split differs from one CPU to another
+    assert by_formula(truth[None], truth[None]).item() == pytest.approx(0, abs=1e-5)
     transparent = torch.cat((restored, torch.zeros(1, 32, 48)))
     values = by_formula(transparent[None], truth[None]), by_formula(restored[None], truth[None])
     assert torch.equal(*values)
