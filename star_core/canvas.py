@@ -227,7 +227,8 @@ def region_of(crop: tuple[int, int, int, int], width: int, height: int) -> Regio
     w, h, x, y = crop
     if min(w, h) < 1 or min(x, y) < 0 or x + w > width or y + h > height:
         raise ValueError(
-            f"crop {w}x{h}+{x}+{y} is not inside the frame of {width}x{height}: choose another"
+            f"crop {w}x{h}+{x}+{y} is not inside the frame, which is displayed as "
+            f"{width}x{height}: choose another"
         )
     return range(y, y + h), range(x, x + w)
 

@@ -174,7 +174,10 @@ def test_a_crop_of_oblong_pixels_is_stretched_after_it_is_cut(tmp_path):
     [
         (Excerpt(start=10), "the trim of a.mp4 is empty: no frame begins from 10 s on"),
         (Excerpt(start=0.41, duration=0.02), "no frame begins from 0.41 s to 0.43 s; trim it"),
-        (Excerpt(crop=(48, 32, 2, 0)), "crop 48x32[+]2[+]0 is not inside the frame of 48x32"),
+        (
+            Excerpt(crop=(48, 32, 2, 0)),
+            "crop 48x32[+]2[+]0 is not inside the frame, which is displayed as 48x32",
+        ),
         (Excerpt(crop=(0, 8, 0, 0)), "crop 0x8"),
     ],
 )
