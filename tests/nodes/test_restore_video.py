@@ -334,7 +334,8 @@ def test_edits_that_cannot_be_seen_are_made_by_the_host(host, film):
         ),
         (
             lambda path: Cropped(path, 24, 0, 16, 12),
-            "STAR Restore Video: crop 16x12[+]24[+]0 is not inside the frame, which is displayed as 32x24: choose",
+            "STAR Restore Video: crop 16x12[+]24[+]0 is not inside the frame, "
+            "which is displayed as 32x24: choose",
         ),
     ],
     ids=["trim", "crop"],
