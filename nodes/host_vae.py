@@ -140,8 +140,7 @@ class FirstStageModel(nn.Module):
 
     @property
     def _bytes_per_pixel(self) -> int:
-        model = self.video_vae.model
-        return model.config["block_out_channels"][0] * model.dtype.itemsize
+        return self.video_vae.geometry.finest_channels * self.video_vae.model.dtype.itemsize
 
 
 class CausalFirstStageModel(FirstStageModel):

@@ -17,6 +17,7 @@ class SamplingDefaults:
     of its SNR. levels: which of its levels a run takes, see `diffusion.scaled_linear.run_levels`.
     cfg_mode: "dynamic" lets the scale swing between 1 and 1 + cfg.
     chunk_frames: how many frames the network sees together.
+    same_size_strength: see `usual_strength`.
     """
 
     steps: int = 15
@@ -33,6 +34,12 @@ class SamplingDefaults:
     levels: Literal["star", "diffusers"] = "star"
     cfg_mode: Literal["constant", "dynamic"] = "constant"
     chunk_frames: int = 32
+    same_size_strength: float = 1.0
+
+    def usual_strength(self, scale: float) -> float:
+        """Of a run (`Settings.strength`) whose result is `scale` times as large as the input: from
+        `same_size_strength` at 1, where most of the input must stay as it is, to 1 at 2."""
+        return self.same_size_strength + (1 - self.same_size_strength) * min(scale - 1, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from .known_files import VAE_COGVIDEOX, identify
 from .models import causal_frames
 from .tensor_files import TensorFile, load_into, open_tensors
 from .tiling import Tile, tiled
-from .vae import VAEGeometry, VideoVAE, load_vae
+from .vae import PatchVAEGeometry, VAEGeometry, VideoVAE, load_vae
 from .vae import geometry_of as svd_geometry_of
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def open_vae(
     return vae
 
 
-def geometry_of(path: str | os.PathLike[str]) -> VAEGeometry | CausalVAEGeometry:
+def geometry_of(path: str | os.PathLike[str]) -> VAEGeometry | PatchVAEGeometry | CausalVAEGeometry:
     """Of the file or folder of either backbone's VAE, which is not loaded."""
     found = _open(path)
     if found is None:

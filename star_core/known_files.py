@@ -50,6 +50,11 @@ VAE_DIFFUSERS = FileKind(
     title="video VAE with temporal decoder, as Stable Video Diffusion's, diffusers' naming",
     patterns=(r"^decoder\.time_conv_out\.weight$",),
 )
+VAE_PATCH = FileKind(
+    name="vae-patch",
+    title="VAE of this project's built-in model",
+    patterns=(r"^encoder\.linear\.weight$", r"^decoder\.linear\.weight$"),
+)
 VAE_SVD = FileKind(
     name="vae-temporal-svd",
     title="video VAE with temporal decoder, as Stable Video Diffusion's, SVD's naming",
@@ -125,6 +130,7 @@ KNOWN_FILES = (
         advice="STAR takes neither its UNet nor its VAE",
     ),
     VAE_DIFFUSERS,
+    VAE_PATCH,
     VAE_SVD,
     VAE_COGVIDEOX,
     FileKind(

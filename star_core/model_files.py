@@ -15,6 +15,7 @@ from .known_files import (
     T5,
     VAE_COGVIDEOX,
     VAE_DIFFUSERS,
+    VAE_PATCH,
     VAE_SVD,
     FileKind,
     identify,
@@ -53,7 +54,7 @@ _VAE = _Sought(
     what="VAE",
     option="--vae",
     likely_name=r"svd|diffusion_pytorch_model|temporal",
-    kinds=(VAE_DIFFUSERS, VAE_SVD, SVD),
+    kinds=(VAE_DIFFUSERS, VAE_PATCH, VAE_SVD, SVD),
     published="svd_vae",
 )
 _COGVIDEOX_VAE = _Sought(

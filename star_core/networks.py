@@ -37,6 +37,7 @@ from .known_files import (
     T5,
     VAE_COGVIDEOX,
     VAE_DIFFUSERS,
+    VAE_PATCH,
     VAE_SVD,
     FileKind,
     identify,
@@ -44,7 +45,7 @@ from .known_files import (
 from .models import cogvideox_weights
 from .models.cogvideox_weights import COGVIDEOX_2B, CogVideoXConfig
 from .models.unet import ControlledVideoUNet, UNetConfig
-from .vae import VAEGeometry
+from .vae import PatchVAEGeometry, VAEGeometry
 
 if TYPE_CHECKING:
     from .models.cogvideox_dit import CogVideoXDiT
@@ -53,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 NetworkConfig = Union[UNetConfig, CogVideoXConfig]  # noqa: UP007
 Network = Union[ControlledVideoUNet, "CogVideoXDiT"]
-Geometry = Union[VAEGeometry, CausalVAEGeometry]  # noqa: UP007
+Geometry = Union[VAEGeometry, PatchVAEGeometry, CausalVAEGeometry]  # noqa: UP007
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ I2VGENXL = Backbone(
     infer=infer_unet,
     weights=lambda file: file,
     published=lambda config: (SamplingDefaults(), SD_LATENTS),
-    vae=(VAE_DIFFUSERS, VAE_SVD, SVD),
+    vae=(VAE_DIFFUSERS, VAE_PATCH, VAE_SVD, SVD),
     text_encoder=(CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, STABLE_DIFFUSION_2),
     geometry=VAEGeometry(),
     text_parameters=354_032_641,  # of OpenCLIP ViT-H-14's text half

@@ -26,6 +26,7 @@ from .video_io import (
     WHOLE,
     AlreadyThere,
     Excerpt,
+    VideoInfo,
     VideoSink,
     VideoSource,
     open_sink,
@@ -171,15 +172,19 @@ class Look:
         return (frame if self.box is None else cut(frame, self.box) for frame in self.source)
 
 
+def growth(job: Job, info: VideoInfo) -> float:
+    """By how much a source is enlarged, the lesser of its sides."""
+    width, height = output_size(info.width, info.height, job.scale, job.out_size)
+    return min(width / info.width, height / info.height)
+
+
 def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]:
     """What shots have suffered, whatever part of them is wanted, and how much they grow.
 
     ValueError for frames that are too small to be measured.
     """
     source = job.open()
-    info = source.info
-    width, height = output_size(info.width, info.height, job.scale, job.out_size)
-    scale = min(width / info.width, height / info.height)
+    scale = growth(job, source.info)
 
     def frame(i: int) -> Tensor:
         return next(iter(source.cut(range(i, i + 1))))[:3]

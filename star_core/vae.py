@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from .canvas import Part
 from .chunking import adjacent_or_overlapping, window_weights
-from .known_files import identify
+from .known_files import VAE_PATCH, identify
+from .models.patch_vae import PatchVAE
 from .models.temporal_conv import speed_up_temporal_convs
 from .tensor_files import load_into, open_tensors
 from .tiling import Tile, tiled
@@ -51,6 +52,11 @@ class VAEGeometry:
         """By how much latents are smaller than the frame."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    @property
+    def finest_channels(self) -> int:
+        """Of the layers that work at the frame's size."""
+        return self.block_out_channels[0]
+
     def build(self) -> VideoVAE:
         """A VAE with random weights."""
         return vae_from_config(asdict(self))
@@ -67,6 +73,35 @@ class VAEGeometry:
         return [1] * len(part.needed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatchVAEGeometry:
+    """Of a `PatchVAE`; the defaults are those of the built-in model."""
+
+    latent_frames: ClassVar = 1
+
+    patch: int = 4
+    latent_channels: int = 32
+    width: int = 64
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+
+    tiles, encoded = VAEGeometry.tiles, VAEGeometry.encoded
+
+    @property
+    def factor(self) -> int:
+        """By how much latents are smaller than the frame."""
+        return self.patch
+
+    @property
+    def finest_channels(self) -> int:
+        """What the layers hold of each pixel."""
+        return 1 + self.width // self.patch**2
+
+    def build(self) -> VideoVAE:
+        """A VAE with random weights."""
+        return vae_from_config(asdict(self))
+
+
 class VideoVAE:
     """Video in [-1, 1] to latents and back, both (b c f h w), float32 on the model's device.
 
@@ -76,16 +111,16 @@ class VideoVAE:
 
     latent_frames = VAEGeometry.latent_frames
 
-    def __init__(self, model: AutoencoderKLTemporalDecoder) -> None:
+    def __init__(self, model: AutoencoderKLTemporalDecoder | PatchVAE) -> None:
         self.model = model
-        self.factor = 2 ** (len(model.config["block_out_channels"]) - 1)
+        self.factor: int = self.geometry.factor
         self.latent_channels: int = model.config["latent_channels"]
         self.scaling_factor: float = model.config["scaling_factor"]
 
     @property
-    def geometry(self) -> VAEGeometry:
-        config = self.model.config
-        return VAEGeometry(**{field.name: config[field.name] for field in fields(VAEGeometry)})
+    def geometry(self) -> VAEGeometry | PatchVAEGeometry:
+        kind = PatchVAEGeometry if isinstance(self.model, PatchVAE) else VAEGeometry
+        return kind(**{field.name: self.model.config[field.name] for field in fields(kind)})
 
     def encode_frame(
         self, frame: Tensor, *, noise: Tensor | None = None, tile: Tile | None = None
@@ -204,10 +239,14 @@ def blended(videos: Iterable[Tensor], windows: Sequence[range]) -> Iterator[Tens
 def vae_from_config(config: Mapping[str, Any]) -> VideoVAE:
     """A VAE with random weights from diffusers' config fields; fields left out take SVD's values.
 
+    A config with `patch` is that of a `PatchVAE`, and has all of its fields.
+
     Two fields more than diffusers has, for narrow VAEs: `norm_num_groups` and `norm_eps` of every
     group norm. With groups of one or two channels and a tiny epsilon it forgets how bright and how
     contrasty a frame is, and few channels cannot carry that past the last norm.
     """
+    if "patch" in config:
+        return VideoVAE(PatchVAE(**config))
     from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
         AutoencoderKLTemporalDecoder,
     )
@@ -246,9 +285,12 @@ def load_vae(
     return vae
 
 
-def geometry_of(path: str | os.PathLike[str]) -> VAEGeometry:
+def geometry_of(path: str | os.PathLike[str]) -> VAEGeometry | PatchVAEGeometry:
     """Of a VAE's file or folder, which is not loaded. ValueError as in `load_vae`."""
-    _, tensors, _ = _open(path)
+    _, tensors, config = _open(path)
+    if "patch" in config:
+        known = {field.name for field in fields(PatchVAEGeometry)}
+        return PatchVAEGeometry(**{name: config[name] for name in known})
     return _geometry(tensors)
 
 
@@ -259,6 +301,8 @@ def _open(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Tensor], dict[s
     if path.is_dir():
         path, config = _open_folder(path)
     file = open_tensors(path)
+    if identify(file) is VAE_PATCH and "star_vae" in file.metadata:
+        return path, dict(file), json.loads(file.metadata["star_vae"])
     tensors = _in_diffusers_naming(file)
     if "decoder.time_conv_out.weight" not in tensors:
         raise ValueError(

@@ -9,15 +9,28 @@ import torch
 from torch import Tensor
 
 from ..canvas import cut
-from ..degradation import COMPRESSION, HEAVY, MILD, Recipe, degrade_video
+from ..degradation import COMPRESSION, Recipe, degrade_video
+from ..degradation.pipeline import Resize
+from ..degradation.recipes import heavy, mild
 from ..packages import Carrier, fetch
 from ..video_io import open_sink, open_video
 
 SEED = 1
-SCALE = 4
 METRICS = ("psnr", "ssim", "lpips", "flicker", "warping_error")
-# The two that docs/tiny.md trains and judges by, and a codec alone.
-RECIPES: dict[str, Recipe] = {"light": MILD, "heavy": HEAVY, "compression": COMPRESSION}
+# The two that docs/tiny.md trains and judges by, a codec alone, and the two at smaller scales.
+RECIPES: dict[str, Recipe] = {
+    "light": mild(4),
+    "heavy": heavy(4),
+    "compression": COMPRESSION,
+    **{f"light-{scale}": mild(scale) for scale in (3, 2, 1)},
+    **{f"heavy-{scale}": heavy(scale) for scale in (3, 2, 1)},
+}
+
+
+def scale_of(recipe: str) -> int:
+    """By how much its result must be enlarged."""
+    resize = next(stage for stage in RECIPES[recipe].stages if isinstance(stage, Resize))
+    return round(1 / resize.scale)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from ..packages import Carrier, fetch
 from ..pipeline import Settings
 from ..upscale import Job, Scene, upscale
 from ..video_io import open_sink, open_video
-from .cases import SCALE
 
+Size = tuple[int, int]  # width, height
 # Called when everything is loaded and restoring begins.
 Begin = Callable[[], None]
 
@@ -31,31 +31,32 @@ Begin = Callable[[], None]
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """title: for a table. prepare(folder): fetches what is needed and says by which version it is
-    identified; ValueError, one line, where something is missing. restore(source, out, folder,
-    begin, threads): makes `out`.
+    identified; ValueError, one line, where something is missing. restore(source, out, size, folder,
+    begin, threads): makes `out` of (width, height). scales: those that it has, None for all.
     """
 
     title: str
     prepare: Callable[[Path], str]
-    restore: Callable[[Path, Path, Path, Begin, int], None]
+    restore: Callable[[Path, Path, Size, Path, Begin, int], None]
+    scales: tuple[int, ...] | None = None
 
 
-def _each(source: Path, out: Path, enlarge: Callable[[Tensor], Tensor], begin: Begin) -> None:
-    """Frame by frame. enlarge: (3 h w) -> (3 SCALE*h SCALE*w), clamped here."""
+def _each(
+    source: Path, out: Path, size: Size, enlarge: Callable[[Tensor], Tensor], begin: Begin
+) -> None:
+    """Frame by frame. enlarge: (3 h w) -> (3 height width), clamped here."""
     video = open_video(source)
     begin()
-    width, height = SCALE * video.info.width, SCALE * video.info.height
-    with open_sink(out, width=width, height=height, source=video, overwrite=True) as sink:
+    with open_sink(out, width=size[0], height=size[1], source=video, overwrite=True) as sink:
         for frame in video:
             sink.write(enlarge(frame[:3]).clamp(0, 1))
 
 
-def _bicubic(source: Path, out: Path, folder: Path, begin: Begin, threads: int) -> None:
+def _bicubic(source: Path, out: Path, size: Size, folder: Path, begin: Begin, threads: int) -> None:
     def enlarge(frame: Tensor) -> Tensor:
-        height, width = frame.shape[-2:]
-        return upsample(frame, (SCALE * width, SCALE * height), "bicubic")
+        return upsample(frame, size, "bicubic")
 
-    _each(source, out, enlarge, begin)
+    _each(source, out, size, enlarge, begin)
 
 
 def _prepare_lanczos(folder: Path) -> str:
@@ -64,7 +65,7 @@ def _prepare_lanczos(folder: Path) -> str:
     return "OpenCV " + importlib.metadata.version("opencv-python-headless")
 
 
-def _lanczos(source: Path, out: Path, folder: Path, begin: Begin, threads: int) -> None:
+def _lanczos(source: Path, out: Path, size: Size, folder: Path, begin: Begin, threads: int) -> None:
     import cv2
 
     cv2.setNumThreads(threads)
@@ -72,11 +73,10 @@ def _lanczos(source: Path, out: Path, folder: Path, begin: Begin, threads: int) 
     def enlarge(frame: Tensor) -> Tensor:
         height, width = frame.shape[-2:]
         pixels = rearrange(frame, "c h w -> h w c").contiguous().numpy()
-        size = (SCALE * width, SCALE * height)
         enlarged = cv2.resize(pixels, size, interpolation=cv2.INTER_LANCZOS4)
         return rearrange(torch.from_numpy(enlarged), "h w c -> c h w")
 
-    _each(source, out, enlarge, begin)
+    _each(source, out, size, enlarge, begin)
 
 
 # Network and weights in ncnn's format, with their hashes.
@@ -112,7 +112,9 @@ def _real_esrgan(title: str, network: str) -> Method:
                 raise ValueError(f"{path} is not the published file (its hash differs): delete it")
         return f"{network} of {_PACKAGE}, ncnn {importlib.metadata.version('ncnn')}"
 
-    def restore(source: Path, out: Path, folder: Path, begin: Begin, threads: int) -> None:
+    def restore(
+        source: Path, out: Path, size: Size, folder: Path, begin: Begin, threads: int
+    ) -> None:
         import ncnn as package  # pyright: ignore[reportMissingImports]
 
         ncnn: Any = package  # its names are in a compiled part
@@ -131,9 +133,9 @@ def _real_esrgan(title: str, network: str) -> Method:
                     raise ValueError(f"ncnn could not compute {network}: code {failed}")
                 return torch.tensor(result.numpy())
 
-        _each(source, out, enlarge, begin)
+        _each(source, out, size, enlarge, begin)
 
-    return Method(title=title, prepare=prepare, restore=restore)
+    return Method(title=title, prepare=prepare, restore=restore, scales=(4,))
 
 
 def _prepare_tiny(folder: Path) -> str:
@@ -144,9 +146,13 @@ def _prepare_tiny(folder: Path) -> str:
 
 
 def _tiny(title: str, preset: str) -> Method:
-    def restore(source: Path, out: Path, folder: Path, begin: Begin, threads: int) -> None:
-        files = find_model("tiny")
-        settings = Settings(sampling=SamplingDefaults(**(files.info.sampling or {})))
+    def restore(
+        source: Path, out: Path, size: Size, folder: Path, begin: Begin, threads: int
+    ) -> None:
+        files, info = find_model("tiny"), open_video(source).info
+        sampling = SamplingDefaults(**(files.info.sampling or {}))
+        strength = sampling.usual_strength(min(size[0] / info.width, size[1] / info.height))
+        settings = Settings(sampling=sampling, strength=strength)
         scene = Scene(settings=settings, prompts=Prompts(preset=preset))
 
         def get_model(prompts):
@@ -156,7 +162,7 @@ def _tiny(title: str, preset: str) -> Method:
             begin()
             return model
 
-        upscale(Job(source=source, out=out, scale=SCALE, overwrite=True), scene, get_model)
+        upscale(Job(source=source, out=out, out_size=size, overwrite=True), scene, get_model)
 
     return Method(title=title, prepare=_prepare_tiny, restore=restore)
 

@@ -13,7 +13,7 @@ from ..curves import curves
 from ..degradation.pipeline import Blur, Codec, Jpeg, Noise, Resize
 from ..drawing import write_png
 from ..metrics import METRICS
-from .cases import CLIPS, RECIPES, SEED
+from .cases import CLIPS, RECIPES, SEED, scale_of
 from .methods import METHODS
 from .plots import Point, scatter
 from .run import Result
@@ -108,6 +108,7 @@ def _scatters(results: Sequence[Result], metrics: Sequence[str], folder: Path) -
                 for method, cells in _of(results, recipe).items()
             ]
             for recipe in _recipes(results)
+            if scale_of(recipe) == scale_of(results[0].recipe)
         }
         title = f"{METRICS[metric].title} ({METRICS[metric].better} is better)"
         paths.append(folder / f"benchmark_{metric}.png")
@@ -154,6 +155,7 @@ def _degradation(recipe: str) -> str:
         elif isinstance(stage, Codec) and stage.quality:
             words.append(f"{stage.codec} at CRF {stage.quality[0]:g}")
     text = ", ".join(words)
+    text += f"; enlarged by {scale_of(recipe)}"
     return f"{text[0].upper()}{text[1:]}; seed {SEED}."
 
 
@@ -200,7 +202,7 @@ def _how(results: Sequence[Result]) -> str:
     clock = sum(r.cost.seconds for r in results) / sum(r.cost.cpu_seconds for r in results)
     lines.append(f"* by the clock, restoring took {clock:.2g} times the processor time")
     return (
-        "Means over the clips; enlarged by 4. Time is processor time of the process that restores, "
+        "Means over the clips. Time is processor time of the process that restores, "
         "from the loaded method to the written file: other work on the machine disturbs it less "
         "than the clock. ffmpeg, which reads and writes the files, is not counted. Memory is the "
         "most that the process held, Python and libraries included.\n\n" + "\n".join(lines) + "\n"

@@ -21,7 +21,7 @@ from .. import metrics as measures
 from ..bench import resident
 from ..progress import Counter, Progress
 from ..video_io import open_video
-from .cases import CLIPS, METRICS, RECIPES, degraded, truth_of
+from .cases import CLIPS, METRICS, RECIPES, degraded, scale_of, truth_of
 from .methods import METHODS
 
 
@@ -83,14 +83,23 @@ def run(
     tell = on_missing or (lambda line: None)
     versions = dict(_versions(methods, folder, tell))
     wanted = [name for name in metrics if _available(name, tell)]
-    counter = Counter({"restore": len(clips) * len(recipes) * len(versions)}, on_progress)
+    able = {
+        recipe: {
+            method: version
+            for method, version in versions.items()
+            if scale_of(recipe) in (METHODS[method].scales or [scale_of(recipe)])
+        }
+        for recipe in recipes
+    }
+    total = len(clips) * sum(map(len, able.values()))
+    counter = Counter({"restore": total}, on_progress)
     counter.begin("restore")
     results = []
     for clip in clips:
         truth = truth_of(clip, folder)
         for recipe in recipes:
             source = degraded(clip, recipe, folder)
-            for method, version in versions.items():
+            for method, version in able[recipe].items():
                 out = folder / recipe / method / f"{clip}.mkv"
                 result = _stored(out, version, threads, wanted)
                 if result is None:
@@ -130,6 +139,8 @@ def _restore(method: str, source: Path, out: Path, folder: Path, threads: int) -
 def restore_here(method: str, source: Path, out: Path, folder: Path, threads: int) -> Cost:
     """Restore in this process."""
     torch.set_num_threads(threads)
+    truth = open_video(folder / "truth" / out.name).info
+    size = truth.width, truth.height
     began: list[tuple[float, float]] = []
 
     def begin() -> None:
@@ -138,7 +149,7 @@ def restore_here(method: str, source: Path, out: Path, folder: Path, threads: in
     # Nowhere that an earlier run could have left something to go on from.
     with TemporaryDirectory(dir=out.parent, prefix=".restoring-") as empty:
         made = Path(empty) / out.name
-        METHODS[method].restore(source, made, folder, begin, threads)
+        METHODS[method].restore(source, made, size, folder, begin, threads)
         ended = time.perf_counter(), time.process_time()
         os.replace(made, out)
     try:

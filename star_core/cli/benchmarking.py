@@ -23,7 +23,11 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
         "was trained on the last two",
     )
     parser.add_argument(
-        "--recipes", metavar="NAME", nargs="+", help="of light, heavy, compression (default all)"
+        "--recipes",
+        metavar="NAME",
+        nargs="+",
+        help="of light, heavy, compression, and light-3 to light-1 and heavy-3 to heavy-1, which "
+        "are enlarged by less than 4 (default all)",
     )
     parser.add_argument("--metrics", metavar="NAME", nargs="+", help="what is measured")
     parser.add_argument(

@@ -77,11 +77,16 @@ class Wishes:
 
     def scenes(self, source: "VideoSource", job: "Job") -> "list[Scene]":
         """One for each shot of a source."""
+        from ..upscale import growth
+
         shots, said = self._shots(source)
+        strength = self._defaults.usual_strength(growth(job, source.info))
+        advised: list[dict[str, Any]] = [{"strength": strength} for _ in shots]
         measured: list[dict[str, Any]] = [{} for _ in shots]
         if self._args.auto:
             for i, (advice, found) in enumerate(self._advice(job, shots, said)):
-                said[i], measured[i] = advice | self._options | said[i], found
+                advised[i], measured[i] = advice, found
+        said = [advice | self._options | about for advice, about in zip(advised, said, strict=True)]
         if self._memory is not None:
             self._common = self._planned(source, job, max(map(len, shots)))
         scenes = [self.scene(*shot) for shot in zip(shots, said, strict=True)]

@@ -2,7 +2,7 @@
 
 from .compression import VideoCodec
 from .ops import ResizeMode
-from .pipeline import Blur, Codec, Jpeg, Kernels, Noise, OneOf, Range, Recipe, Resize, Sinc
+from .pipeline import Blur, Codec, Jpeg, Kernels, Noise, OneOf, Range, Recipe, Resize, Sinc, Stage
 
 _ALIKE: dict[ResizeMode, float] = {"area": 1.0, "bilinear": 1.0, "bicubic": 1.0}
 _FRAME_BITS: Range = (10_000, 100_000)
@@ -72,20 +72,30 @@ STAR_LIGHT = Recipe(
 )
 
 
-def _fixed(name: str, sigma: float, noise: float, quality: float) -> Recipe:
+def _fixed(name: str, sigma: float, noise: float, quality: float, scale: int) -> Recipe:
+    """sigma: of the blur, in pixels of the small video."""
     return Recipe(
         name=name,
         stages=(
-            Blur(sigma=(sigma, sigma)),
-            Resize(scale=1 / 4, modes={"area": 1}),
+            Blur(sigma=(sigma * scale, sigma * scale)),
+            Resize(scale=1 / scale, modes={"area": 1}),
             Noise(sigma=(noise / 255, noise / 255)),
             Jpeg(quality=(quality, quality)),
         ),
     )
 
 
-MILD = _fixed("fixed-mild", 1.0, 4, 60)
-HEAVY = _fixed("fixed-heavy", 1.6, 12, 30)
+def mild(scale: int) -> Recipe:
+    """What results at a scale are judged by: little blur and noise, JPEG 60."""
+    return _fixed("fixed-mild", 0.25, 4, 60, scale)
+
+
+def heavy(scale: int) -> Recipe:
+    """As `mild`: much blur and noise, JPEG 30."""
+    return _fixed("fixed-heavy", 0.4, 12, 30, scale)
+
+
+MILD, HEAVY = mild(4), heavy(4)
 
 COMPRESSION = Recipe(
     name="compression",
@@ -98,25 +108,42 @@ COMPRESSION = Recipe(
 # What the built-in model trains on: spans and surrounds mild to heavy.
 _X264 = Codec(codec="libx264", quality=(20, 36), preset="veryfast")
 _MPEG4 = Codec(codec="mpeg4", quality=(2, 12))
-TRAINING = Recipe(
-    name="training",
-    drift=0.1,
-    stages=(
-        Blur(sigma=(0.2, 2.2), anisotropic=0.3),
-        Resize(scale=1 / 4, modes={"area": 0.7, "bicubic": 0.15, "bilinear": 0.15}),
-        Noise(sigma=(0, 18 / 255), scale=(0, 1.6), poisson=0.25, grey=0.3),
-        OneOf(
-            (0.75, 0.0625, 0.0625, 0.0625, 0.0625),
-            (
-                (Jpeg(quality=(20, 95)),),
-                (_X264,),
-                (_MPEG4,),
-                (Jpeg(quality=(60, 95)), _X264),
-                (Jpeg(quality=(60, 95)), _MPEG4),
+_COMPRESSED = (
+    (Jpeg(quality=(20, 95)),),
+    (_X264,),
+    (_MPEG4,),
+    (Jpeg(quality=(60, 95)), _X264),
+    (Jpeg(quality=(60, 95)), _MPEG4),
+)
+
+
+def _training(name: str, scale: int, *, intact: float) -> Recipe:
+    """intact: how often blur, noise and compression are each left out."""
+
+    def mostly(*stages: Stage) -> OneOf:
+        return OneOf((intact, 1 - intact), ((), stages))
+
+    return Recipe(
+        name=name,
+        drift=0.1,
+        stages=(
+            mostly(Blur(sigma=(0.2, max(0.55 * scale, 1.0)), anisotropic=0.3)),
+            Resize(scale=1 / scale, modes={"area": 0.7, "bicubic": 0.15, "bilinear": 0.15}),
+            mostly(Noise(sigma=(0, 18 / 255), scale=(0, 1.6), poisson=0.25, grey=0.3)),
+            OneOf(
+                (intact, *((1 - intact) * share for share in (0.75, *4 * (0.0625,)))),
+                ((), *_COMPRESSED),
             ),
         ),
-    ),
-)
+    )
+
+
+TRAINING = _training("training", 4, intact=0.0)
+# Where less is enlarged much is good already, and must stay so.
+TRAINING_OF_SCALE = {
+    4: TRAINING,
+    **{scale: _training(f"training-{scale}", scale, intact=0.3) for scale in (1, 2, 3)},
+}
 
 # By the names that people choose them by.
 PRESETS = {

@@ -39,13 +39,14 @@ def recommend(
     """Settings for a model with these defaults; a result `scale` times as large as the input.
 
     The published checkpoints take many evaluations: their noise level and cfg follow the severity,
-    a rule of thumb. A model of one evaluation, as the built-in one, gets the strength that was
-    measured to help it, see docs/degradation.md.
+    a rule of thumb. A model of one evaluation, as the built-in one, gets the strength that its file
+    states for the scale, or all of it where noise or compression is strong.
     """
     severity = _severity(degradation)
     noise_level, cfg, strength = defaults.noise_level, defaults.cfg, 1.0
     if defaults.solver_mode == "normal" and defaults.steps == 1:
-        strength = _strength_of_one_evaluation(degradation, scale)
+        # Much is lost by changing what is nearly intact, and most where nothing is enlarged.
+        strength = 1.0 if _distortion(degradation) > 0.8 else defaults.usual_strength(scale)
     else:
         noise_level = round(noise_level * (0.85 + 0.15 * severity))
         cfg = 1 + (cfg - 1) * (0.8 + 0.2 * severity)
@@ -74,14 +75,6 @@ def _severity(degradation: Degradation) -> float:
 def _distortion(degradation: Degradation) -> float:
     """0 to 1: the worse of noise and compression."""
     return min(max(degradation.noise / 12, (100 - degradation.quality) / 70), 1.0)
-
-
-def _strength_of_one_evaluation(degradation: Degradation, scale: float) -> float:
-    """Much is lost by changing what is nearly intact, most where nothing is enlarged."""
-    if degradation.resolution < (0.3 if scale < 1.5 else 0.5):
-        return 1.0
-    enlarged = min((scale - 1) / 3, 1.0)
-    return 0.25 + enlarged * (0.35 + 0.4 * _distortion(degradation))
 
 
 def _shrink(degradation: Degradation) -> float:

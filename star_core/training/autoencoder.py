@@ -1,80 +1,73 @@
-"""Trains the small VAE of the built-in model: diffusers' temporal-decoder VAE on clips."""
+"""Trains the small VAE of the built-in model on clips."""
 
 import json
 import logging
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..models.patch_vae import PatchVAE
 from ..tensor_files import write_tensors
-from ..vae import VideoVAE, vae_from_config
+from ..vae import PatchVAEGeometry, VideoVAE
 
 logger = logging.getLogger(__name__)
 
-TINY_VAE = {
-    "down_block_types": ["DownEncoderBlock2D"] * 3,
-    "block_out_channels": [32, 32, 64],
-    "layers_per_block": 1,
-    "latent_channels": 16,
-    "norm_num_groups": 1,
-    "norm_eps": 100.0,
-}
+TINY_VAE = asdict(PatchVAEGeometry())
+SPREAD = 0.5  # standard deviation of a channel of latents, before a teacher has its say
 
 
-def start_as_resampler(vae: Any) -> None:
-    """Starts training from an encoder that averages 4x4 pixels and a decoder that interpolates.
+def around(x: Tensor) -> Tensor:
+    """What a 3x3 convolution sees at each place, and a one for its bias: (n c h w) -> (p 9·c+1)."""
+    near = F.unfold(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3)
+    return F.pad(rearrange(near, "n k p -> (n p) k"), (0, 1), value=1.0)
 
-    Colours travel in the first six channels, each with its negative beside it: their mean is zero,
-    which the norms subtract, and the difference of the two makes SiLU linear. Every residual branch
-    ends in zeros; all other channels keep their random start and learn the detail.
-    """
-    carriers = range(6)
-    smooth = torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1])) / 16
-    average = F.pad(torch.full((2, 2), 0.25), (0, 1, 0, 1))
 
-    def carry(conv: Any, kernel: Tensor) -> None:
-        weight = conv.weight.data
-        for channel in carriers:
-            weight[channel] = 0
-            weight[channel, channel] = kernel
+def at(x: Tensor) -> Tensor:
+    """(n c h w) -> (p c)."""
+    return rearrange(x, "n c h w -> (n h w) c")
 
-    def spread(conv: Any) -> None:
-        for channel in carriers:
-            conv.weight.data[channel] = 0
-            conv.weight.data[channel, channel % 3, 1, 1] = 1 if channel < 3 else -1
-            conv.bias.data[channel] = 0
 
-    def gather(conv: Any) -> None:
-        conv.weight.data[:3] = 0
-        for channel in carriers:
-            conv.weight.data[channel % 3, channel, 1, 1] = 0.5 if channel < 3 else -0.5
-        conv.bias.data[:3] = 0
+def fit(inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The convolution over 3x3 `inputs` (n c h w) that comes closest to `wanted` (p c'), as the
+    rows of a matrix (9·c+1 c'), and what it leaves (p c')."""
+    x = around(inputs).double()
+    square = x.T @ x + 1e-6 * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    rows = torch.linalg.solve(square, x.T @ wanted.double())
+    return rows.float(), wanted - (x @ rows).float()
 
-    for name, module in vae.named_modules():
-        if isinstance(module, nn.GroupNorm):
-            nn.init.constant_(module.weight, module.eps**0.5)
-        elif name.endswith(("conv2", "to_out.0")):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif name.endswith("conv_shortcut"):
-            carry(module, torch.ones(1, 1))
-        elif "downsamplers" in name and isinstance(module, nn.Conv2d):
-            carry(module, average)
-        elif "upsamplers" in name and isinstance(module, nn.Conv2d):
-            carry(module, smooth)
-    for half in (vae.encoder, vae.decoder):
-        spread(half.conv_in)
-        half.conv_norm_out.bias.data[: len(carriers)] = 4
-        gather(half.conv_out)
-    nn.init.dirac_(vae.quant_conv.weight)
-    nn.init.zeros_(vae.quant_conv.bias)
-    nn.init.dirac_(vae.decoder.time_conv_out.weight)
-    nn.init.zeros_(vae.decoder.time_conv_out.bias)
+
+def put(rows: Tensor, convolution: nn.Conv2d, first: int = 0) -> None:
+    """Rows of `fit` into the outputs of a convolution from number `first` on."""
+    outputs = slice(first, first + rows.shape[1])
+    with torch.no_grad():
+        weight = rearrange(rows[:-1], "(c y x) o -> o c y x", y=3, x=3)
+        convolution.weight[outputs] = weight
+        assert convolution.bias is not None
+        convolution.bias[outputs] = rows[-1]
+
+
+@torch.no_grad()
+def start_as_projection(vae: PatchVAE, frames: Tensor, teacher: VideoVAE | None = None) -> None:
+    """Starts from linear latents: those of a teacher as far as they are linear, then whatever is
+    largest in the patches of frames (n 3 h w) that these do not tell, and their linear decoder."""
+    patches = F.pixel_unshuffle(frames, vae.config["patch"])
+    taught, left = 0, at(patches)
+    if teacher is not None:
+        latents = teacher.encode_frame(frames)
+        taught = teacher.latent_channels
+        put(fit(patches, at(latents))[0], vae.encoder.linear)
+        _, left = fit(latents, at(patches))
+    axes = torch.linalg.svd(left - left.mean(0), full_matrices=False).Vh
+    rest = left @ axes[: vae.config["latent_channels"] - taught].T
+    rest = rest * (SPREAD / rest.std(0)).clamp(max=20)
+    put(fit(patches, rest)[0], vae.encoder.linear, taught)
+    put(fit(vae.encoder(patches), at(patches))[0], vae.decoder.linear)
 
 
 def low_quality(clips: Tensor, generator: torch.Generator) -> Tensor:
@@ -88,45 +81,71 @@ def low_quality(clips: Tensor, generator: torch.Generator) -> Tensor:
     return rearrange(large, "(b f) c h w -> b c f h w", b=b)
 
 
+def draw_frames(
+    clips: Sequence[Tensor], count: int, crop: int, generator: torch.Generator
+) -> Tensor:
+    """Parts of frames (n 3 h w) in [-1, 1] out of uint8 clips (n f 3 h w): a quarter enlarged as
+    hints are, a quarter noisy at full size, the rest as they are."""
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=generator))
+
+    parts = []
+    for _ in range(count):
+        shard = clips[below(len(clips))]
+        frame = shard[below(len(shard)), below(shard.shape[1])]
+        top, left = (below(side - crop + 1) for side in frame.shape[-2:])
+        parts.append(frame[:, top : top + crop, left : left + crop].float() / 127.5 - 1)
+    frames, share = torch.stack(parts), count // 4
+    frames[:share] = low_quality(frames[:share, :, None], generator)[:, :, 0]
+    noisy = frames[share : 2 * share]
+    strength = 0.12 * torch.rand(len(noisy), 1, 1, 1, generator=generator)
+    noisy += strength * torch.randn(noisy.shape, generator=generator)
+    return frames.clamp(-1, 1)
+
+
 def train_vae(
-    clips: list[Tensor], out: Path, *, steps: int, seed: int = 0, batch: int = 2, crop: int = 48
+    clips: list[Tensor],
+    out: Path,
+    *,
+    steps: int,
+    seed: int = 0,
+    teacher: VideoVAE | None = None,
+    batch: int = 8,
+    crop: int = 48,
+    first: int = 400,
 ) -> None:
-    """uint8 clips (n f 3 h w) -> `out`, a float16 safetensors file, and a checkpoint beside it."""
+    """uint8 clips (n f 3 h w) -> `out`, a float16 safetensors file.
+
+    teacher: its latents become the first channels of this VAE's. first: frames that the linear
+    start is fitted to.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # layer initialisation takes no generator
-        vae: Any = vae_from_config(TINY_VAE).model
-    start_as_resampler(vae)
-    state_file = out.with_suffix(".state.pt")
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=6e-4, weight_decay=0.0, betas=(0.9, 0.98))
+        vae = PatchVAE(**TINY_VAE)
+    start_as_projection(vae, draw_frames(clips, first, crop, generator), teacher)
+    patch = vae.config["patch"]
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 7e-4, total_steps=steps, pct_start=0.03
+        optimizer, 1e-3, total_steps=steps, pct_start=0.05
     )
     average = torch.optim.swa_utils.AveragedModel(
         vae, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
     )
     recent: list[float] = []
     for step in range(steps):
-        part = clips[int(torch.randint(len(clips), (), generator=generator))]
-        picks = torch.randint(len(part), (batch,), generator=generator)
-        top, left = (
-            int(torch.randint(side - crop + 1, (), generator=generator)) for side in part.shape[-2:]
-        )
-        start = int(torch.randint(part.shape[1] - 2, (), generator=generator))
-        x = part[picks, start : start + 3, :, top : top + crop, left : left + crop]
-        x = rearrange(x.float() / 127.5 - 1, "b f c h w -> b c f h w")
-        if step % 3 == 2:
-            x = low_quality(x, generator)
-        frames = rearrange(x, "b c f h w -> (b f) c h w")
-        moments = vae.encode(frames).latent_dist
-        z = moments.mean + 0.02 * torch.randn(moments.mean.shape, generator=generator)
-        decoded = vae.decode(z, num_frames=3).sample
-        error = decoded - frames
-        detail = error[..., 1:, 1:] - error[..., :-1, :-1]
-        # A gentle pull to unit variance keeps latents in the range that diffusion expects.
-        spread = (moments.mean.pow(2).mean((0, 2, 3)) - 1).pow(2).mean()
-        loss = error.abs().mean() + 0.5 * detail.abs().mean() + 4 * error.pow(2).mean()
-        (loss + 1e-3 * spread).backward()
+        frames = draw_frames(clips, batch, crop, generator)
+        z = vae.encoder(F.pixel_unshuffle(frames, patch))
+        shaken = z + 0.01 * torch.randn(z.shape, generator=generator)
+        error = F.pixel_shuffle(vae.decoder(shaken), patch) - frames
+        loss = error.abs().mean() + 10 * error.pow(2).mean()
+        if teacher is not None:
+            with torch.no_grad():
+                latents = teacher.encode_frame(frames)
+            away = z[:, : latents.shape[1]] - latents
+            loss = loss + 0.3 * away.abs().mean() + away.pow(2).mean()
+        loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 0.5)
         optimizer.step()
         schedule.step()
@@ -136,22 +155,13 @@ def train_vae(
         if step % 50 == 49 or step == steps - 1:
             psnr = -10 * math.log10(sum(recent[-50:]) / len(recent[-50:]))
             logger.info("step %d PSNR %.2f", step, psnr)
-            torch.save(average.module.state_dict(), state_file)
-    config = TINY_VAE | {"scaling_factor": round(1 / latent_std(average.module, clips[0][:50]), 4)}
     write_tensors(
         out,
         average.module.state_dict(),
         dtype=torch.float16,
-        metadata={"star_vae": json.dumps(config)},
+        metadata={"star_vae": json.dumps(vae.config)},
         overwrite=True,
     )
-
-
-@torch.inference_mode()
-def latent_std(vae: Any, clips: Tensor) -> float:
-    """Standard deviation of a VAE's raw latents on uint8 clips (n f 3 h w)."""
-    frames = rearrange(clips, "n f c h w -> (n f) c h w").float() / 127.5 - 1
-    return torch.cat([vae.encode(f[None]).latent_dist.mean for f in frames]).std().item()
 
 
 @torch.inference_mode()

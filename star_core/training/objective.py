@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..backbones import SamplingDefaults
 from ..checkpoints import LearnedPrompts
 from ..diffusion.levels import trained_schedule
+from ..diffusion.schedule import NoiseSchedule
 from ..losses import DFLossConfig, df_loss, velocity_loss
 from ..models.unet import hint_prior_velocity
 from ..networks import Network
@@ -20,7 +21,7 @@ from .pixels import Decoder, PixelCrop, decoded_part, random_crop
 
 Trains = Literal["all", "star", "lora"]
 RESTORE, DEGRADE, SHARPEN = range(3)
-FLOOR = 2e-4  # squared error, in pixels, below which no clip is left to be restored
+FLOOR = 1e-4  # squared error, in pixels, below which no clip is left to be restored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class TrainConfig:
     noise_level: no timestep at or above it is trained. early: share of samples drawn from the
     last quarter below it, where sampling starts and most is decided. start: share of samples at
     the very noise level that sampling starts from.
+    own: latents at all other levels are those that sampling meets there: noise on what the network
+    itself makes of the hint, in place of noise on the clean clip.
     degraded: share of samples that learn, under the negative prompt, to leave the hint as it is.
     sharp: share that learn, under the sharp prompt, to please a perceptual metric too, whose
     weight beside the velocity loss is `perceptual`.
@@ -55,6 +58,7 @@ class TrainConfig:
     noise_level: int = 900
     early: float = 0.85
     start: float = 0.0
+    own: bool = False
     degraded: float = 0.1
     sharp: float = 0.0
     perceptual: float = 2.0
@@ -134,8 +138,8 @@ class Prompts(nn.Module):
 class Trained(nn.Module):
     """Network, prompts and loss in one module, so that its gradients are shared by processes.
 
-    shown: kernel of `linear_decoder`. Errors of the velocity are then weighed as pixels show them,
-    and every sample by the error that knowing nothing but its hint leaves.
+    shown: kernel of `linear_decoder`. Then errors of the clean clip count in place of those of the
+    velocity, as pixels show them, and in shares of the hint's.
     perceptual: distance (b,) of two batches of pictures (b 3 h w) in [0, 1], of what is sharpened.
     """
 
@@ -169,32 +173,28 @@ class Trained(nn.Module):
         t, lq, noise = batch.t, batch.lq, batch.noise
         degraded = batch.task == DEGRADE
         x_0 = torch.where(degraded[:, None, None, None, None], lq, batch.hq)
-        x_t = schedule.add_noise(x_0, noise, t)
         y = batch.text
         if self.prompts is not None:
             y = self.prompts.of_tasks(batch.task)
         assert y is not None, "neither text nor learned prompts"
-        device = x_t.device.type
-        with torch.autocast(device, torch.bfloat16) if config.bf16 else nullcontext():
-            v = network(x_t, t, y, lq)
-        v = v.float()
-        target, uncertainty = schedule.velocity(x_0, noise, t), torch.ones((), device=v.device)
-        spread = network.config.hint_prior
-        if spread:
-            # In units of what the hint leaves open, all noise levels count alike.
-            _, uncertainty = hint_prior_velocity(x_t, t, lq, spread)
+        x_t = schedule.add_noise(x_0, noise, t)
+        if config.own:
+            x_t = schedule.add_noise(self._met(schedule, batch, y), noise, t)
+        v = self._velocity(x_t, t, y, lq)
+        clean = schedule.x_0(x_t, v, t)
         if self.shown is None:
+            uncertainty = torch.ones((), device=v.device)
+            if spread := network.config.hint_prior:
+                # In units of what the hint leaves open, all noise levels count alike.
+                _, uncertainty = hint_prior_velocity(x_t, t, lq, spread)
+            target = schedule.velocity(x_0, noise, t)
             velocity = velocity_loss(v / uncertainty, target / uncertainty)
         else:
-            wrong = hint_prior_velocity(schedule.add_noise(batch.hq, noise, t), t, lq, spread)[0]
-            wrong = wrong - schedule.velocity(batch.hq, noise, t)
-            velocity = seen_energy(v - target, self.shown)
-            velocity = velocity / (
-                seen_energy(wrong, self.shown) + FLOOR * uncertainty.flatten() ** 2
-            )
+            velocity = seen_energy(clean - x_0, self.shown)
+            velocity = velocity / (seen_energy(lq - batch.hq, self.shown) + FLOOR)
         frequency = torch.zeros_like(velocity)
         if config.df.beta:
-            ours, theirs = schedule.x_0(x_t, v, t), x_0
+            ours, theirs = clean, x_0
             if config.df_space == "pixels":
                 ours, theirs = (self._decoded(z, batch.parts) for z in (ours, theirs))
             frequency = df_loss(ours, theirs, t, config.df)
@@ -207,12 +207,29 @@ class Trained(nn.Module):
         if sharp.any():
             assert self.perceptual is not None
             of = [part for part, chosen in zip(batch.parts, sharp.tolist(), strict=True) if chosen]
-            both = (self._decoded(z[sharp], of) for z in (schedule.x_0(x_t, v, t), x_0))
+            both = (self._decoded(z[sharp], of) for z in (clean, x_0))
             pictures = (rearrange(z, "b c f h w -> (b f) c h w") / 2 + 0.5 for z in both)
             distance = self.perceptual(*pictures).view(len(of), -1).mean(1)
             parts["perceptual"] = distance.mean().item()
             loss = loss.index_add(0, sharp.nonzero().flatten(), config.perceptual * distance)
         return loss.mean(), parts
+
+    def _velocity(self, x_t: Tensor, t: Tensor, y: Tensor, lq: Tensor) -> Tensor:
+        mixed = torch.autocast(x_t.device.type, torch.bfloat16)
+        with mixed if self.config.bf16 else nullcontext():
+            return self.network(x_t, t, y, lq).float()
+
+    @torch.no_grad()
+    def _met(self, schedule: NoiseSchedule, batch: Batch, y: Tensor) -> Tensor:
+        """What is under the noise when sampling comes to each sample's level: at the first the
+        hint, later what the network has made of it."""
+        first, met = self.config.noise_level - 1, batch.lq.clone()
+        if (later := batch.t < first).any():
+            lq, noise = batch.lq[later], batch.noise[later]
+            t = torch.full_like(batch.t[later], first)
+            x_t = schedule.add_noise(lq, noise, t)
+            met[later] = schedule.x_0(x_t, self._velocity(x_t, t, y[later], lq), t)
+        return met
 
     def _decoded(self, latents: Tensor, parts: list[tuple[slice, slice, slice]]) -> Tensor:
         assert self.decoder is not None

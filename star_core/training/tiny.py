@@ -11,12 +11,14 @@ from torch import nn
 
 from ..backbones import LatentFormat, SamplingDefaults
 from ..checkpoints import LearnedPrompts, load_model, save_model
-from ..degradation import HEAVY, MILD, TRAINING
+from ..degradation.recipes import HEAVY, MILD, TRAINING_OF_SCALE
+from ..losses import DFLossConfig
 from ..metrics.lpips import load_lpips
 from ..models.encoder import UNetConfig
+from ..models.patch_vae import PatchVAE
 from ..models.unet import ControlledVideoUNet
 from ..vae import load_vae
-from .autoencoder import preview_rgb, train_vae
+from .autoencoder import TINY_VAE, preview_rgb, train_vae
 from .clips import ClipConfig, clip_shards
 from .linear_decoder import linear_decoder
 from .objective import Prompts, Sample, TrainConfig, sample_generator
@@ -29,12 +31,16 @@ logger = logging.getLogger(__name__)
 MODEL_FILE, VAE_FILE = "tiny.safetensors", "tiny_vae.safetensors"
 CROP = (12, 18, 20)
 TOKENS = 4
-CLIPS = ClipConfig(size=(12, 104, 112), candidates=4)
-# Shares of the clips: the two that results are judged by, and what surrounds them.
-RECIPES = ((0.38, HEAVY), (0.2, MILD), (0.42, TRAINING))
+CLIPS = ClipConfig(size=(12, 104, 112), candidates=4, stills=0.35)
+# Shares of the clips: the two that results are judged by, and what surrounds them, at every scale.
+RECIPES = (
+    (0.2, HEAVY),
+    (0.14, MILD),
+    *zip((0.16, 0.14, 0.18, 0.18), TRAINING_OF_SCALE.values(), strict=True),
+)
 NETWORK = UNetConfig(
-    in_dim=16,
-    out_dim=16,
+    in_dim=TINY_VAE["latent_channels"],
+    out_dim=TINY_VAE["latent_channels"],
     dim=32,
     context_dim=32,
     dim_mult=(1, 2, 2),
@@ -44,19 +50,23 @@ NETWORK = UNetConfig(
     attn_scales=(0.25,),
     dropout=0.0,
     norm_groups=8,
-    hint_prior=0.7,  # about what the pairs measure
+    # So little that the guess stays with the hint until hardly any noise is left: what is found is
+    # then the same at every noise level, and more evaluations change nothing.
+    hint_prior=0.1,
     guess_input=True,
 )
-# Mostly where one evaluation starts: that is what the file asks for.
+# Half where one evaluation starts, which the file asks for, half at all the others.
 RECIPE = TrainConfig(
     steps=1,
     optimizer="muon",
-    learning_rate=3e-3,
-    early=0.5,
-    start=0.7,
+    learning_rate=2e-3,
+    early=0.0,
+    start=0.5,
+    own=True,
     degraded=0.05,
     ema=0.99,
-    perceptual=1.5,
+    perceptual=3.0,
+    df=DFLossConfig(beta=0.5),
     crop=PixelCrop(frames=2, height=18, width=20, margin=0),
 )
 SAMPLING = SamplingDefaults(
@@ -68,6 +78,7 @@ SAMPLING = SamplingDefaults(
     upsample="bicubic",
     color_fix="none",
     decode_window=8,
+    same_size_strength=0.4,
 )
 
 
@@ -95,9 +106,7 @@ def train_tiny(
     `metric_weights`; only with `start`.
     bf16: whether the network computes in bfloat16.
     """
-    config = replace(
-        RECIPE, steps=steps, decay_from=steps * 3 // 4, seed=seed, bf16=bf16, sharp=sharp
-    )
+    config = replace(RECIPE, steps=steps, decay_from=steps // 2, seed=seed, bf16=bf16, sharp=sharp)
     if sharp and start is None:
         raise ValueError("the preset sharp is learned by a trained model: name it with --start")
     perceptual = load_lpips("alex", folder=metric_weights) if sharp else None
@@ -111,11 +120,14 @@ def train_tiny(
         if sharp and learned.sharp is None:
             learned = learned._replace(sharp=learned.positive)
     clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, CLIPS))
+    teacher = None
     if start is not None and not vae_file.exists():
-        shutil.copyfile(start / VAE_FILE, vae_file)
+        teacher = load_vae(start / VAE_FILE)
+        if isinstance(teacher.model, PatchVAE):
+            shutil.copyfile(start / VAE_FILE, vae_file)
     if not vae_file.exists():
         opened = [torch.load(path, mmap=True, weights_only=True) for path in clips]
-        train_vae(opened, vae_file, steps=vae_steps, seed=seed)
+        train_vae(opened, vae_file, steps=vae_steps, seed=seed, teacher=teacher)
     vae = load_vae(vae_file)
     pairs = out / "pairs"
     pairs.mkdir(exist_ok=True)
@@ -129,11 +141,12 @@ def train_tiny(
     latents = LatentFormat(scale=vae.scaling_factor, rgb=preview_rgb(vae, opened[:50]))
     latent_pairs = LatentPairs(pairs, CROP)
     if init is None or learned is None:
-        spread = round(latent_pairs.spread(), 2)
-        network, prompts = started(replace(NETWORK, hint_prior=spread), seed)
+        network, prompts = started(NETWORK, seed)
     else:
         network, prompts = init.network, Prompts(learned)
         assert isinstance(network, ControlledVideoUNet)
+        if network.config.in_dim < vae.latent_channels:
+            network = widened(network, vae.latent_channels, NETWORK.hint_prior)
     train(
         latent_pairs,
         network,
@@ -166,6 +179,22 @@ def started(config: UNetConfig, seed: int) -> tuple[ControlledVideoUNet, Prompts
     shape = 1, TOKENS, config.context_dim
     prompts = (torch.randn(shape, generator=generator) for _ in range(2))
     return network, Prompts(LearnedPrompts(*prompts))
+
+
+@torch.no_grad()
+def widened(network: ControlledVideoUNet, channels: int, hint_prior: float) -> ControlledVideoUNet:
+    """The same network for latents that have more channels behind those that it knows, of which
+    it leaves the hint's as they are."""
+    known = network.state_dict()
+    # What is put out is in units of the prior's spread.
+    for name in ("out.2.weight", "out.2.bias"):
+        known[name] = known[name] * (network.config.hint_prior / hint_prior)
+    config = replace(network.config, in_dim=channels, out_dim=channels, hint_prior=hint_prior)
+    wider = ControlledVideoUNet(config)
+    for name, tensor in wider.state_dict().items():
+        tensor.zero_()
+        tensor[tuple(slice(side) for side in known[name].shape)] = known[name]
+    return wider
 
 
 def first_samples(pairs: LatentPairs, seed: int, count: int = 24) -> list[Sample]:

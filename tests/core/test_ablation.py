@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from star_core.models.unet import ControlledVideoUNet
 from star_core.training import ablation
 from star_core.training.ablation import VARIANTS, Ablation, ablate, place_liem, table
-from star_core.training.autoencoder import TINY_VAE, start_as_resampler
+from star_core.training.autoencoder import TINY_VAE, start_as_projection
 from star_core.training.spread_plot import spreads
 from star_core.training.tiny import NETWORK
 from star_core.vae import vae_from_config
@@ -27,7 +27,7 @@ def outputs(liem, scale):
         if ".local" in key:
             parameter.detach().mul_(scale)
     generator = torch.Generator().manual_seed(1)
-    x, hint = (torch.randn(1, 16, 2, 4, 4, generator=generator) for _ in range(2))
+    x, hint = (torch.randn(1, NETWORK.in_dim, 2, 4, 4, generator=generator) for _ in range(2))
     y = torch.randn(1, 2, SMALL.context_dim, generator=generator)
     with torch.no_grad():
         return network(x, torch.tensor([500]), y, hint)
@@ -48,7 +48,7 @@ def test_a_variant_has_the_gates_that_it_names(liem, spatial, temporal):
     place_liem(network, liem)
     shapes = {tuple(p.shape) for key, p in network.named_parameters() if ".local" in key}
     assert ((1, 2, 7, 7) in shapes, (1, 2) in shapes) == (spatial, temporal)
-    assert outputs(liem, 1.0).shape == (1, 16, 2, 4, 4)
+    assert outputs(liem, 1.0).shape == (1, NETWORK.in_dim, 2, 4, 4)
 
 
 def test_a_gate_before_the_norm_changes_next_to_nothing_and_one_after_attention_does():
@@ -69,7 +69,7 @@ def test_an_ablation_runs_goes_on_where_it_stopped_and_tells_mean_and_spread(tmp
     monkeypatch.setattr(ablation, "CROP", (2, 6, 4))
     pairs = tmp_path / "pairs"
     pairs.mkdir()
-    lq = torch.randn(4, 16, 2, 6, 4)
+    lq = torch.randn(4, NETWORK.in_dim, 2, 6, 4)
     save_file({"hq": (0.5 * lq).half(), "lq": lq.half()}, pairs / "pairs_000.safetensors")
     clip = tmp_path / "clip.mkv"
     with open_sink(clip, width=32, height=40, fps=Fraction(25)) as sink:
@@ -78,7 +78,7 @@ def test_an_ablation_runs_goes_on_where_it_stopped_and_tells_mean_and_spread(tmp
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = vae_from_config(TINY_VAE)
-    start_as_resampler(vae.model)
+    start_as_projection(vae.model, torch.rand(20, 3, 16, 16) * 2 - 1)
     vae.model.eval()
     settings = Ablation(
         pairs=pairs, clips=[clip], out=tmp_path / "out", steps=2, batch=1, seeds=(0, 1), frames=2

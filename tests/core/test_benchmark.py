@@ -67,13 +67,36 @@ def all_of(folder, *, methods=("bicubic",), metrics=("psnr", "flicker"), **optio
     return run(folder, clips=["toy"], methods=methods, metrics=metrics, **options)
 
 
-def test_truth_is_the_cut_and_the_input_a_fourth_of_it(folder):
+def test_truth_is_the_cut_and_the_input_as_much_smaller_as_it_is_enlarged(folder):
     film = torch.stack(list(open_video(folder / "films" / "toy.mkv")))
     truth = torch.stack(list(open_video(cases.truth_of("toy", folder))))
     assert torch.equal(truth, film[1:4, :, 16:48, 8:56])
     for recipe in cases.RECIPES:
         info = open_video(cases.degraded("toy", recipe, folder)).info
-        assert (info.width, info.height, info.frame_count) == (12, 8, 3)
+        scale = cases.scale_of(recipe)
+        assert (info.width, info.height, info.frame_count) == (48 // scale, 32 // scale, 3)
+    assert [cases.scale_of(recipe) for recipe in ("heavy", "light-3", "heavy-1")] == [4, 3, 1]
+
+
+def test_a_method_is_asked_for_its_own_scales_alone(folder, restored, monkeypatch):
+    only_two = methods.Method(
+        title="x",
+        prepare=lambda folder: "1",
+        restore=methods.METHODS["bicubic"].restore,
+        scales=(2,),
+    )
+    monkeypatch.setitem(methods.METHODS, "two", only_two)
+    recipes = ["heavy", "heavy-2"]
+    seen = []
+    results = all_of(
+        folder,
+        methods=["bicubic", "two"],
+        recipes=recipes,
+        on_progress=lambda stage, done, total: seen.append((done, total)),
+    )
+    assert seen[-1] == (3, 3)
+    cells = [(r.method, r.recipe) for r in results]
+    assert cells == [("bicubic", "heavy"), ("bicubic", "heavy-2"), ("two", "heavy-2")]
 
 
 def test_a_film_with_another_hash_is_refused(folder):
@@ -102,9 +125,10 @@ def test_a_run_that_was_ended_goes_on(folder, restored):
         all_of(folder, on_progress=end)
     assert len(restored) == 2
     results = all_of(folder)
-    assert len(results) == 3 and len(restored) == 3 == len(set(restored))
+    every = len(cases.RECIPES)
+    assert len(results) == every and len(restored) == every == len(set(restored))
     assert [r.means for r in all_of(folder)] == [r.means for r in results]
-    assert len(restored) == 3
+    assert len(restored) == every
 
 
 def test_a_method_finds_nothing_that_an_earlier_run_left(folder, restored, monkeypatch):
@@ -185,11 +209,12 @@ def test_the_report_has_every_cell_and_frame(folder, restored):
     assert [float(row["psnr"]) for row in rows] == [r.means["psnr"] for r in results]
     with (folder / "frames.csv").open() as file:
         frames = list(csv.DictReader(file))
-    assert len(frames) == 3 * (3 + 2)  # flicker has no value at a first frame
+    assert len(frames) == len(cases.RECIPES) * (3 + 2)  # flicker has no value at a first frame
     text = (folder / "report" / "benchmark.md").read_text()
     for result in results:
         assert f"| bicubic | {result.means['psnr']:.2f} |" in text
-    assert "Gaussian blur 1.6, area reduction by 4, noise 12/255, JPEG 30; seed 1." in text
+    told = "Gaussian blur 1.6, area reduction by 4, noise 12/255, JPEG 30; enlarged by 4; seed 1."
+    assert told in text
     for picture in (folder / "report").glob("*.png"):
         assert f"({picture.name})" in text
 
@@ -213,7 +238,8 @@ def test_the_command_prints_where_the_report_lies(folder, restored, capsys):
 
 def restore(method, tmp_path, frames):
     source = write(tmp_path / "in.mkv", frames)
-    methods.METHODS[method].restore(source, tmp_path / "out.mkv", tmp_path, lambda: None, 1)
+    size = 4 * frames.shape[-1], 4 * frames.shape[-2]
+    methods.METHODS[method].restore(source, tmp_path / "out.mkv", size, tmp_path, lambda: None, 1)
     return torch.stack(list(open_video(tmp_path / "out.mkv")))
 
 

@@ -131,6 +131,20 @@ def test_strength_0_is_the_bicubic_input_to_one_level(tmp_path, capsys, clip):
     assert (frames_of(tmp_path / "out.mkv") - bicubic).abs().max() <= 1 / 255
 
 
+def test_what_is_not_enlarged_is_changed_as_little_as_the_model_file_says(tmp_path, capsys, clip):
+    from star_core.checkpoints import load_model
+
+    def strength(scale, *options):
+        out = tmp_path / f"{scale}{len(options)}.mkv"
+        return upscaled(capsys, clip, out, "--scale", scale, *options)["strength"]
+
+    own = load_model(BUILT_IN["tiny"][0]).sampling.same_size_strength
+    assert own < 1
+    assert strength(1) == pytest.approx(own)
+    assert strength(1.5) == pytest.approx((1 + own) / 2)
+    assert strength(2) == strength(1, "--strength", 1) == 1
+
+
 @pytest.fixture(scope="module")
 def blurred(tmp_path_factory) -> Path:
     """Coarse and noisy: what is shrunk first."""

@@ -10,7 +10,7 @@ import webdataset
 from star_core.degradation import MILD, STAR_HEAVY, STAR_LIGHT, clean_target
 from star_core.metrics import psnr
 from star_core.networks import COGVIDEOX, I2VGENXL
-from star_core.training.autoencoder import TINY_VAE, start_as_resampler
+from star_core.training.autoencoder import TINY_VAE, start_as_projection
 from star_core.training.captions import caption_of, read_captions
 from star_core.training.dataset import ClipFilter, clips_of, make_dataset, measure
 from star_core.training.tiny import NETWORK, started
@@ -146,7 +146,7 @@ def vae():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = vae_from_config(TINY_VAE)
-    start_as_resampler(vae.model)
+    start_as_projection(vae.model, torch.rand(20, 3, 16, 16) * 2 - 1)
     vae.model.eval()
     return vae
 
@@ -164,7 +164,7 @@ def test_a_sample_is_a_clean_and_a_degraded_clip_in_latents_with_its_text(shards
 
     samples = VideoSamples(shards[0], vae, MILD, frames=3, size=(24, 32), text=text)
     sample = samples.sample(generator(3))
-    assert sample.hq.shape == sample.lq.shape == (16, 3, 6, 8)
+    assert sample.hq.shape == sample.lq.shape == (vae.latent_channels, 3, 6, 8)
     assert sample.text is not None and sample.text.shape == (2, 3)
     assert not torch.equal(sample.hq, sample.lq)
     again = samples.sample(generator(3))

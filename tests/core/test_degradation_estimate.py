@@ -163,14 +163,15 @@ def test_only_an_input_that_is_blurred_and_noisy_is_shrunk_first():
 
 
 def test_a_model_of_one_evaluation_changes_little_where_little_is_wrong():
-    tiny = SamplingDefaults(steps=1, solver_mode="normal", cfg=1.0)
-    light, enlarged, heavy = (
+    tiny = SamplingDefaults(steps=1, solver_mode="normal", cfg=1.0, same_size_strength=0.4)
+    advice = [
         recommend(GOOD, tiny, scale=1),
+        recommend(GOOD, tiny, scale=1.5),
         recommend(GOOD, tiny, scale=4),
-        recommend(BAD, tiny, scale=4),
-    )
-    assert light.strength < enlarged.strength < heavy.strength == 1
-    assert {(r.noise_level, r.cfg) for r in (light, enlarged, heavy)} == {(900, 1.0)}
+        recommend(BAD, tiny, scale=1),
+    ]
+    assert [each.strength for each in advice] == [0.4, 0.7, 1, 1]
+    assert {(each.noise_level, each.cfg) for each in advice} == {(900, 1.0)}
 
 
 def test_settings_say_what_they_do():

@@ -6,7 +6,6 @@ import torch
 from star_core.diffusion.schedule import star_schedule
 from star_core.losses import DFLossConfig, df_loss
 from star_core.models.unet import ControlledVideoUNet
-from star_core.training.autoencoder import TINY_VAE
 from star_core.training.pixels import PixelCrop, decoded_part, random_crop
 from star_core.training.tiny import NETWORK
 from star_core.vae import vae_from_config
@@ -24,7 +23,13 @@ SMALL = replace(
 
 @pytest.fixture(scope="module")
 def decode():
-    small = TINY_VAE | {"block_out_channels": [32, 32, 32], "latent_channels": 4}
+    small = {
+        "block_out_channels": [32, 32, 32],
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 1,
+        "norm_eps": 100.0,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = vae_from_config(small)

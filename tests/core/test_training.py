@@ -13,9 +13,10 @@ from torch import multiprocessing
 from star_core.backbones import LatentFormat
 from star_core.checkpoints import load_model, save_model
 from star_core.degradation import COMPRESSION, MILD
+from star_core.diffusion.schedule import star_schedule
 from star_core.losses import DFLossConfig
 from star_core.training import tiny
-from star_core.training.autoencoder import TINY_VAE, start_as_resampler
+from star_core.training.autoencoder import TINY_VAE, start_as_projection, train_vae
 from star_core.training.checkpointing import recompute
 from star_core.training.clips import ClipConfig, cut_clips
 from star_core.training.objective import (
@@ -32,11 +33,13 @@ from star_core.training.tiny import (
     MODEL_FILE,
     NETWORK,
     SAMPLING,
+    VAE_FILE,
     started,
+    widened,
     write_tiny,
 )
 from star_core.training.trainer import Muon, choose_trained, learning_rate, train
-from star_core.vae import vae_from_config
+from star_core.vae import load_vae, vae_from_config
 from star_core.video_io import open_sink
 
 SMALL = replace(
@@ -143,6 +146,47 @@ def test_errors_count_as_pixels_show_them_in_shares_of_what_the_hint_leaves_open
     unseen.hq[:, 1] += unseen.hq[:, 1] - unseen.lq[:, 1]
     twice, _ = Trained(network, config, prompts=prompts, shown=shown)(unseen)
     assert twice.item() == pytest.approx(1, abs=0.01)
+
+
+def test_later_levels_are_learned_on_what_the_network_itself_made_of_the_hint(pairs, monkeypatch):
+    network, prompts = started(replace(SMALL, dropout=0.0), 0)
+    torch.nn.init.normal_(last(network).weight)
+    config = replace(CONFIG, degraded=0.0, own=True)
+    batch = draw_batch(pairs, range(2), config)._replace(t=torch.tensor([899, 300]))
+    trained, seen = Trained(network, config, prompts=prompts), []
+    forward = network.forward
+
+    def recorded(x, t, y, hint):
+        v = forward(x, t, y, hint)
+        seen.append((x, t, v, torch.is_grad_enabled()))
+        return v
+
+    monkeypatch.setattr(network, "forward", recorded)
+    trained(batch)[0].backward()
+    (x, t, v, with_gradient), (x_t, *_) = seen
+    assert t.tolist() == [899] and not with_gradient
+    schedule = star_schedule()
+    noised_hint = schedule.add_noise(batch.lq, batch.noise, torch.full((2,), 899))
+    torch.testing.assert_close(x[0], noised_hint[1])
+    torch.testing.assert_close(x_t[0], noised_hint[0])
+    made = schedule.add_noise(schedule.x_0(x, v, t), batch.noise[1:], batch.t[1:])
+    torch.testing.assert_close(x_t[1], made[0])
+
+
+def test_a_widened_network_does_the_same_and_leaves_what_is_new_as_the_hint_has_it():
+    network, _ = started(SMALL, 0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    network.eval()
+    wider = widened(network, 6, 0.1).eval()
+    hint, noise = torch.randn(1, 6, 2, 4, 4), torch.randn(1, 6, 2, 4, 4)
+    t, y = torch.tensor([999]), torch.randn(1, 2, SMALL.context_dim)
+    v = wider(noise, t, y, hint)
+    torch.testing.assert_close(
+        v[:, :4], network(noise[:, :4], t, y, hint[:, :4]), atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(v[:, 4:], -hint[:, 4:], atol=1e-3, rtol=0)
+    assert (v + hint)[:, :4].std() > 0.01
 
 
 class Distance(torch.nn.Module):
@@ -368,24 +412,45 @@ def test_timesteps_stay_below_the_noise_level_and_prefer_its_last_quarter_and_en
     assert (t == 599).float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
-def test_untrained_vae_averages_and_interpolates():
+def noise_frames(count=40):
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def projecting_vae():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = vae_from_config(TINY_VAE)
-    start_as_resampler(vae.model)
+    start_as_projection(vae.model, noise_frames())  # pyright: ignore[reportArgumentType]
+    return vae
+
+
+def test_an_untrained_vae_keeps_what_most_of_its_patches_are():
+    vae = projecting_vae()
     smooth = torch.linspace(-0.5, 0.5, 32).expand(1, 3, 1, 32, 32)
+    start_as_projection(vae.model, smooth[:, :, 0].repeat(4, 1, 1, 1))  # pyright: ignore
     with torch.inference_mode():
         error = vae.decode(vae.encode(smooth)) - smooth
-    assert error[..., 4:-4, 4:-4].std() < smooth.std() / 2
+    assert error.std() < smooth.std() / 100
+
+
+def test_the_first_channels_of_a_taught_vae_are_its_teachers(tmp_path):
+    small = TINY_VAE | {"latent_channels": 4, "width": 8, "encoder_blocks": 1, "decoder_blocks": 1}
+    teacher = vae_from_config(small)
+    start_as_projection(teacher.model, noise_frames())  # pyright: ignore[reportArgumentType]
+    clips = [(torch.rand(4, 2, 3, 24, 24) * 255).byte()]
+    train_vae(clips, tmp_path / VAE_FILE, steps=1, teacher=teacher, batch=4, crop=16, first=60)
+    frames = noise_frames()
+    latents = load_vae(tmp_path / VAE_FILE).encode_frame(frames)
+    torch.testing.assert_close(latents[:, :4], teacher.encode_frame(frames), atol=0.1, rtol=0)
+    assert latents[:, 4:].std() > 0.2
 
 
 def test_pairs_hold_the_clean_and_the_degraded_clip(tmp_path):
-    vae = vae_from_config(TINY_VAE)
-    start_as_resampler(vae.model)
+    vae = projecting_vae()
     clips = (torch.rand(2, 3, 3, 16, 16) * 255).byte()
     encode_pairs(clips, vae, [(1.0, MILD)], 5, tmp_path / "a.safetensors")
     shard = LatentPairs(tmp_path).shards[0]
-    assert shard["hq"].shape == shard["lq"].shape == (2, 16, 3, 4, 4)
+    assert shard["hq"].shape == shard["lq"].shape == (2, 32, 3, 4, 4)
     clean = vae.encode(clips[:1].float().transpose(1, 2) / 127.5 - 1)[0]
     torch.testing.assert_close(shard["hq"][0].float(), clean, atol=2e-3, rtol=1e-2)
     assert not torch.allclose(shard["lq"].float(), shard["hq"].float(), atol=0.05)
@@ -411,8 +476,7 @@ def test_a_folder_without_videos_is_refused(tmp_path):
 
 
 def test_the_clips_of_a_shard_are_degraded_by_the_shares_of_the_recipes(tmp_path):
-    vae = vae_from_config(TINY_VAE)
-    start_as_resampler(vae.model)
+    vae = projecting_vae()
     clips = (torch.rand(1, 1, 3, 16, 16) * 255).byte().expand(8, -1, -1, -1, -1)
     encode_pairs(clips, vae, [(0.5, MILD), (0.5, COMPRESSION)], 0, tmp_path / "a.safetensors")
     lq = LatentPairs(tmp_path).shards[0]["lq"].float()
@@ -432,6 +496,7 @@ def test_the_built_in_model_is_made_and_then_sharpened_from_a_folder_of_videos(
     monkeypatch.setattr(tiny, "CLIPS", ClipConfig(size=(3, 104, 112), candidates=1, cut=300))
     monkeypatch.setattr(tiny, "CROP", (2, 6, 4))
     monkeypatch.setattr(tiny, "NETWORK", replace(NETWORK, dim_mult=(1,), attn_scales=(1.0,)))
+    monkeypatch.setattr(tiny, "train_vae", partial(train_vae, batch=4, crop=16, first=40))
     monkeypatch.setattr(tiny, "load_lpips", lambda *_, **__: Distance())
     small: Any = {"vae_steps": 1, "shards": 1, "per_shard": 2}
     first, second = tmp_path / "first", tmp_path / "second"

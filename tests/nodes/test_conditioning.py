@@ -307,7 +307,7 @@ def test_the_built_in_model_brings_its_vae_and_takes_no_text(nodes, model, vae):
 def test_a_copy_of_the_built_in_model_gets_the_built_in_vae(nodes, folders):
     folders("star/mine.safetensors", BUILT_IN["tiny"][0])
     model, clip, vae = load(nodes, "mine.safetensors")
-    assert (clip, vae.latent_channels) == (None, 16)
+    assert (clip, vae.latent_channels) == (None, 32)
 
 
 def network_on_svd(folders):
@@ -329,7 +329,7 @@ def vae_for_svd(folders):
     ("chosen", "words"),
     [
         ({"text_encoder": "none"}, '"svd_vae .download." for vae_name, or put .* into models/vae'),
-        ({"vae_name": "tiny (built in)"}, "VAE makes latents of 16 channels.*takes 4"),
+        ({"vae_name": "tiny (built in)"}, "VAE makes latents of 32 channels.*takes 4"),
     ],
 )
 def test_what_is_missing_is_named_with_the_choice_that_fetches_it(
@@ -375,12 +375,12 @@ def test_a_download_brings_the_parts_that_are_missing(nodes, folders, downloads,
 
 def test_a_file_of_another_kind_is_named(nodes, folders):
     folders("star/vae.safetensors", BUILT_IN["tiny"][1])
-    with pytest.raises(ValueError, match="STAR Load Model: .*temporal decoder"):
+    with pytest.raises(ValueError, match="STAR Load Model: .*VAE of this .*built-in model"):
         load(nodes, "vae.safetensors")
     network_on_svd(folders)
     vae_for_svd(folders)
     with pytest.raises(
-        ValueError, match="vae.safetensors seems to be a video VAE.*OpenCLIP ViT-H-14"
+        ValueError, match="vae.safetensors seems to be a VAE of this.*OpenCLIP ViT-H-14"
     ):
         load(nodes, "mine.safetensors", text_encoder="vae.safetensors")
     with pytest.raises(ValueError, match="mine.safetensors seems to be a STAR.*VAE of Stable"):

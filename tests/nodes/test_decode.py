@@ -90,7 +90,7 @@ def test_a_sample_of_the_posterior_belongs_to_its_seed(node, vae, core):
     images = torch.rand(2, 40, 32, 3)
     sample = encode(node, vae, images, posterior="sample", seed=7)["samples"]
     noise = FrameNoise(7)
-    expected = core.encode(video_of(images), noise=lambda i: noise.posterior(i, (1, 16, 10, 8)))
+    expected = core.encode(video_of(images), noise=lambda i: noise.posterior(i, (1, 32, 10, 8)))
     torch.testing.assert_close(sample * core.scaling_factor, expected, rtol=1e-5, atol=1e-5)
     assert not torch.equal(sample, encode(node, vae, images)["samples"])
     other = encode(node, vae, images, posterior="sample", seed=8)["samples"]
@@ -108,7 +108,7 @@ def test_an_unknown_posterior_is_refused(node, vae):
 @pytest.mark.parametrize("tile", [0, 24])
 @pytest.mark.parametrize("window", [-1, 3])
 def test_frames_are_the_cores_with_the_same_tiles_and_windows(node, vae, core, tile, window):
-    latents = torch.randn(1, 16, 9, 4, 8)
+    latents = torch.randn(1, 32, 9, 4, 8)
     images = decode(node, vae, {"samples": latents / core.scaling_factor}, tile=tile, window=window)
     video = core.decode(
         latents,
@@ -129,7 +129,7 @@ def test_what_was_padded_is_cropped_to_the_size_that_came_in(node, vae, core):
 
 
 def test_a_batch_of_clips_comes_out_clip_after_clip(node, vae, core):
-    latents = torch.randn(2, 16, 3, 2, 2)
+    latents = torch.randn(2, 32, 3, 2, 2)
     images = decode(node, vae, {"samples": latents})
     single = [decode(node, vae, {"samples": clip[None]}) for clip in latents]
     assert torch.equal(images, torch.cat(single))
@@ -137,7 +137,7 @@ def test_a_batch_of_clips_comes_out_clip_after_clip(node, vae, core):
 
 def test_resized_latents_are_refused_instead_of_cropped_wrongly(node, vae):
     latent = encode(node, vae, torch.rand(1, 45, 50, 3))
-    latent = latent | {"samples": torch.zeros(1, 16, 1, 20, 20)}
+    latent = latent | {"samples": torch.zeros(1, 32, 1, 20, 20)}
     with pytest.raises(ValueError, match="STAR VAE Decode: .*80x80 pixels.*64x72: resize frames"):
         decode(node, vae, latent)
 
@@ -145,8 +145,8 @@ def test_resized_latents_are_refused_instead_of_cropped_wrongly(node, vae):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((7, 16, 4, 4), "7x16x4x4.*VAE of STAR Load Model"),
-        ((1, 4, 7, 4, 4), "4 channels.*this one has 16: decode with the VAE"),
+        ((7, 32, 4, 4), "7x32x4x4.*VAE of STAR Load Model"),
+        ((1, 4, 7, 4, 4), "4 channels.*this one has 32: decode with the VAE"),
     ],
 )
 def test_other_latents_are_refused_with_cause_and_cure(node, vae, shape, message):
@@ -161,11 +161,11 @@ def test_another_models_vae_is_refused(node):
     with pytest.raises(ValueError, match=r"STAR VAE Encode: .*VAE of STAR Load Model"):
         encode(node, vae, torch.rand(1, 8, 8, 3))
     with pytest.raises(ValueError, match=r"STAR VAE Decode: .*VAE of STAR Load Model"):
-        decode(node, vae, {"samples": torch.zeros(1, 16, 1, 2, 2)})
+        decode(node, vae, {"samples": torch.zeros(1, 32, 1, 2, 2)})
 
 
 def test_tiles_and_windows_that_cannot_be_are_refused_by_the_node(node, vae):
-    latent = {"samples": torch.zeros(1, 16, 1, 16, 16)}
+    latent = {"samples": torch.zeros(1, 32, 1, 16, 16)}
     with pytest.raises(ValueError, match="STAR VAE Decode: tile overlap"):
         decode(node, vae, latent, tile=16, overlap=16)
     with pytest.raises(ValueError, match="STAR VAE Decode: overlap"):
@@ -200,7 +200,7 @@ def small_memory(vae, monkeypatch, request):
 def test_out_of_memory_falls_back_to_smaller_tiles_and_says_so(
     node, vae, core, small_memory, caplog
 ):
-    latents = torch.randn(1, 16, 1, 22, 32)
+    latents = torch.randn(1, 32, 1, 22, 32)
     with caplog.at_level(logging.WARNING):
         images = decode(node, vae, {"samples": latents / core.scaling_factor})
     assert small_memory[0] == 128 > small_memory[1] > small_memory[2] == 32
@@ -228,7 +228,7 @@ def test_out_of_memory_with_the_smallest_tiles_is_an_error(node, vae, monkeypatc
 
     monkeypatch.setattr(vae.first_stage_model.video_vae.model, "decode", full)
     with pytest.raises(mm.OOM_EXCEPTION):
-        decode(node, vae, {"samples": torch.zeros(1, 16, 1, 32, 32)})
+        decode(node, vae, {"samples": torch.zeros(1, 32, 1, 32, 32)})
 
 
 def test_another_error_is_no_reason_to_try_again(node, vae, monkeypatch):
@@ -240,7 +240,7 @@ def test_another_error_is_no_reason_to_try_again(node, vae, monkeypatch):
 
     monkeypatch.setattr(vae.first_stage_model.video_vae.model, "decode", broken)
     with pytest.raises(RuntimeError, match="launch failure"):
-        decode(node, vae, {"samples": torch.zeros(1, 16, 1, 32, 32)})
+        decode(node, vae, {"samples": torch.zeros(1, 32, 1, 32, 32)})
     assert len(calls) == 1
 
 
@@ -259,7 +259,7 @@ def test_progress_is_reported_and_an_interruption_ends_the_node(node, vae, monke
     # Newer hosts leave out what follows within a tenth of a second.
     monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0, raising=False)
     with pytest.raises(mm.InterruptProcessingException):
-        decode(node, vae, {"samples": torch.zeros(1, 16, 7, 2, 2)}, window=3)
+        decode(node, vae, {"samples": torch.zeros(1, 32, 7, 2, 2)}, window=3)
     assert steps == [(2, 7), (4, 7)]
 
 

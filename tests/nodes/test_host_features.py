@@ -85,7 +85,7 @@ def test_the_host_makes_a_vae_anew_for_another_device(pack):
     module = importlib.import_module(".nodes.host_vae", pack.__name__)
     with torch.inference_mode():
         vae = module.load_host_vae(BUILT_IN["tiny"][1], window=4, overlap=2)
-        latents = torch.randn(1, 16, 6, 8, 8)
+        latents = torch.randn(1, 32, 6, 8, 8)
         expected = vae.decode(latents)
         vae.patcher = second_device(vae.patcher)
         assert vae.patcher.model is not vae.first_stage_model
@@ -101,7 +101,7 @@ def values(schema: Any, model: Any, vae: Any) -> dict[str, Any]:
         "VAE": vae,
         "IMAGE": torch.rand(2, 64, 64, 3),
         "CONDITIONING": [[torch.zeros(1, 7, 16), {}]],
-        "LATENT": {"samples": torch.zeros(1, 16, 2, 8, 8)},
+        "LATENT": {"samples": torch.zeros(1, 32, 2, 8, 8)},
     }
     inputs = [e for e in schema.inputs if not e.optional or e.get_io_type() == "MODEL"]
     return {

@@ -28,7 +28,7 @@ from star_core.video_io import open_video
 
 pytestmark = pytest.mark.host
 
-SHAPE = (1, 16, 9, 10, 12)
+SHAPE = (1, 32, 9, 10, 12)
 NONE = Shortcuts()
 
 
@@ -360,8 +360,8 @@ def test_the_hosts_context_windows_work_inside_our_windows(host, context_windows
 def small_file(host, **changes):
     """The file of a network that is much smaller than tiny, with random weights."""
     config = host.model_file.UNetConfig(
-        in_dim=16,
-        out_dim=16,
+        in_dim=32,
+        out_dim=32,
         dim=16,
         dim_mult=(1, 1),
         num_heads=2,

@@ -8,7 +8,7 @@ import torch
 
 pytestmark = pytest.mark.host
 
-LATENT = {"samples": torch.zeros(1, 16, 40, 98, 128)}
+LATENT = {"samples": torch.zeros(1, 32, 40, 98, 128)}
 
 
 @pytest.fixture(scope="module")
