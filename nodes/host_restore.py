@@ -187,5 +187,6 @@ def compare_ui(picture: Tensor, side_by_side: Tensor) -> dict[str, Any]:
     """
     middle = side_by_side[len(side_by_side) // 2][None]
     before, after = middle.chunk(2, dim=2)
-    shown = {"images": picture, "before": before, "after": after}
+    # The names by which frontends find pictures for their slider.
+    shown = {"images": picture, "a_images": before, "b_images": after}
     return {name: ui.PreviewImage(image).as_dict()["images"] for name, image in shown.items()}

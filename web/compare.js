@@ -18,7 +18,8 @@ app.registerExtension({
       onExecuted?.apply(this, arguments);
       const urls = (images) =>
         images.map((image) => api.apiURL(`/view?${new URLSearchParams(image)}${app.getRandParam()}`));
-      slider.value = { beforeImages: urls(output.before), afterImages: urls(output.after) };
+      // Newer frontends take both from the output by themselves.
+      slider.value = { beforeImages: urls(output.a_images), afterImages: urls(output.b_images) };
       slider.callback?.(slider.value);
     };
   },

@@ -448,7 +448,7 @@ def test_easycache_skips_steps_of_each_window_by_itself(host):
 
     chunk = ChunkConfig(length=4, overlap=2)
     model = host.sampling.patch_chunks(host.model, chunk, "smooth")
-    cached = EasyCacheNode.execute(model, 0.3, 0.1, 0.95, False)[0]
+    cached = EasyCacheNode.execute(model, 1.0, 0.1, 0.95, False)[0]
     calls = 0
     network = type(host.model.model.diffusion_model)
     velocity = network.velocity

@@ -350,7 +350,7 @@ def test_a_lora_counts(host, clip):
     patched = host.model.clone()
     key = "diffusion_model.out.2.weight"
     weight = patched.model.state_dict()[key]
-    patched.add_patches({key: ("diff", (torch.full_like(weight, 0.05),))})
+    patched.add_patches({key: ("diff", (torch.full_like(weight, 0.3),))})
     changed = frames_of(host.restore(from_file(clip), model=patched).get_stream_source())
     assert (changed - plain).abs().mean() > 0.01
     again = frames_of(host.restore(from_file(clip)).get_stream_source())
