@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..star_core.degradation.estimate import estimate
 from ..star_core.degradation.plot import plot
 from ..star_core.degradation.recommend import recommend
-from ..star_core.text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT
+from ..star_core.text.prompts import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT
 from .host import (
     DegradationType,
     as_the_model_says,

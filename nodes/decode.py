@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..star_core.color_fix import COLOR_FIXES, fix_colors
-from ..star_core.noise import FrameNoise
+from ..star_core.diffusion.noise import FrameNoise
 from .host import (
     Progress,
     as_the_model_says,

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..star_core.diffusion.samplers import SAMPLERS
-from ..star_core.shortcuts import FAST, Shortcuts
+from ..star_core.diffusion.shortcuts import FAST, Shortcuts
 from .host import (
     as_the_model_says,
     chunk_inputs,

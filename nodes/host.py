@@ -9,8 +9,8 @@ import comfy.utils
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..star_core.checkpoints import FAITHFUL, SHARP
-from ..star_core.tiling import Tile
+from ..star_core.star_checkpoint import FAITHFUL, SHARP
+from ..star_core.windows.tiling import Tile
 from .host_features import check_host
 
 # What choices call "as the model file says"; numbers say it with -1.

@@ -8,15 +8,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..star_core.backbones import STAR_PROMPTS
-from ..star_core.behaviour import DEFAULT
-from ..star_core.checkpoints import FAITHFUL, ModelFile, check_preset
+from ..star_core.backbones import CogVideoXConfig, backbone_of
 from ..star_core.degradation.recommend import Recommendation
-from ..star_core.geometry import output_size, shrunk, upsample
 from ..star_core.model import check_vae
-from ..star_core.networks import CogVideoXConfig, backbone_of
-from ..star_core.text import join_prompt
-from ..star_core.tiling import Tile
+from ..star_core.parity import DEFAULT
+from ..star_core.star_checkpoint import FAITHFUL, ModelFile, check_preset
+from ..star_core.text.prompts import STAR_PROMPTS, join_prompt
+from ..star_core.windows.geometry import output_size, shrunk, upsample
+from ..star_core.windows.tiling import Tile
 from .host_latent import clip_latent
 from .host_model import HINT, STRENGTH, star_of
 from .host_vae import star_vae

@@ -12,7 +12,7 @@ import comfy.model_patcher
 import comfy.ops
 from comfy_api.latest import io
 
-from ..star_core.out_of_memory import is_out_of_memory
+from ..star_core.memory import is_out_of_memory
 
 
 def schema(*, search_aliases: list[str], **fields: Any) -> io.Schema:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import folder_paths
 
-from ..star_core.downloads import PUBLISHED, download
-from ..star_core.known_files import FileKind, identify
+from ..star_core.backbones import BACKBONES
+from ..star_core.checkpoints.download import PUBLISHED, download
+from ..star_core.checkpoints.find import first_of, published_of
+from ..star_core.checkpoints.kinds import FileKind, identify
+from ..star_core.checkpoints.tensors import open_tensors
 from ..star_core.model import BUILT_IN
-from ..star_core.model_files import first_of, published_of
-from ..star_core.networks import BACKBONES
-from ..star_core.tensor_files import open_tensors
 from .host import AUTO, Progress
 
 OWN_FOLDER = "star"

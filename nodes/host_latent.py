@@ -6,10 +6,10 @@ from typing import Any
 from comfy.sd import VAE
 from torch import Tensor
 
-from ..star_core.behaviour import DEFAULT
-from ..star_core.geometry import Padding, minimal_padding, pad
-from ..star_core.noise import FrameNoise
-from ..star_core.tiling import Tile
+from ..star_core.diffusion.noise import FrameNoise
+from ..star_core.parity import DEFAULT
+from ..star_core.windows.geometry import Padding, minimal_padding, pad
+from ..star_core.windows.tiling import Tile
 from .host import Progress, video_from_images
 from .host_vae import encode_video, star_vae
 

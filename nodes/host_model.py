@@ -15,17 +15,17 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ..star_core.backbones import SamplingDefaults
-from ..star_core.checkpoints import ModelFile, load_into
+from ..star_core.backbones import NetworkConfig, build_network
+from ..star_core.checkpoints.quantization import formats_of
 from ..star_core.diffusion.levels import trained_schedule
-from ..star_core.footprint import Pass, peak_of
+from ..star_core.diffusion.shortcuts import BatchedFeatures, DeepFeatures
 from ..star_core.models.attention import in_rows
 from ..star_core.models.slicing import Slicing
 from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
-from ..star_core.networks import NetworkConfig, build_network
-from ..star_core.quantization import formats_of
-from ..star_core.shortcuts import BatchedFeatures, DeepFeatures
-from ..star_core.tiling import Tile
+from ..star_core.planning.cost import Pass, peak_of
+from ..star_core.sampling_defaults import SamplingDefaults
+from ..star_core.star_checkpoint import ModelFile, load_into
+from ..star_core.windows.tiling import Tile
 from .host_features import lacking_for, patcher_class
 
 # Of CONDITIONING: raw latents (b c f h w) of the low-quality video, and how far predictions may go

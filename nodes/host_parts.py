@@ -3,10 +3,10 @@
 import comfy.sd
 import folder_paths
 
-from ..star_core.checkpoints import ModelFile, open_model
-from ..star_core.known_files import CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5
+from ..star_core.backbones import backbone_of
+from ..star_core.checkpoints.kinds import CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5
 from ..star_core.model import BUILT_IN, check_vae
-from ..star_core.networks import backbone_of
+from ..star_core.star_checkpoint import ModelFile, open_model
 from .host import AUTO
 from .host_files import BUILT_IN_NAME, TEXT_ENCODER_FOLDERS, VAE_FOLDERS, part_of_model
 from .host_vae import load_host_vae, star_vae

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..star_core.color_fix import fix_colors
 from ..star_core.degradation.recommend import Recommendation
-from ..star_core.geometry import upsample
 from ..star_core.pipeline import Settings
-from ..star_core.text import NEGATIVE_PROMPT, POSITIVE_PROMPT
+from ..star_core.text.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT
+from ..star_core.windows.geometry import upsample
 from .host import Progress, tile_of, video_from_images
 from .host_conditioning import Prompts, low_quality_latent, prompts_for, with_hint
 from .host_model import star_of

@@ -12,10 +12,17 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..star_core.backbones import SamplingDefaults
-from ..star_core.behaviour import DEFAULT
-from ..star_core.checkpoints import ModelFile
-from ..star_core.chunking import (
+from ..star_core.degradation.recommend import Recommendation
+from ..star_core.diffusion.denoiser import guided_velocity
+from ..star_core.diffusion.levels import guidance_of, levels_of, trained_schedule
+from ..star_core.diffusion.noise import FrameNoise, brownian_noise
+from ..star_core.diffusion.samplers import SAMPLERS, SolverNoise
+from ..star_core.diffusion.shortcuts import DeepFeatures, in_step
+from ..star_core.parity import DEFAULT
+from ..star_core.planning.plan import Plan
+from ..star_core.sampling_defaults import SamplingDefaults
+from ..star_core.star_checkpoint import ModelFile
+from ..star_core.windows.chunking import (
     ChunkConfig,
     Merge,
     WindowMode,
@@ -23,14 +30,7 @@ from ..star_core.chunking import (
     overlapping_windows,
     usual_overlap,
 )
-from ..star_core.degradation.recommend import Recommendation
-from ..star_core.diffusion.denoiser import guided_velocity
-from ..star_core.diffusion.levels import guidance_of, levels_of, trained_schedule
-from ..star_core.diffusion.samplers import SAMPLERS, SolverNoise
-from ..star_core.noise import FrameNoise, brownian_noise
-from ..star_core.plan import Plan
-from ..star_core.shortcuts import DeepFeatures, in_step
-from ..star_core.tiling import Tile
+from ..star_core.windows.tiling import Tile
 from .host import told
 from .host_features import check_host
 from .host_model import DEEP, HOW, PURE_NOISE, WINDOW, Slicing, features_of, star_of

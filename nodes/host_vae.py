@@ -16,14 +16,15 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from torch import Tensor, nn
 
-from ..star_core.behaviour import DEFAULT
-from ..star_core.causal_vae import CausalVideoVAE, open_vae
-from ..star_core.chunking import filled_to
-from ..star_core.footprint import Cost, decoding, encoding
-from ..star_core.geometry import Padding, crop
-from ..star_core.noise import FrameNoise
-from ..star_core.tiling import Tile
-from ..star_core.vae import VideoVAE
+from ..star_core.diffusion.noise import FrameNoise
+from ..star_core.parity import DEFAULT
+from ..star_core.planning.cost import Cost, decoding, encoding
+from ..star_core.vae.cogvideox import CausalVideoVAE
+from ..star_core.vae.frame_vae import VideoVAE
+from ..star_core.vae.load import load_vae
+from ..star_core.windows.chunking import filled_to
+from ..star_core.windows.geometry import Padding, crop
+from ..star_core.windows.tiling import Tile
 from .host_features import check_host, memory_ran_out
 
 logger = logging.getLogger(__name__)
@@ -276,9 +277,9 @@ def load_host_vae(
 ) -> VAE:
     """`host_vae` of a file, which the host can make anew, for a second device for example.
 
-    scale: as in `causal_vae.open_vae`.
+    scale: as in `vae.load.load_vae`.
     """
-    vae = host_vae(open_vae(path, scale=scale), window=window, overlap=overlap)
+    vae = host_vae(load_vae(path, scale=scale), window=window, overlap=overlap)
     vae.patcher.cached_patcher_init = (_load_patcher, (path, scale, window, overlap))
     return vae
 

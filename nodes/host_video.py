@@ -17,17 +17,17 @@ from comfy.sd import VAE
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
-from ..star_core.canvas import Canvas
-from ..star_core.checkpoints import StarModel
+from ..star_core.diffusion.shortcuts import DeepFeatures, Shortcuts
+from ..star_core.memory import Seat
 from ..star_core.model import Model, check_vae
 from ..star_core.model import Prompts as SceneOf
-from ..star_core.offload import Seat
 from ..star_core.pipeline import Settings
 from ..star_core.resume import tensor_hash
-from ..star_core.shortcuts import DeepFeatures, Shortcuts
 from ..star_core.shots import find_cuts, shots_of
+from ..star_core.star_checkpoint import StarModel
 from ..star_core.upscale import Job, Scene, upscale
 from ..star_core.video_io import VideoSource, open_video
+from ..star_core.windows.canvas import Canvas
 from .host import Progress
 from .host_conditioning import Prompts, size_of
 from .host_model import DEEP, HOW, activations, star_of

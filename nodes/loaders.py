@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..star_core.checkpoints import open_model
+from ..star_core.star_checkpoint import open_model
 from .host import AUTO, named
 from .host_features import advanced, schema
 from .host_files import (

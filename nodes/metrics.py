@@ -3,8 +3,8 @@
 import comfy.model_management as mm
 from comfy_api.latest import io
 
-from ..star_core.evaluate import evaluate_frames
-from ..star_core.evaluation_report import curves_of, table
+from ..star_core.evaluation.evaluate import evaluate_frames
+from ..star_core.evaluation.report import curves_of, table
 from ..star_core.metrics import METRICS, Setup
 from .host import Progress, named, report_ui, video_from_images
 from .host_features import advanced, schema

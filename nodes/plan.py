@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..star_core.plan import Task
-from ..star_core.plan_report import report
-from ..star_core.prediction import fitting, predict
+from ..star_core.planning.plan import Task
+from ..star_core.planning.predict import fitting, predict
+from ..star_core.planning.report import report
 from .host import memory_limit, named, report_ui
 from .host_features import schema
 from .host_model import network_of, star_of

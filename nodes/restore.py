@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..star_core.color_fix import COLOR_FIXES
-from ..star_core.text import DEFAULT_PROMPT
+from ..star_core.text.prompts import DEFAULT_PROMPT
 from .host import (
     as_the_model_says,
     chunk_inputs,

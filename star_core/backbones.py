@@ -1,109 +1,194 @@
-"""What a model brings along as data."""
+"""The networks of both backbones behind one face: what a file holds, its size, building it.
 
-from dataclasses import dataclass, replace
-from typing import Literal
+A backbone is chosen by what is in a file, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any, Union
+
+import torch
+from torch import Tensor
+
+from .checkpoints.kinds import (
+    CLIP_OPEN_CLIP,
+    CLIP_TRANSFORMERS,
+    STABLE_DIFFUSION_2,
+    STAR_COGVIDEOX,
+    STAR_I2VGENXL,
+    SVD,
+    T5,
+    VAE_COGVIDEOX,
+    VAE_DIFFUSERS,
+    VAE_PATCH,
+    VAE_SVD,
+    FileKind,
+    identify,
+)
+from .models import cogvideox_weights
+from .models.cogvideox_weights import COGVIDEOX_2B, CogVideoXConfig
+from .models.unet import ControlledVideoUNet, UNetConfig
+from .parity import COGVIDEOX_REFERENCE, REFERENCE, Behaviour
+from .sampling_defaults import (
+    COGVIDEOX_2B_LATENTS,
+    COGVIDEOX_2B_SAMPLING,
+    COGVIDEOX_LATENTS,
+    COGVIDEOX_SAMPLING,
+    SD_LATENTS,
+    LatentFormat,
+    SamplingDefaults,
+)
+from .text.prompts import STAR_PROMPTS, PromptDefaults
+from .vae.cogvideox import CausalVAEGeometry
+from .vae.frame_vae import FrameGeometry
+from .vae.svd import SVDGeometry
+
+if TYPE_CHECKING:
+    from .models.cogvideox_dit import CogVideoXDiT
+
+logger = logging.getLogger(__name__)
+
+NetworkConfig = Union[UNetConfig, CogVideoXConfig]  # noqa: UP007
+Network = Union[ControlledVideoUNet, "CogVideoXDiT"]
+Geometry = Union[FrameGeometry, CausalVAEGeometry]  # noqa: UP007
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingDefaults:
-    """How a model wants to be sampled where the user says nothing.
+class Backbone:
+    """What code needs to know to have a backbone's networks.
 
-    The values here are those of the published I2VGen-XL checkpoints (specification, section 8); a
-    model file that carries others in its metadata overrides them.
-    steps: network evaluations in normal mode. noise_level: 0 to 1000, where sampling starts.
-    cfg: guidance scale, 1 switches guidance off. upsample: how the input gets to its final size.
-    decode_window: frames that the VAE decodes together.
-    schedule: of the noise, see `diffusion.levels`; the rest is about "scaled_linear" alone. shift:
-    of its SNR. levels: which of its levels a run takes, see `diffusion.scaled_linear.run_levels`.
-    cfg_mode: "dynamic" lets the scale swing between 1 and 1 + cfg.
-    chunk_frames: how many frames the network sees together.
-    same_size_strength: see `usual_strength`.
+    name: in the metadata of files and of `config`, the class that states a size. kind: of its
+    published files. infer: the size from the tensors of a file that does not state it. weights: a
+    file's tensors under the network's names. published: how a network of that size is used where
+    its file does not say. vae, text_encoder: kinds of the other files that it needs. geometry: of
+    the published VAE. text_parameters, text_dtype: how many the text encoder has, and what they
+    are; None where they are as the rest. prompts: where the user gives none. reference: what the
+    original does.
     """
 
-    steps: int = 15
-    solver_mode: Literal["fast", "normal"] = "fast"
-    sampler: str = "dpmpp_2m_sde"
-    cfg: float = 7.5
-    cfg_rescale: float = 0.2
-    noise_level: int = 900
-    upsample: Literal["bilinear", "bicubic"] = "bilinear"
-    color_fix: Literal["adain", "wavelet", "none"] = "adain"
-    decode_window: int = 3
-    schedule: Literal["cosine", "scaled_linear"] = "cosine"
-    shift: float = 1.0
-    levels: Literal["star", "diffusers"] = "star"
-    cfg_mode: Literal["constant", "dynamic"] = "constant"
-    chunk_frames: int = 32
-    same_size_strength: float = 1.0
-
-    def usual_strength(self, scale: float) -> float:
-        """Of a run (`Settings.strength`) whose result is `scale` times as large as the input: from
-        `same_size_strength` at 1, where most of the input must stay as it is, to 1 at 2."""
-        return self.same_size_strength + (1 - self.same_size_strength) * min(scale - 1, 1.0)
+    name: str
+    kind: FileKind
+    config: type[NetworkConfig]
+    infer: Callable[[Mapping[str, Tensor]], NetworkConfig]
+    weights: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    published: Callable[[NetworkConfig], tuple[SamplingDefaults, LatentFormat]]
+    vae: tuple[FileKind, ...]
+    text_encoder: tuple[FileKind, ...]
+    geometry: Geometry
+    text_parameters: int
+    text_dtype: torch.dtype | None
+    prompts: PromptDefaults
+    reference: Behaviour
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptDefaults:
-    """What a model is told where the user says nothing.
+def build_network(config: NetworkConfig, **options: Any) -> Network:
+    """A network of a size. options: operations, attention, device, dtype, as its class says."""
+    if isinstance(config, UNetConfig):
+        return ControlledVideoUNet(config, **options)
+    # Not at the top: diffusers takes seconds to import, and the other backbone does without.
+    from .models.cogvideox_dit import CogVideoXDiT
 
-    prompt: what the video shows. positive, negative: what makes it good or bad; negative None
-    stands for an embedding of zeros. untold: share of the captions that training leaves out.
+    return CogVideoXDiT(config, **options)
+
+
+def infer_unet(tensors: Mapping[str, Tensor]) -> UNetConfig:
+    """Configuration of a UNet whose file does not state it, from the shapes of its weights.
+
+    What shapes do not tell (head_dim, norm_groups, dropout) is as published. Where the keys that
+    tell it are missing, the published size is returned: comparing with it says what is wrong.
     """
+    levels: list[list[int]] = [[]]  # of each resolution, the indices of its blocks
+    for index in count(1):
+        if f"input_blocks.{index}.op.weight" in tensors:
+            levels.append([])
+        elif f"input_blocks.{index}.0.out_layers.3.weight" in tensors:
+            levels[-1].append(index)
+        else:
+            break
+    try:
+        dim, in_dim = tensors["input_blocks.0.0.weight"].shape[:2]
+        widths = [
+            tensors[f"input_blocks.{blocks[0]}.0.out_layers.3.weight"].shape[0] for blocks in levels
+        ]
+        inner = tensors["input_blocks.0.1.proj_in.weight"].shape[0]
+        if any(size % UNetConfig.head_dim for size in (inner, *widths)):
+            return UNetConfig()
+        return UNetConfig(
+            in_dim=in_dim,
+            out_dim=tensors["out.2.weight"].shape[0],
+            dim=dim,
+            context_dim=tensors["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
+            dim_mult=tuple(width // dim for width in widths),
+            num_heads=inner // UNetConfig.head_dim,
+            num_res_blocks=len(levels[0]),
+            attn_scales=tuple(
+                0.5**level
+                for level, blocks in enumerate(levels)
+                if f"input_blocks.{blocks[0]}.1.norm.weight" in tensors
+            ),
+        )
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
+        return UNetConfig()
 
-    prompt: str
-    positive: str
-    negative: str | None
-    untold: float = 0.5
+
+def _cogvideox_published(config: NetworkConfig) -> tuple[SamplingDefaults, LatentFormat]:
+    if isinstance(config, CogVideoXConfig) and config.positions == "sincos":
+        logger.warning(
+            "This network has the size of CogVideoX-2B. With which schedule and latents STAR "
+            "trained it is unknown: those of CogVideoX-2B are taken (shift %g, latent scale %g). "
+            "Write the file again with `convert --shift 1 --latent-scale 0.7` to try those of 5B.",
+            COGVIDEOX_2B_SAMPLING.shift,
+            COGVIDEOX_2B_LATENTS.scale,
+        )
+        return COGVIDEOX_2B_SAMPLING, COGVIDEOX_2B_LATENTS
+    return COGVIDEOX_SAMPLING, COGVIDEOX_LATENTS
 
 
-DEFAULT_PROMPT = "a good video"
-POSITIVE_PROMPT = (
-    "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera,   hyper detailed "
-    "photo - realistic maximum detail, 32k, Color Grading, ultra HD, extreme meticulous detailing, "
-    " skin pore detailing, hyper sharpness, perfect without deformations."
+I2VGENXL = Backbone(
+    name="i2vgenxl",
+    kind=STAR_I2VGENXL,
+    config=UNetConfig,
+    infer=infer_unet,
+    weights=lambda file: file,
+    published=lambda config: (SamplingDefaults(), SD_LATENTS),
+    vae=(VAE_DIFFUSERS, VAE_PATCH, VAE_SVD, SVD),
+    text_encoder=(CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, STABLE_DIFFUSION_2),
+    geometry=SVDGeometry(),
+    text_parameters=354_032_641,  # of OpenCLIP ViT-H-14's text half
+    text_dtype=None,
+    prompts=STAR_PROMPTS,
+    reference=REFERENCE,
 )
-NEGATIVE_PROMPT = (
-    "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, "
-    "3D render, unreal engine, blurring, dirty, messy, worst quality, low quality, frames, "
-    "watermark, signature, jpeg artifacts, deformed, lowres, over-smooth"
+COGVIDEOX = Backbone(
+    name="cogvideox",
+    kind=STAR_COGVIDEOX,
+    config=CogVideoXConfig,
+    infer=cogvideox_weights.infer_config,
+    weights=cogvideox_weights.in_diffusers_naming,
+    published=_cogvideox_published,
+    vae=(VAE_COGVIDEOX,),
+    text_encoder=(T5,),
+    geometry=CausalVAEGeometry(),
+    text_parameters=4_762_310_656,  # of t5-v1_1-xxl's encoder
+    text_dtype=torch.bfloat16,
+    prompts=PromptDefaults(prompt="", positive="", negative=None, untold=0.1),
+    reference=COGVIDEOX_REFERENCE,
 )
-STAR_PROMPTS = PromptDefaults(
-    prompt=DEFAULT_PROMPT, positive=POSITIVE_PROMPT, negative=NEGATIVE_PROMPT
-)
+BACKBONES = {backbone.name: backbone for backbone in (I2VGENXL, COGVIDEOX)}
+SIZES: dict[str, NetworkConfig] = {
+    "i2vgenxl": UNetConfig(),
+    "cogvideox-5b": CogVideoXConfig(),
+    "cogvideox-2b": COGVIDEOX_2B,
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentFormat:
-    """How a model sees its VAE's latents; the defaults are Stable Diffusion's.
-
-    scale: what raw latents are multiplied by. frames: how many frames of the video one of latents
-    holds; where it is more than 1, the first holds one alone. rgb: one row of (r, g, b) a channel
-    that turns scaled latents into a small picture in [-1, 1]; None where a host has its own.
-    """
-
-    scale: float = 0.18215
-    frames: int = 1
-    rgb: tuple[tuple[float, ...], ...] | None = None
-
-
-SD_LATENTS = LatentFormat()
-
-
-# A run of CogVideoX starts from pure noise: from less it was never trained to go on as it does.
-COGVIDEOX_SAMPLING = SamplingDefaults(
-    steps=50,
-    solver_mode="normal",
-    sampler="dpmpp_2m_sde_renewed",
-    cfg=6.0,
-    cfg_rescale=0.0,
-    noise_level=1000,
-    upsample="bicubic",
-    schedule="scaled_linear",
-    cfg_mode="dynamic",
-    chunk_frames=25,
-)
-COGVIDEOX_LATENTS = LatentFormat(scale=0.7, frames=4)
-
-# CogVideoX-2B as published; with which numbers STAR trained a network of its size is unknown.
-COGVIDEOX_2B_SAMPLING = replace(COGVIDEOX_SAMPLING, shift=3.0)
-COGVIDEOX_2B_LATENTS = replace(COGVIDEOX_LATENTS, scale=1.15258426)
+def backbone_of(what: NetworkConfig | Mapping[str, Tensor]) -> Backbone:
+    """The backbone of a size, or of a file's tensors; I2VGen-XL where these tell nothing."""
+    if isinstance(what, Mapping):
+        kind = identify(what)
+        return next((b for b in BACKBONES.values() if b.kind is kind), I2VGENXL)
+    return BACKBONES[what.backbone]

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from .memory import is_out_of_memory
 from .model import Model, Prompts, add_prompts, load
-from .out_of_memory import is_out_of_memory
 from .upscale import Order, Scene, find_part, survey, upscale
 from .video_io import AlreadyThere, VideoSource
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .geometry import upsample
+from .windows.geometry import upsample
 
 
 class Statistics(NamedTuple):

@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbones import SamplingDefaults
-from .behaviour import DEFAULT
-from .canvas import Region, cut
 from .degradation import HEAVY, degrade_video
-from .geometry import upsample
 from .metrics import compare
 from .model import find_model, load
+from .parity import DEFAULT
 from .pipeline import Settings
 from .progress import Progress
+from .sampling_defaults import SamplingDefaults
 from .upscale import Job, Scene, upscale
 from .video_io import VideoSource, open_sink, open_video
+from .windows.canvas import Region, cut
+from .windows.geometry import upsample
 
 DATA = Path(__file__).with_name("demo_data")
 GROUND_TRUTH, DEGRADED = "ground_truth.mp4", "degraded.mkv"

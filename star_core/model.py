@@ -8,18 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .backbones import LatentFormat
-from .behaviour import Behaviour
-from .causal_vae import CausalVideoVAE, open_vae, vae_file
-from .checkpoints import FileInfo, StarModel, check_preset, describe, load_model
-from .downloads import PUBLISHED
-from .model_files import find_published, find_text_encoder, find_vae
+from .backbones import BACKBONES, I2VGENXL, NetworkConfig, backbone_of
+from .checkpoints.download import PUBLISHED
+from .checkpoints.find import find_published, find_text_encoder, find_vae
 from .models.cogvideox_weights import CogVideoXConfig
-from .networks import BACKBONES, I2VGENXL, NetworkConfig, backbone_of
+from .parity import Behaviour
 from .resume import hash_of
-from .t5 import T5TextEncoder, load_t5
-from .text import ClipTextEncoder, join_prompt, load_text_encoder
-from .vae import VideoVAE
+from .sampling_defaults import LatentFormat
+from .star_checkpoint import FileInfo, StarModel, check_preset, describe, load_model
+from .text.clip import ClipTextEncoder, load_text_encoder
+from .text.prompts import join_prompt
+from .text.t5 import T5TextEncoder, load_t5
+from .vae.cogvideox import CausalVideoVAE
+from .vae.frame_vae import VideoVAE
+from .vae.load import load_vae, vae_file
 
 WEIGHTS = Path(__file__).with_name("weights")
 BUILT_IN = {"tiny": (WEIGHTS / "tiny.safetensors", WEIGHTS / "tiny_vae.safetensors")}
@@ -121,7 +123,7 @@ def load(
     ValueError for prompts to a model that takes none, and for a VAE that does not fit.
     """
     star = load_model(files.model, dtype=dtype)
-    vae = open_vae(files.vae, scale=star.latents.scale, dtype=dtype)
+    vae = load_vae(files.vae, scale=star.latents.scale, dtype=dtype)
     check_vae(vae, star.config, star.latents)
     model = Model(star=star, vae=vae, embeddings={}, sources=(files.model, files.vae))
     add_prompts(model, files, prompts, behaviour=behaviour, device=device, dtype=dtype)

@@ -9,19 +9,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .canvas import Canvas
-from .causal_vae import CausalVideoVAE
-from .checkpoints import StarModel
+from .diffusion.noise import FrameNoise, ReferenceNoise
 from .diffusion.samplers import refuse_crashes
-from .noise import FrameNoise, ReferenceNoise
-from .offload import Seat
-from .out_of_memory import Room
+from .memory import Room, Seat
 from .progress import Counter, Progress
 from .resume import Work
 from .settings import Settings
 from .shot_run import FrameRun, Frames, Shot, ShotRun, WindowRun
-from .tiling import Tile
-from .vae import VideoVAE
+from .star_checkpoint import StarModel
+from .vae.cogvideox import CausalVideoVAE
+from .vae.frame_vae import VideoVAE
+from .windows.canvas import Canvas
+from .windows.tiling import Tile
 
 __all__ = ["Frames", "Settings", "Shot", "find_latents", "restore"]
 

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .backbones import SamplingDefaults
-from .behaviour import DEFAULT, Behaviour
-from .chunking import ChunkConfig
 from .color_fix import COLOR_FIXES
 from .diffusion.levels import levels_of
+from .diffusion.noise import FrameNoise
 from .diffusion.samplers import SAMPLERS
 from .diffusion.scaled_linear import Run
+from .diffusion.shortcuts import Shortcuts
 from .models.slicing import Slicing
-from .noise import FrameNoise
-from .shortcuts import Shortcuts
-from .tiling import Tile
+from .parity import DEFAULT, Behaviour
+from .sampling_defaults import SamplingDefaults
+from .windows.chunking import ChunkConfig
+from .windows.tiling import Tile
 
 
 @dataclass(frozen=True, kw_only=True)

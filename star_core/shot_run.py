@@ -13,21 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .canvas import Canvas, Part, Piece
-from .checkpoints import StarModel
-from .chunking import chunked, ramp
 from .color_fix import COLOR_FIXES
 from .diffusion.denoiser import Denoiser
 from .diffusion.levels import guidance_of
+from .diffusion.noise import FrameNoise, ReferenceNoise
 from .diffusion.samplers import SAMPLERS
-from .geometry import shrunk, upsample
-from .noise import FrameNoise, ReferenceNoise
-from .offload import Seat
-from .out_of_memory import Room, surviving
+from .memory import Room, Seat, surviving
 from .progress import Counter
 from .resume import Work
 from .settings import Settings
-from .vae import blended, joined
+from .star_checkpoint import StarModel
+from .windows.canvas import Canvas, Part, Piece
+from .windows.chunking import blend_windows, chunked, decode_in_windows, ramp
+from .windows.geometry import shrunk, upsample
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -286,7 +284,7 @@ class FrameRun(ShotRun):
             return surviving(look, self.room.less_for_vae).cpu()
 
         latents = (each[kind] for each in found)
-        videos = joined(decode, latents, part.decode_windows)
+        videos = decode_in_windows(decode, latents, part.decode_windows)
         frames = (frame for video in videos for frame in video[0].unbind(1))
         before = part.wanted.start - part.needed.start - part.decode_windows[0].start
         return islice(frames, before, None)
@@ -355,6 +353,6 @@ class WindowRun(ShotRun):
                 return found["video"]
             return self._video(found[kind])[:, :, : len(window)]
 
-        videos = blended(map(video, found, windows), windows)
+        videos = blend_windows(map(video, found, windows), windows)
         frames = (frame for video in videos for frame in video[0].unbind(1))
         return islice(frames, part.wanted.start - part.needed.start, None)

@@ -13,12 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .canvas import Canvas, Part, Region, cut, region_of
 from .degradation.estimate import Degradation, estimate, spread
-from .geometry import output_size
+from .memory import Seat
 from .model import Model, ModelFiles, Prompts
 from .models.slicing import Slicing
-from .offload import Seat
 from .pipeline import Settings, Shot, find_latents, restore
 from .progress import Progress
 from .resume import Work, hash_of, identity_of, tensor_hash, work_folder
@@ -33,6 +31,8 @@ from .video_io import (
     open_stills,
     open_video,
 )
+from .windows.canvas import Canvas, Part, Region, cut, region_of
+from .windows.geometry import output_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from star_core.backbones import COGVIDEOX_LATENTS, COGVIDEOX_SAMPLING
-from star_core.causal_vae import causal_vae_from_config
-from star_core.checkpoints import save_model
+from star_core.backbones import build_network
 from star_core.models.cogvideox_weights import CogVideoXConfig
-from star_core.networks import build_network
+from star_core.sampling_defaults import COGVIDEOX_LATENTS, COGVIDEOX_SAMPLING
+from star_core.star_checkpoint import save_model
+from star_core.vae.cogvideox import causal_vae
 
 CONFIG = CogVideoXConfig(
     in_dim=4, context_dim=16, context_length=7, dim=32, num_heads=2, num_layers=1, time_dim=16,
@@ -37,7 +37,7 @@ def write_model(folder: Path) -> Path:
 def write_vae(folder: Path) -> Path:
     torch.manual_seed(0)
     path = folder / "cogvideox_vae.safetensors"
-    weights = causal_vae_from_config(VAE).model.state_dict()
+    weights = causal_vae(VAE).model.state_dict()
     save_file(weights, path, metadata={"star_vae": json.dumps(VAE)})
     return path
 

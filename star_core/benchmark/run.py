@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from .. import metrics as measures
-from ..bench import resident
+from ..bench.speed import resident
 from ..progress import Counter, Progress
 from ..video_io import open_video
 from .cases import CLIPS, METRICS, RECIPES, degraded, scale_of, truth_of

@@ -31,14 +31,7 @@ from .metrics import (
     run_protocol,
 )
 from .plan import add_plan, run_plan
-from .training import (
-    add_ablation,
-    add_dataset,
-    add_train,
-    run_ablation,
-    run_dataset,
-    run_train,
-)
+from .training import add_ablation, add_dataset, add_train, run_ablation, run_dataset, run_train
 from .upscale import add_upscale, run_upscale
 
 SUCCESS, CAN_BE_MENDED, INTERRUPTED = 0, 2, 130

@@ -42,7 +42,7 @@ def add_device(parser: argparse._ActionsContainer) -> None:
 def device_of(args: argparse.Namespace) -> "torch.device":
     import torch
 
-    from ..offload import keep_freed_memory
+    from ..memory import keep_freed_memory
 
     keep_freed_memory()
     name = args.device

@@ -19,8 +19,8 @@ def add_download(parser: argparse.ArgumentParser) -> None:
 
 
 def run_download(args: argparse.Namespace) -> None:
-    from ..downloads import PUBLISHED, download, published
-    from ..model_files import comfyui_folder
+    from ..checkpoints.download import PUBLISHED, download, published
+    from ..checkpoints.find import comfyui_folder
 
     if args.list:
         for name, file in PUBLISHED.items():
@@ -51,8 +51,8 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def run_info(args: argparse.Namespace) -> None:
-    from ..checkpoints import describe
     from ..model import BUILT_IN
+    from ..star_checkpoint import describe
 
     info = describe(BUILT_IN[args.file][0] if args.file in BUILT_IN else args.file)
     print(json.dumps(asdict(info)) if args.json else info)
@@ -86,8 +86,8 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     import torch
 
-    from ..checkpoints import convert
-    from ..quantization import WRITTEN
+    from ..checkpoints.quantization import WRITTEN
+    from ..star_checkpoint import convert
 
     dtype = args.dtype and (WRITTEN.get(args.dtype) or getattr(torch, args.dtype))
     convert(
@@ -106,8 +106,8 @@ def add_manifest(parser: argparse.ArgumentParser) -> None:
 
 
 def run_manifest(args: argparse.Namespace) -> None:
+    from ..backbones import I2VGENXL, SIZES, build_network
     from ..models.cogvideox_weights import in_sat_naming
-    from ..networks import I2VGENXL, SIZES, build_network
 
     weights = build_network(SIZES[args.network], device="meta").state_dict()
     if args.network != I2VGENXL.name:

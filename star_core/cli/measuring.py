@@ -62,15 +62,15 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 def run_bench(args: argparse.Namespace) -> None:
     if args.weights:
-        from ..weight_types import measure, table
+        from ..bench.weight_types import measure, table
 
         measured = measure()
         print(json.dumps([asdict(each) for each in measured]) if args.json else table(measured))
         return
-    from ..bench import run
-    from ..checkpoints import describe
+    from ..bench.speed import run
     from ..model import BUILT_IN
     from ..models.unet import UNetConfig
+    from ..star_checkpoint import describe
 
     device, dtype = compute(args)
     tiny = UNetConfig(**(describe(BUILT_IN["tiny"][0]).config or {}))

@@ -39,9 +39,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    from ..clip_folders import pair_up
-    from ..evaluate import Selection, evaluate_all
-    from ..evaluation_report import report, table, write_report
+    from ..evaluation.clip_folders import pair_up
+    from ..evaluation.evaluate import Selection, evaluate_all
+    from ..evaluation.report import report, table, write_report
     from ..metrics import METRICS, Setup
     from ..metrics.catalogue import known
 
@@ -90,10 +90,8 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
 
 
 def run_protocol(args: argparse.Namespace) -> None:
-    from ..evaluate import evaluate_all
-    from ..evaluation_report import report, write_report
-    from ..metrics import Setup
-    from ..protocol import (
+    from ..evaluation.evaluate import evaluate_all
+    from ..evaluation.protocol import (
         beside_the_paper,
         clips_of,
         pairs_of,
@@ -101,6 +99,8 @@ def run_protocol(args: argparse.Namespace) -> None:
         set_called,
         write_low_quality,
     )
+    from ..evaluation.report import report, write_report
+    from ..metrics import Setup
 
     test_set = set_called(args.set)
     clips = clips_of(test_set, Path(args.folder))

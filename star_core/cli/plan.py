@@ -63,14 +63,14 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 def run_plan(args: argparse.Namespace) -> None:
     import torch
 
-    from ..behaviour import DEFAULT
-    from ..geometry import output_size
-    from ..networks import backbone_of
-    from ..plan import Task
-    from ..plan_plot import growth
-    from ..plan_report import report
-    from ..prediction import fitting, predict
-    from ..shortcuts import FAST, Shortcuts
+    from ..backbones import backbone_of
+    from ..diffusion.shortcuts import FAST, Shortcuts
+    from ..parity import DEFAULT
+    from ..planning.plan import Task
+    from ..planning.plot import growth
+    from ..planning.predict import fitting, predict
+    from ..planning.report import report
+    from ..windows.geometry import output_size
 
     model = _model(args.model, args.vae)
     scale = args.scale if args.scale is not None else None if args.out_size else 4.0
@@ -121,11 +121,11 @@ def run_plan(args: argparse.Namespace) -> None:
 
 def _model(name: str, vae: str | None) -> dict[str, Any]:
     """Fields of `Task` about the model."""
-    from ..backbones import SamplingDefaults
-    from ..causal_vae import geometry_of
-    from ..checkpoints import describe
+    from ..backbones import BACKBONES, I2VGENXL, SIZES, backbone_of
     from ..model import BUILT_IN, PUBLISHED_MODELS
-    from ..networks import BACKBONES, I2VGENXL, SIZES, backbone_of
+    from ..sampling_defaults import SamplingDefaults
+    from ..star_checkpoint import describe
+    from ..vae.load import geometry_of
 
     path, own_vae = BUILT_IN.get(name, (name, None))
     if name in (*SIZES, *PUBLISHED_MODELS):

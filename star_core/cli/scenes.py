@@ -52,7 +52,7 @@ class Wishes:
         memory: int | None,
     ) -> None:
         """common: what all shots share. memory: bytes to plan for; None leaves `common` alone."""
-        from ..backbones import SamplingDefaults
+        from ..sampling_defaults import SamplingDefaults
 
         self._args, self._files, self._common = args, files, common
         self._dtype, self._memory = dtype, memory
@@ -95,11 +95,11 @@ class Wishes:
 
     def _planned(self, source: "VideoSource", job: "Job", frames: int) -> "Settings":
         """The common settings with what fits the memory, for the longest shot."""
-        from ..causal_vae import geometry_of
-        from ..geometry import output_size
-        from ..plan import Task
-        from ..plan_report import report
-        from ..prediction import fitting, predict
+        from ..planning.plan import Task
+        from ..planning.predict import fitting, predict
+        from ..planning.report import report
+        from ..vae.load import geometry_of
+        from ..windows.geometry import output_size
 
         info, whole, files = source.info, self.scene(None).settings, self._files
         task = Task(
@@ -149,7 +149,7 @@ class Wishes:
     ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """For each shot, what its degradation calls for, and what was measured."""
         from ..degradation.recommend import recommend
-        from ..text import NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
+        from ..text.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
         from ..upscale import measure
 
         advised = []

@@ -220,7 +220,7 @@ def add_ablation(parser: argparse.ArgumentParser) -> None:
 def run_ablation(args: argparse.Namespace) -> None:
     from ..model import BUILT_IN
     from ..training.ablation import VARIANTS, Ablation, ablate
-    from ..vae import load_vae
+    from ..vae.load import load_frame_vae
 
     variants = [v for v in VARIANTS if not args.only or args.only in v.name]
     if not variants:
@@ -240,14 +240,14 @@ def run_ablation(args: argparse.Namespace) -> None:
         bf16=args.bf16,
         metric_weights=Path(args.weights) if args.weights else None,
     )
-    vae = load_vae(BUILT_IN["tiny"][1])
+    vae = load_frame_vae(BUILT_IN["tiny"][1])
     print(ablate(settings, vae, variants=variants, on_run=on_run, on_step=_Report()), end="")
 
 
 def _print_plan(args: argparse.Namespace) -> None:
-    from ..checkpoints import open_model
     from ..model import BUILT_IN
     from ..models.encoder import UNetConfig
+    from ..star_checkpoint import open_model
     from ..training.plan import plan_training
 
     path = BUILT_IN[args.model][0] if args.model in BUILT_IN else args.model

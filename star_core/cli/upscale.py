@@ -14,9 +14,9 @@ from .scenes import Wishes, add_shots, told
 if TYPE_CHECKING:
     import torch
 
-    from ..shortcuts import Shortcuts
-    from ..tiling import Tile
+    from ..diffusion.shortcuts import Shortcuts
     from ..upscale import Order
+    from ..windows.tiling import Tile
 
 SOLVERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_renewed", "heun")
 
@@ -284,14 +284,14 @@ def run_upscale(args: argparse.Namespace) -> None:
 
 def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
     """What the options ask for, with all that can be checked without the video checked."""
-    from ..backbones import SamplingDefaults
-    from ..behaviour import DEFAULT
-    from ..chunking import ChunkConfig, usual_overlap
+    from ..backbones import BACKBONES, I2VGENXL
     from ..model import check_prompts, find_model
     from ..models.slicing import Slicing
-    from ..networks import BACKBONES, I2VGENXL
+    from ..parity import DEFAULT
     from ..pipeline import Settings
+    from ..sampling_defaults import SamplingDefaults
     from ..upscale import Job, Order
+    from ..windows.chunking import ChunkConfig, usual_overlap
 
     device, dtype = compute(args)
     files = find_model(
@@ -371,7 +371,7 @@ def _memory(args: argparse.Namespace, device: "torch.device") -> int | None:
 
 
 def _shortcuts(args: argparse.Namespace) -> "Shortcuts":
-    from ..shortcuts import FAST, Shortcuts
+    from ..diffusion.shortcuts import FAST, Shortcuts
 
     shortcuts = FAST if args.fast else Shortcuts()
     if args.guidance is not None:
@@ -382,7 +382,7 @@ def _shortcuts(args: argparse.Namespace) -> "Shortcuts":
 
 
 def _tile(given: tuple[int, int | None] | None) -> "Tile | None":
-    from ..tiling import Tile
+    from ..windows.tiling import Tile
 
     if given is None:
         return None

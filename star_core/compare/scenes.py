@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..clip_folders import clips_in
-from ..geometry import upsample
+from ..evaluation.clip_folders import clips_in
 from ..video_io import VideoSource, open_video
+from ..windows.geometry import upsample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..draws import Draws
+from ..seeded_random import Draws
 from . import ops
 from .compression import VideoCodec, codec_round_trip, jpeg
 

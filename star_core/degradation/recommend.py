@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..backbones import SamplingDefaults
+from ..sampling_defaults import SamplingDefaults
 from .estimate import Degradation
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..shortcuts import DeepFeatures, Shortcuts, in_step
 from .schedule import NoiseSchedule
+from .shortcuts import DeepFeatures, Shortcuts, in_step
 
 
 def guided_velocity(v_c: Tensor, v_u: Tensor, scale: float, rescale: float | None) -> Tensor:

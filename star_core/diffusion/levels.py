@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ..backbones import SamplingDefaults
+from ..sampling_defaults import SamplingDefaults
 from .denoiser import dynamic_guidance
 from .scaled_linear import Run, run_levels, scaled_linear_schedule
 from .schedule import NoiseSchedule, sampling_sigmas, star_schedule

@@ -9,15 +9,7 @@ from .comparison import Comparison, compare
 from .dists import load_dists
 from .fidelity import luma, ms_ssim, psnr, psnr_y, ssim
 from .lpips import load_lpips
-from .motion import (
-    flicker,
-    optical_flow,
-    own_warping_error,
-    tof,
-    visibility,
-    warp,
-    warping_error,
-)
+from .motion import flicker, optical_flow, own_warping_error, tof, visibility, warp, warping_error
 from .niqe import load_niqe
 
 __all__ = [

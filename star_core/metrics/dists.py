@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from ..tensor_files import open_tensors
+from ..checkpoints.tensors import open_tensors
 from .features import VGG16
 from .lpips import copy_backbone
 from .weights import find_weights

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..tensor_files import open_tensors
+from ..checkpoints.tensors import open_tensors
 from .meters import Meter
 from .video_convnext import VideoConvNeXt
 from .video_swin import VideoSwin

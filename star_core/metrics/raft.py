@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..tensor_files import open_tensors
+from ..checkpoints.tensors import open_tensors
 from .weights import find_weights
 
 LEVELS, RADIUS = 4, 4

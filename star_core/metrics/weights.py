@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..model_files import comfyui_folder
+from ..checkpoints.find import comfyui_folder
 from ..packages import Carrier, fetch
 
 

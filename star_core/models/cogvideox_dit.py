@@ -23,7 +23,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import (
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..tiling import Tile, joined
+from ..windows.tiling import Tile, blend_tiles
 from .attention import Attention, scaled_dot_product
 from .cogvideox_weights import PATCH, CogVideoXConfig
 from .liem import SpatialLIEM, TemporalLIEM
@@ -134,7 +134,7 @@ class CogVideoXDiT(nn.Module):
         rows, columns = self.config.tiles((h, w), self.tile)
         if len(rows) == len(columns) == 1:
             return self._velocity(x, t, y, hint)
-        return joined(
+        return blend_tiles(
             lambda rows, columns: self._velocity(
                 x[..., rows, columns], t, y, hint[..., rows, columns]
             ),

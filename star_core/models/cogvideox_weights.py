@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..tensor_files import LazyTensors
-from ..tiling import Tile
+from ..checkpoints.tensors import LazyTensors
+from ..windows.tiling import Tile
 
 PATCH = 2  # latents a side
 OVERLAP = 8  # latents that neighbouring tiles share where nobody says how many

@@ -4,14 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from .encoder import (
-    UNetConfig,
-    encode,
-    first_convolution,
-    input_blocks,
-    middle_block,
-    run_block,
-)
+from .encoder import UNetConfig, encode, first_convolution, input_blocks, middle_block, run_block
 from .slicing import Slicing
 from .unet_blocks import Factory, sinusoidal_embedding, timestep_mlp
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..tiling import Tile
+from ..windows.tiling import Tile
 from .slicing import Slicing, over_frames
 from .unet_blocks import (
     Downsample,

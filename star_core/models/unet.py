@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..diffusion.schedule import star_schedule
-from ..shortcuts import BatchedFeatures, DeepFeatures
-from ..tiling import Tile, joined
+from ..diffusion.shortcuts import BatchedFeatures, DeepFeatures
+from ..windows.tiling import Tile, blend_tiles
 from .attention import Attention, AttentionWindow, scaled_dot_product
 from .controlnet import VideoControlNet
 from .encoder import (
@@ -209,7 +209,7 @@ class ControlledVideoUNet(nn.Module):
             place = rows.start, rows.stop, columns.start, columns.stop
             return self._velocity(x[..., rows, columns], t, y, part, deep, place)
 
-        return joined(velocity, rows, columns)
+        return blend_tiles(velocity, rows, columns)
 
     def _velocity(
         self,

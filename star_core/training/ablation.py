@@ -24,7 +24,7 @@ from ..metrics import compare
 from ..metrics.catalogue import Setup
 from ..models.liem import SpatialLIEM
 from ..models.unet_blocks import BasicTransformerBlock
-from ..vae import VideoVAE
+from ..vae.frame_vae import VideoVAE
 from ..video_io import open_video
 from .linear_decoder import linear_decoder
 from .objective import Prompts

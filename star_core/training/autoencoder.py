@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..models.patch_vae import PatchVAE
-from ..tensor_files import write_tensors
-from ..vae import PatchVAEGeometry, VideoVAE
+from ..checkpoints.tensors import write_tensors
+from ..vae.frame_vae import VideoVAE
+from ..vae.patch import PatchGeometry, PatchVAE
 
 logger = logging.getLogger(__name__)
 
-TINY_VAE = asdict(PatchVAEGeometry())
+TINY_VAE = asdict(PatchGeometry())
 SPREAD = 0.5  # standard deviation of a channel of latents, before a teacher has its say
 
 

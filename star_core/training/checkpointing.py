@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..backbones import Network
 from ..models.unet_blocks import ResBlock
-from ..networks import Network
 
 
 def recompute(network: Network) -> None:

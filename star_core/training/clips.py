@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..draws import Draws
+from ..seeded_random import Draws
 from ..video_io import VideoSource, open_video
 
 STILLS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}

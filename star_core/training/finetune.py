@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..causal_vae import CausalVideoVAE, open_vae
-from ..checkpoints import ModelFile, save_model
+from ..backbones import Network, backbone_of
 from ..degradation import Recipe
 from ..model import check_vae, open_text_encoder
-from ..networks import Network, backbone_of
+from ..star_checkpoint import ModelFile, save_model
+from ..vae.cogvideox import CausalVideoVAE
+from ..vae.load import load_vae
 from .initialise import start_network
 from .lora import add_lora, write_lora
 from .objective import Prompts, TrainConfig, sample_generator
@@ -57,7 +58,7 @@ def finetune(
     """
     device = start_accelerate().device
     network, file = start_network(model)
-    vae = open_vae(vae_file, scale=file.latents.scale, device=device)
+    vae = load_vae(vae_file, scale=file.latents.scale, device=device)
     check_vae(vae, file.config, file.latents)
     network.check_size(*(side // vae.factor for side in material.size))
     if (material.frames - 1) % vae.latent_frames:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..checkpoints import ModelFile, open_model
-from ..networks import Network, build_network
-from ..tensor_files import load_into
+from ..backbones import Network, build_network
+from ..checkpoints.tensors import load_into
+from ..star_checkpoint import ModelFile, open_model
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..vae import VideoVAE
+from ..vae.frame_vae import VideoVAE
 from .objective import Sample
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..tensor_files import write_tensors
+from ..checkpoints.tensors import write_tensors
 
 # What the host puts before the keys of a network.
 _PREFIX = "diffusion_model."

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..backbones import SamplingDefaults
-from ..checkpoints import LearnedPrompts
+from ..backbones import Network
 from ..diffusion.levels import trained_schedule
 from ..diffusion.schedule import NoiseSchedule
 from ..losses import DFLossConfig, df_loss, velocity_loss
 from ..models.unet import hint_prior_velocity
-from ..networks import Network
+from ..sampling_defaults import SamplingDefaults
+from ..star_checkpoint import LearnedPrompts
 from .pixels import Decoder, PixelCrop, decoded_part, random_crop
 
 Trains = Literal["all", "star", "lora"]

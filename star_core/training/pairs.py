@@ -9,10 +9,10 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoints.tensors import open_tensors
 from ..degradation import Recipe, degrade_video
-from ..draws import Draws
-from ..tensor_files import open_tensors
-from ..vae import VideoVAE
+from ..seeded_random import Draws
+from ..vae.frame_vae import VideoVAE
 from .objective import Sample
 
 

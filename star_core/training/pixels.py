@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..vae import VideoVAE
+from ..vae.frame_vae import VideoVAE
 
 
 class Decoder(NamedTuple):

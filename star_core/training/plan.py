@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..networks import Network, NetworkConfig, build_network
+from ..backbones import Network, NetworkConfig, build_network
 from .checkpointing import recompute
 from .lora import add_lora
 from .objective import Trains

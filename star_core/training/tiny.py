@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..backbones import LatentFormat, SamplingDefaults
-from ..checkpoints import LearnedPrompts, load_model, save_model
 from ..degradation.recipes import HEAVY, MILD, TRAINING_OF_SCALE
 from ..losses import DFLossConfig
 from ..metrics.lpips import load_lpips
 from ..models.encoder import UNetConfig
-from ..models.patch_vae import PatchVAE
 from ..models.unet import ControlledVideoUNet
-from ..vae import load_vae
+from ..sampling_defaults import LatentFormat, SamplingDefaults
+from ..star_checkpoint import LearnedPrompts, load_model, save_model
+from ..vae.load import load_frame_vae
+from ..vae.patch import PatchVAE
 from .autoencoder import TINY_VAE, preview_rgb, train_vae
 from .clips import ClipConfig, clip_shards
 from .linear_decoder import linear_decoder
@@ -122,13 +122,13 @@ def train_tiny(
     clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, CLIPS))
     teacher = None
     if start is not None and not vae_file.exists():
-        teacher = load_vae(start / VAE_FILE)
+        teacher = load_frame_vae(start / VAE_FILE)
         if isinstance(teacher.model, PatchVAE):
             shutil.copyfile(start / VAE_FILE, vae_file)
     if not vae_file.exists():
         opened = [torch.load(path, mmap=True, weights_only=True) for path in clips]
         train_vae(opened, vae_file, steps=vae_steps, seed=seed, teacher=teacher)
-    vae = load_vae(vae_file)
+    vae = load_frame_vae(vae_file)
     pairs = out / "pairs"
     pairs.mkdir(exist_ok=True)
     for index, path in enumerate(clips):

@@ -12,17 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks import Network
-from .objective import (
-    Batch,
-    Prompts,
-    Samples,
-    TrainConfig,
-    Trained,
-    Trains,
-    draw_batch,
-    number_of,
-)
+from ..backbones import Network
+from .objective import Batch, Prompts, Samples, TrainConfig, Trained, Trains, draw_batch, number_of
 from .pixels import Decoder
 
 logger = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..backbones import SamplingDefaults
-from ..causal_vae import CausalVideoVAE
+from ..backbones import Network
 from ..diffusion.levels import trained_schedule
 from ..metrics import compare
-from ..networks import Network
-from ..vae import VideoVAE
+from ..sampling_defaults import SamplingDefaults
+from ..vae.cogvideox import CausalVideoVAE
+from ..vae.frame_vae import VideoVAE
 from ..video_io import open_sink
 from .objective import Prompts, sample_generator
 

@@ -10,11 +10,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..causal_vae import CausalVideoVAE
 from ..degradation import Recipe, clean_target, degrade_video
-from ..geometry import upsample
-from ..vae import VideoVAE
+from ..vae.cogvideox import CausalVideoVAE
+from ..vae.frame_vae import VideoVAE
 from ..video_io import open_video
+from ..windows.geometry import upsample
 from .objective import Sample
 
 

@@ -10,15 +10,15 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..causal_vae import CausalVideoVAE, causal_vae_from_config, decode_groups
-from ..causal_vae import in_diffusers_naming as vae_in_diffusers_naming
 from ..color_fix import COLOR_FIXES
 from ..diffusion.denoiser import Denoiser, dynamic_guidance, guided_velocity
 from ..diffusion.samplers import SAMPLERS
 from ..diffusion.scaled_linear import run_levels, scaled_linear_schedule
-from ..geometry import scaled_bytes
 from ..models.cogvideox_dit import Block, CogVideoXDiT, rotary_table
 from ..models.cogvideox_weights import CogVideoXConfig, in_diffusers_naming
+from ..vae.cogvideox import CausalVideoVAE, causal_vae, decode_groups
+from ..vae.cogvideox import in_diffusers_naming as vae_in_diffusers_naming
+from ..windows.geometry import scaled_bytes
 from .case import Case, Comparison, Comparisons, evaluate
 
 Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -234,7 +234,7 @@ def decode_chunks(case: Case) -> Comparisons:
 def vae_of(case: Case) -> CausalVideoVAE:
     """With weights by the rule that the case states: normal noise seeded by each key."""
     settings = case.sidecar
-    vae = causal_vae_from_config(
+    vae = causal_vae(
         {
             "block_out_channels": [settings["ch"] * m for m in settings["ch_mult"]],
             "layers_per_block": settings["num_res_blocks"],

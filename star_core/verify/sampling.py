@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..chunking import chunked, overlapping_windows
 from ..diffusion.denoiser import Denoiser
+from ..diffusion.noise import ReferenceNoise, brownian_noise
 from ..diffusion.samplers import SAMPLERS, SolverNoise, refuse_crashes
 from ..diffusion.schedule import (
     cosine_interpolated_logsnr,
@@ -16,7 +16,7 @@ from ..diffusion.schedule import (
     sampling_timesteps,
     star_schedule,
 )
-from ..noise import ReferenceNoise, brownian_noise
+from ..windows.chunking import chunked, overlapping_windows
 from .case import Case, Comparison, Comparisons, evaluate
 from .networks import network_of
 

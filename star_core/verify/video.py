@@ -7,18 +7,19 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..backbones import SamplingDefaults
-from ..behaviour import REFERENCE
-from ..canvas import Canvas, Part
-from ..checkpoints import StarModel
-from ..chunking import ChunkConfig
 from ..color_fix import COLOR_FIXES
-from ..geometry import Padding, output_size, pad, reference_padding, upsample
+from ..parity import REFERENCE
 from ..pipeline import Settings, Shot, restore
-from ..text import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
-from ..vae import VideoVAE, vae_from_config
+from ..sampling_defaults import SamplingDefaults
+from ..star_checkpoint import StarModel
+from ..text.prompts import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
+from ..vae.frame_vae import VideoVAE
+from ..vae.svd import svd_vae
 from ..video_io.encoding import quantize
 from ..video_io.planes import PlanarFormat
+from ..windows.canvas import Canvas, Part
+from ..windows.chunking import ChunkConfig
+from ..windows.geometry import Padding, output_size, pad, reference_padding, upsample
 from .case import Case, Comparison, Comparisons
 from .networks import network_of
 
@@ -32,7 +33,7 @@ def prompts(case: Case) -> Comparisons:
 
 
 def vae_of(case: Case) -> VideoVAE:
-    vae = vae_from_config(case.config)
+    vae = svd_vae(case.config)
     case.fill(vae.model)
     return vae
 

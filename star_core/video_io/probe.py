@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from ..canvas import Region, region_of
+from ..windows.canvas import Region, region_of
 from .color import (
     HDR_TRANSFERS,
     MATRICES,

@@ -10,7 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..canvas import cut
+from ..windows.canvas import cut
 from .color import Color, rgb_from_planes
 from .excerpt import WHOLE, Excerpt
 from .ffmpeg import complaint, messages, running

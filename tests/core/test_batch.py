@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from star_core.batch import Outcome, Worker
-from star_core.canvas import Part
-from star_core.chunking import ChunkConfig
 from star_core.cli.batching import order_of
 from star_core.pipeline import Settings
 from star_core.resume import work_folder
 from star_core.upscale import Clip, Scene
 from star_core.video_io import open_video
+from star_core.windows.canvas import Part
+from star_core.windows.chunking import ChunkConfig
 
 from .test_cli import ROOT, refused, run, write_clip
 

@@ -19,15 +19,14 @@ from torch import Tensor
 
 from star_core.cli import main
 from star_core.cli.upscale import add_upscale, ordered
-from star_core.geometry import upsample
+from star_core.diffusion.shortcuts import FAST, Shortcuts
 from star_core.model import BUILT_IN
 from star_core.pipeline import Settings
 from star_core.resume import work_folder
-from star_core.shortcuts import FAST, Shortcuts
-from star_core.tiling import Tile
 from star_core.video_io import open_sink, open_video
-
-ROOT = Path(__file__).resolve().parents[2]
+from star_core.windows.geometry import upsample
+from star_core.windows.tiling import Tile
+from tests.paths import ROOT
 
 
 def frames_of(path) -> Tensor:
@@ -132,7 +131,7 @@ def test_strength_0_is_the_bicubic_input_to_one_level(tmp_path, capsys, clip):
 
 
 def test_what_is_not_enlarged_is_changed_as_little_as_the_model_file_says(tmp_path, capsys, clip):
-    from star_core.checkpoints import load_model
+    from star_core.star_checkpoint import load_model
 
     def strength(scale, *options):
         out = tmp_path / f"{scale}{len(options)}.mkv"
@@ -373,7 +372,7 @@ def test_an_existing_file_is_kept_unless_overwriting_is_asked_for(tmp_path, caps
 def test_a_network_without_prompts_asks_for_the_text_encoder_by_name(
     tmp_path, capsys, clip, monkeypatch
 ):
-    from star_core.checkpoints import load_model, save_model
+    from star_core.star_checkpoint import load_model, save_model
 
     monkeypatch.delenv("COMFYUI_DIR", raising=False)
     model = load_model(BUILT_IN["tiny"][0])
@@ -387,10 +386,10 @@ def test_a_network_without_prompts_asks_for_the_text_encoder_by_name(
 
 
 def test_a_vae_of_other_latents_is_refused(tmp_path, capsys, clip):
-    from star_core.vae import vae_from_config
+    from star_core.vae.svd import svd_vae
 
     config = {"block_out_channels": [32, 32], "layers_per_block": 1, "latent_channels": 4}
-    save_file(vae_from_config(config).model.state_dict(), tmp_path / "vae.safetensors")
+    save_file(svd_vae(config).model.state_dict(), tmp_path / "vae.safetensors")
     vae = ["--vae", tmp_path / "vae.safetensors"]
     assert "4 channels" in refused(capsys, "upscale", clip, tmp_path / "out.mkv", *vae)
 

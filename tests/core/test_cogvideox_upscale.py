@@ -6,9 +6,10 @@ from fractions import Fraction
 import pytest
 import torch
 
-from star_core.causal_vae import CausalVideoVAE, open_vae
 from star_core.cli import main
 from star_core.model import find_model
+from star_core.vae.cogvideox import CausalVideoVAE
+from star_core.vae.load import load_vae
 from star_core.video_io import open_sink, open_video
 from tests.cogvideox_files import VAE, write_model, write_t5, write_vae
 
@@ -111,6 +112,6 @@ def test_diffusers_folder_states_the_scale_of_the_latents(files, tmp_path):
     save_file(weights, tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
     config = VAE | {"_class_name": "AutoencoderKLCogVideoX", "scaling_factor": 1.15258426}
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
-    vae = open_vae(tmp_path, scale=0.7)
+    vae = load_vae(tmp_path, scale=0.7)
     assert isinstance(vae, CausalVideoVAE) and vae.scaling_factor == 1.15258426
-    assert open_vae(files / "cogvideox_vae.safetensors", scale=0.5).scaling_factor == 0.7
+    assert load_vae(files / "cogvideox_vae.safetensors", scale=0.5).scaling_factor == 0.7

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,14 +10,15 @@ from star_core.color_fix import (
     steady_statistics,
     wavelet_color_fix,
 )
-from star_core.geometry import upsample
+from star_core.windows.geometry import upsample
+from tests.paths import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "i2vgenxl"
+I2VGENXL = GOLDEN / "i2vgenxl"
 
 
 @pytest.mark.parametrize("case", ["adain_0", "adain_1", "wavelet_0"])
 def test_color_fix_equals_the_reference(case):
-    golden = load_file(GOLDEN / f"{case}.safetensors")
+    golden = load_file(I2VGENXL / f"{case}.safetensors")
     video = golden["target"].movedim(-1, 1) / 255
     fixed = COLOR_FIXES[case.split("_")[0]](video, golden["source"] * 0.5 + 0.5)
     # Tolerance of the vectors, in 8-bit levels.

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from star_core.behaviour import DEFAULT
-from star_core.canvas import Canvas, Part
-from star_core.chunking import ChunkConfig
-from star_core.geometry import upsample
+from star_core.parity import DEFAULT
 from star_core.pipeline import Frames, Settings, Shot, restore
 from star_core.resume import Work
+from star_core.windows.canvas import Canvas, Part
+from star_core.windows.chunking import ChunkConfig
+from star_core.windows.geometry import upsample
 from tests.core.test_pipeline import (
     PROMPT,
     SAMPLING,

@@ -3,13 +3,7 @@ import math
 import pytest
 import torch
 
-from star_core.losses import (
-    DFLossConfig,
-    df_loss,
-    df_weights,
-    low_frequencies,
-    velocity_loss,
-)
+from star_core.losses import DFLossConfig, df_loss, df_weights, low_frequencies, velocity_loss
 
 CONFIG = DFLossConfig()
 

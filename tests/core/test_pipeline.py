@@ -14,18 +14,18 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from star_core.backbones import SamplingDefaults
-from star_core.behaviour import DEFAULT, REFERENCE
-from star_core.canvas import Canvas, Part, cut
-from star_core.checkpoints import StarModel
-from star_core.chunking import ChunkConfig
-from star_core.geometry import output_size, upsample
+from star_core.diffusion.shortcuts import Shortcuts
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig, hint_prior_velocity
+from star_core.parity import DEFAULT, REFERENCE
 from star_core.pipeline import Settings, Shot, restore
-from star_core.shortcuts import Shortcuts
-from star_core.tiling import Tile
-from star_core.vae import VideoVAE
+from star_core.sampling_defaults import SamplingDefaults
+from star_core.star_checkpoint import StarModel
+from star_core.vae.frame_vae import VideoVAE
+from star_core.windows.canvas import Canvas, Part, cut
+from star_core.windows.chunking import ChunkConfig
+from star_core.windows.geometry import output_size, upsample
+from star_core.windows.tiling import Tile
 
 FACTOR = 2
 CONFIG = UNetConfig(

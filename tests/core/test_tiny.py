@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from star_core.backbones import SamplingDefaults
-from star_core.behaviour import DEFAULT
-from star_core.canvas import Canvas, Part
 from star_core.demo import DATA, GROUND_TRUTH
-from star_core.geometry import upsample
 from star_core.model import Model, Prompts, find_model, load
+from star_core.parity import DEFAULT
 from star_core.pipeline import Settings, Shot, restore
+from star_core.sampling_defaults import SamplingDefaults
 from star_core.video_io import open_video
+from star_core.windows.canvas import Canvas, Part
+from star_core.windows.geometry import upsample
 
 FRAMES, SIDE = 4, 128
 PERIOD = 4  # of the latents, in pixels

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from star_core.verify import FAMILIES, family_of, replay, run, verify
 from star_core.verify.case import Case, Comparison, evaluate
 from star_core.verify.degradation import numbers_after
+from tests.paths import GOLDEN
 
-GOLDENS = Path(__file__).parents[1] / "golden"
-GOLDEN, COGVIDEOX = GOLDENS / "i2vgenxl", GOLDENS / "cogvideox"
+GOLDEN, COGVIDEOX = GOLDEN / "i2vgenxl", GOLDEN / "cogvideox"
 
 
 def write(folder, name, sidecar, **tensors):
@@ -24,7 +24,7 @@ def write(folder, name, sidecar, **tensors):
 
 def changed(folder, name, **settings):
     """A copy of a golden case with other settings."""
-    (golden,) = GOLDENS.rglob(f"{name}.json")
+    (golden,) = GOLDEN.rglob(f"{name}.json")
     sidecar = json.loads(golden.read_text())
     shutil.copy(golden.with_suffix(".safetensors"), folder)
     return write(folder, name, {**sidecar, **settings})

@@ -23,8 +23,8 @@ from typing import Any
 import imageio_ffmpeg
 
 from star_core.demo import DATA, DEGRADED, GROUND_TRUTH
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "ComfyUI-STAR"  # what people's checkouts are called below custom_nodes
 VIDEO_HELPER_SUITE = "ComfyUI-VideoHelperSuite"
 USERS_VIDEO = "video.mp4"  # what the workflows call the video that a user is to choose

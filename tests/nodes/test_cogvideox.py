@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from star_core.backbones import COGVIDEOX_LATENTS
-from star_core.checkpoints import LearnedPrompts, load_model, save_model
+from star_core.backbones import build_network
 from star_core.cli import main
 from star_core.diffusion.denoiser import Denoiser
 from star_core.diffusion.levels import levels_of, trained_schedule
+from star_core.diffusion.noise import FrameNoise
 from star_core.diffusion.samplers import SAMPLERS
-from star_core.networks import build_network
-from star_core.noise import FrameNoise
-from star_core.t5 import load_t5
+from star_core.sampling_defaults import COGVIDEOX_LATENTS
+from star_core.star_checkpoint import LearnedPrompts, load_model, save_model
+from star_core.text.t5 import load_t5
 from star_core.video_io import open_sink, open_video
 from tests.cogvideox_files import SAMPLING, WORDS, write_model, write_t5, write_vae
 
@@ -35,11 +35,11 @@ class Host:
         self.sampling = module(".nodes.host_sampling")
         self.vae_module = module(".nodes.host_vae")
         self.conditioning = module(".nodes.host_conditioning")
-        self.open_model = module(".star_core.checkpoints").open_model
+        self.open_model = module(".star_core.star_checkpoint").open_model
         self.path = write_model(folder)
         self.model = self.model_file.load_patcher(self.open_model(self.path))
-        open_vae = module(".star_core.causal_vae").open_vae
-        self.vae = self.vae_module.host_vae(open_vae(write_vae(folder)))
+        load_vae = module(".star_core.vae.load").load_vae
+        self.vae = self.vae_module.host_vae(load_vae(write_vae(folder)))
         generator = torch.Generator().manual_seed(1)
         self.images = torch.rand(6, 12, 20, 3, generator=generator)
         self.positive = torch.randn(1, 7, 16, generator=generator)
@@ -186,7 +186,7 @@ def test_the_hosts_t5_gives_the_embeddings_of_the_core(host, tmp_path, prompt):
 
 
 def test_texts_of_the_published_models_mean_this_models_own(host, tmp_path):
-    from star_core.backbones import STAR_PROMPTS
+    from star_core.text.prompts import STAR_PROMPTS
 
     clip, star = Clip(tmp_path), host.model.model.star
     usual = host.conditioning.prompts_for(
@@ -276,7 +276,7 @@ def test_the_same_nodes_with_the_same_values_restore_with_either_backbone(
     if backbone == "cogvideox":
         path, vae_path = with_prompts(host, tmp_path), host.folder / "cogvideox_vae.safetensors"
     model = host.model_file.load_patcher(host.open_model(path))
-    vae = host.vae_module.host_vae(module(".star_core.causal_vae").open_vae(vae_path))
+    vae = host.vae_module.host_vae(module(".star_core.vae.load").load_vae(vae_path))
     conditioning, denoise = module(".nodes.conditioning"), module(".nodes.denoise")
     decode = module(".nodes.decode")
     positive, negative = conditioning.StarTextEncode.execute(model, "", "", "", "faithful").args

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from star_core.backbones import (
+from star_core.backbones import build_network
+from star_core.checkpoints.tensors import write_tensors
+from star_core.model import BUILT_IN
+from star_core.models.unet import UNetConfig
+from star_core.sampling_defaults import (
     COGVIDEOX_LATENTS,
     COGVIDEOX_SAMPLING,
     SD_LATENTS,
     SamplingDefaults,
 )
-from star_core.checkpoints import LearnedPrompts, open_model, save_model
-from star_core.model import BUILT_IN
-from star_core.models.unet import UNetConfig
-from star_core.networks import build_network
-from star_core.tensor_files import write_tensors
-from star_core.text import join_prompt
-from star_core.vae import VAEGeometry
+from star_core.star_checkpoint import LearnedPrompts, open_model, save_model
+from star_core.text.prompts import join_prompt
+from star_core.vae.svd import SVDGeometry
 
 pytestmark = pytest.mark.host
 
@@ -321,7 +321,7 @@ def network_on_svd(folders):
 
 def vae_for_svd(folders):
     """A small VAE with the latents of Stable Video Diffusion's."""
-    vae = VAEGeometry(block_out_channels=(32, 32), latent_channels=4).build()
+    vae = SVDGeometry(block_out_channels=(32, 32), latent_channels=4).build()
     write_tensors(folders("vae/x.safetensors"), vae.model.state_dict(), overwrite=True)
 
 

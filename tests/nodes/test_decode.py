@@ -2,20 +2,20 @@
 
 import importlib
 import logging
-from pathlib import Path
 
 import pytest
 import torch
 
 from star_core.color_fix import adain_color_fix, wavelet_color_fix
-from star_core.geometry import Padding, crop, minimal_padding, pad
-from star_core.noise import FrameNoise
-from star_core.tiling import Tile
-from star_core.vae import load_vae
+from star_core.diffusion.noise import FrameNoise
+from star_core.vae.load import load_frame_vae
+from star_core.windows.geometry import Padding, crop, minimal_padding, pad
+from star_core.windows.tiling import Tile
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.host
 
-TINY = Path(__file__).parents[2] / "star_core" / "weights" / "tiny_vae.safetensors"
+TINY = ROOT / "star_core" / "weights" / "tiny_vae.safetensors"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,13 +31,13 @@ def node(pack):
 
 @pytest.fixture(scope="module")
 def core():
-    return load_vae(TINY)
+    return load_frame_vae(TINY)
 
 
 @pytest.fixture
 def vae(pack):
     return importlib.import_module(".nodes.host_vae", pack.__name__).host_vae(
-        load_vae(TINY), window=8
+        load_frame_vae(TINY), window=8
     )
 
 

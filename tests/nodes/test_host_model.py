@@ -7,24 +7,24 @@ from typing import Any
 import pytest
 import torch
 
-from star_core.backbones import SamplingDefaults
-from star_core.checkpoints import load_model, open_model
-from star_core.chunking import ChunkConfig, chunked, overlapping_windows
 from star_core.demo import DATA, DEGRADED
 from star_core.diffusion.denoiser import Denoiser
+from star_core.diffusion.noise import FrameNoise, brownian_noise
 from star_core.diffusion.samplers import SAMPLERS
 from star_core.diffusion.schedule import sampling_sigmas, star_schedule
-from star_core.geometry import upsample
-from star_core.live_tensors import LiveTensors
+from star_core.diffusion.shortcuts import Shortcuts
 from star_core.model import BUILT_IN
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet
-from star_core.noise import FrameNoise, brownian_noise
-from star_core.shortcuts import Shortcuts
-from star_core.tiling import Tile
+from star_core.planning.meta_memory import LiveTensors
+from star_core.sampling_defaults import SamplingDefaults
+from star_core.star_checkpoint import load_model, open_model
 from star_core.training.lora import add_lora, merge_lora, write_lora
-from star_core.vae import load_vae
+from star_core.vae.load import load_frame_vae
 from star_core.video_io import open_video
+from star_core.windows.chunking import ChunkConfig, chunked, overlapping_windows
+from star_core.windows.geometry import upsample
+from star_core.windows.tiling import Tile
 
 pytestmark = pytest.mark.host
 
@@ -48,7 +48,7 @@ class Host:
         degraded = torch.stack(list(open_video(DATA / DEGRADED, frames=(0, SHAPE[2]))))
         video = upsample(degraded[:, :3, 20:30, 80:92], (48, 40), "bicubic") * 2 - 1
         with torch.inference_mode():
-            self.lq = load_vae(BUILT_IN["tiny"][1]).encode(video.transpose(0, 1)[None])
+            self.lq = load_frame_vae(BUILT_IN["tiny"][1]).encode(video.transpose(0, 1)[None])
         # the second prompt of the file was hardly trained; noise makes guidance visible
         shift = torch.randn(self.star.prompts.negative.shape, generator=generator)
         self.positive = self.star.prompts.positive.float()
@@ -572,7 +572,7 @@ def test_latent_previews_show_the_picture_in_colour(host):
     from latent_preview import Latent2RGBPreviewer  # pyright: ignore[reportMissingImports]
 
     format = host.model.model.latent_format
-    vae = load_vae(BUILT_IN["tiny"][1])
+    vae = load_frame_vae(BUILT_IN["tiny"][1])
     picture = torch.zeros(1, 3, 32, 48)
     picture[:, 0, :, :24], picture[:, 2, :, 24:] = 0.6, 0.6  # reddish left, bluish right
     with torch.inference_mode():

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from star_core.checkpoints import convert, load_model, quantized_layers
+from star_core.checkpoints.quantization import INT8, WRITTEN, hadamard, quantized
+from star_core.checkpoints.tensors import open_tensors
 from star_core.model import BUILT_IN
-from star_core.quantization import INT8, WRITTEN, hadamard, quantized
-from star_core.tensor_files import open_tensors
+from star_core.star_checkpoint import convert, load_model, quantized_layers
 from tests.cogvideox_files import write_model
 from tests.nodes.test_host_weights import Run, with_lora
 from tests.nodes.test_host_weights import device_memory as device_memory
@@ -29,7 +29,7 @@ class Host:
             return importlib.import_module(f".{name}", pack.__name__)
 
         self.model = module("nodes.host_model")
-        self.checkpoints = module("star_core.checkpoints")
+        self.checkpoints = module("star_core.star_checkpoint")
 
     def load(self, path, weight_type="auto"):
         return self.model.load_patcher(self.checkpoints.open_model(path), weight_type)

@@ -1,23 +1,25 @@
 """STAR's VAE under the host's own nodes."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
 
-from star_core.live_tensors import LiveTensors
-from star_core.models.patch_vae import PatchVAE
-from star_core.vae import VideoVAE, load_vae, vae_from_config
+from star_core.planning.meta_memory import LiveTensors
+from star_core.vae.frame_vae import VideoVAE
+from star_core.vae.load import load_frame_vae
+from star_core.vae.patch import PatchVAE
+from star_core.vae.svd import svd_vae
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.host
 
-TINY = Path(__file__).parents[2] / "star_core" / "weights" / "tiny_vae.safetensors"
+TINY = ROOT / "star_core" / "weights" / "tiny_vae.safetensors"
 
 
 def small_svd() -> VideoVAE:
     """SVD's shape (factor 8, 4 channels, windows of 3), narrow, every weight random."""
-    vae = vae_from_config({"block_out_channels": [32] * 4, "layers_per_block": 1})
+    vae = svd_vae({"block_out_channels": [32] * 4, "layers_per_block": 1})
     generator = torch.Generator().manual_seed(0)
     for tensor in vae.model.state_dict().values():
         tensor.normal_(std=0.05, generator=generator)
@@ -25,7 +27,7 @@ def small_svd() -> VideoVAE:
     return vae
 
 
-CORE = {"tiny": (lambda: load_vae(TINY), 8), "svd": (small_svd, 3)}
+CORE = {"tiny": (lambda: load_frame_vae(TINY), 8), "svd": (small_svd, 3)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,7 +110,7 @@ def test_one_tile_is_the_plain_result(both, nodes):
 
 
 def test_several_tiles_are_close_to_the_plain_result(nodes, host_vae):
-    vae = host_vae.host_vae(load_vae(TINY), window=8)
+    vae = host_vae.host_vae(load_frame_vae(TINY), window=8)
     x = torch.linspace(0, 6, 72)
     image = torch.sin(x[:, None, None] * torch.tensor([1.0, 2.0, 3.0]) + x[:, None]) / 3 + 0.5
     images = torch.stack([image[:64].roll(2 * i, 1) for i in range(10)])
@@ -134,8 +136,8 @@ def test_inputs_stay_as_they_are(both, nodes):
 
 
 def test_the_host_saves_it_in_the_names_that_are_loaded(host_vae):
-    core = load_vae(TINY)
-    saved = host_vae.host_vae(load_vae(TINY)).get_sd()
+    core = load_frame_vae(TINY)
+    saved = host_vae.host_vae(load_frame_vae(TINY)).get_sd()
     assert saved.keys() == core.model.state_dict().keys()
 
 
@@ -219,7 +221,7 @@ def peak_bytes(core: VideoVAE, window: int) -> dict[str, int]:
     peaks = {}
     config = {k: v for k, v in core.model.config.items() if not k.startswith("_")}
     with torch.inference_mode(False), torch.no_grad(), FakeTensorMode():
-        fake = vae_from_config(config)
+        fake = svd_vae(config)
         for name, run, shape in (
             ("encode", fake._moments, (1, 3, 256, 256)),
             ("decode", fake._decode, (1, core.latent_channels, window, *[256 // core.factor] * 2)),

@@ -221,7 +221,7 @@ def test_a_choice_that_does_not_exist_is_refused_by_the_host_or_by_the_node(
 
 def test_a_workflow_that_fetched_its_model_runs_again_when_the_file_is_there(server):
     """Hosts since 0.8 refuse a choice that is no longer in the list."""
-    from star_core.downloads import PUBLISHED
+    from star_core.checkpoints.download import PUBLISHED
     from star_core.model import BUILT_IN
 
     for name, source in zip(("light_deg", "svd_vae"), BUILT_IN["tiny"], strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from star_core.downloads import PUBLISHED
+from star_core.checkpoints.download import PUBLISHED
 from tests.nodes.recorder import recorded_nodes
 from tests.nodes.server import FOLDER
 from tests.nodes.workflow import (

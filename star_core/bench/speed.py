@@ -1,0 +1,248 @@
+"""How fast the network runs on this machine: `python -m star_core bench`.
+
+A share of the matrix-multiply peak says more than seconds: it compares machines and sizes. The
+peak, the network and the same network with plain torch layers are measured in turn, round after
+round, so that whatever else the machine does slows all three alike; every figure is a median.
+"""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models.slicing import Slicing
+from ..models.unet import ControlledVideoUNet, UNetConfig
+
+TEXT_TOKENS = 77
+PLAIN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A network and the latents it is given: (1, config.in_dim, frames, height, width)."""
+
+    name: str
+    config: UNetConfig
+    frames: int
+    height: int
+    width: int
+
+    def network(self, device: str, dtype: torch.dtype) -> ControlledVideoUNet:
+        """With random weights: speed does not depend on them as long as they are ordinary."""
+        network = ControlledVideoUNet(self.config, device="meta", dtype=dtype).eval()
+        network.requires_grad_(False)
+        if device != "meta":
+            network.to_empty(device=device)
+            generator = torch.Generator(device).manual_seed(0)
+            for parameter in network.parameters():
+                parameter.normal_(std=0.02, generator=generator)
+        return network
+
+    def inputs(self, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x, t, y and hint of one forward pass."""
+        size = (1, self.config.in_dim, self.frames, self.height, self.width)
+        x = torch.ones(size, device=device, dtype=dtype)
+        y = torch.ones(1, TEXT_TOKENS, self.config.context_dim, device=device, dtype=dtype)
+        return x, torch.full((1,), 500, device=device), y, x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One case. seconds: of a forward pass; share_of_peak: of the matrix multiplication's rate.
+
+    plain_seconds, plain_share_of_peak: the same network with every layer a plain torch layer.
+    share_to_plain: the first share over the second, 1 or more where our layers pay.
+    sliced_to_whole: time in slices over time in whole layers, each the shortest of its rounds.
+    memory: most bytes in use during a forward pass beyond those in use before it; None where the
+    system does not tell.
+    """
+
+    name: str
+    parameters: int
+    flops: int
+    seconds: float
+    share_of_peak: float
+    plain_seconds: float
+    plain_share_of_peak: float
+    share_to_plain: float
+    sliced_to_whole: float
+    memory: int | None
+
+
+@contextmanager
+def plain_layers(network: nn.Module) -> Iterator[None]:
+    """Inside, every layer of the network is the torch.nn class that it derives from."""
+    ours: list[tuple[nn.Module, type[nn.Module], type[nn.Module]]] = [
+        (layer, type(layer), plain)
+        for layer in network.modules()
+        for plain in PLAIN_LAYERS
+        if isinstance(layer, plain) and type(layer) is not plain
+    ]
+    for layer, _, plain in ours:
+        layer.__class__ = plain
+    try:
+        yield
+    finally:
+        for layer, own, _ in ours:
+            layer.__class__ = own
+
+
+def count_flops(case: Case) -> int:
+    """FLOPs of one forward pass, two per multiply-add; counted, nothing is computed."""
+    network = case.network("meta", torch.float32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), plain_layers(network):
+        network(*case.inputs("meta", torch.float32))
+    return counter.get_total_flops()
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def matmul_size(device: str, dtype: torch.dtype) -> int:
+    """Side of square matrices large enough that their product takes a tenth of a second."""
+    side = 2048
+    while side < 16384:
+        a = torch.ones(side, side, device=device, dtype=dtype)
+        seconds(lambda a=a: a @ a, device)  # warms up
+        if seconds(lambda a=a: a @ a, device) > 0.1:
+            break
+        side *= 2
+    return side
+
+
+@torch.inference_mode()
+def measure(case: Case, *, rounds: int, device: str, dtype: torch.dtype, side: int) -> Measurement:
+    """Rounds of peak, network and plain network; side: of the matrices that give the peak."""
+    flops = count_flops(case)
+    network, inputs = case.network(device, dtype), case.inputs(device, dtype)
+    matrix = torch.ones(side, side, device=device, dtype=dtype)
+
+    def plain() -> None:
+        with plain_layers(network):
+            network(*inputs)
+
+    def sliced() -> None:
+        with network.working(slicing=Slicing()):
+            network(*inputs)
+
+    works: dict[str, Callable[[], object]] = {
+        "peak": lambda: matrix @ matrix,
+        "ours": lambda: network(*inputs),
+        "plain": plain,
+        "sliced": sliced,
+    }
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for index in range(rounds + 1):  # the first round warms up
+        order = list(works) if index % 2 else list(works)[::-1]
+        for name in order:
+            taken = seconds(works[name], device)
+            if index:
+                times[name].append(taken)
+    rates = [2 * side**3 / taken for taken in times["peak"]]
+    shares = {
+        name: [flops / taken / rate for taken, rate in zip(times[name], rates, strict=True)]
+        for name in ("ours", "plain")
+    }
+    return Measurement(
+        name=case.name,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        flops=flops,
+        seconds=median(times["ours"]),
+        share_of_peak=median(shares["ours"]),
+        plain_seconds=median(times["plain"]),
+        plain_share_of_peak=median(shares["plain"]),
+        share_to_plain=median(a / b for a, b in zip(shares["ours"], shares["plain"], strict=True)),
+        sliced_to_whole=min(times["sliced"]) / min(times["ours"]),
+        memory=memory_of_forward(case, device, dtype),
+    )
+
+
+def memory_of_forward(case: Case, device: str, dtype: torch.dtype) -> int | None:
+    """Most bytes in use during a forward pass beyond those before it.
+
+    Measured in a process of its own, because a peak never sinks.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_memory_of_forward, case, device, dtype).result()
+
+
+@torch.inference_mode()
+def _memory_of_forward(case: Case, device: str, dtype: torch.dtype) -> int | None:
+    network, inputs = case.network(device, dtype), case.inputs(device, dtype)
+    if device.startswith("cuda"):
+        before = torch.cuda.memory_allocated()
+        network(*inputs)
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        before = resident("VmRSS")
+        network(*inputs)
+        return resident("VmHWM") - before
+    except OSError:  # no /proc: not Linux
+        return None
+
+
+def resident(field: str) -> int:
+    """Resident bytes of this process: VmRSS now, VmHWM at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
+def cases(tiny: UNetConfig) -> list[Case]:
+    """What is measured. The second is STAR's width at a depth and size that a CPU can take."""
+    wide = UNetConfig(dim_mult=(1, 2), num_res_blocks=1, attn_scales=(1.0, 0.5))
+    return [
+        Case(name="tiny, 8 frames of 64x64 latents", config=tiny, frames=8, height=66, width=64),
+        Case(name="320 channels, 4 frames of 16x16", config=wide, frames=4, height=18, width=16),
+    ]
+
+
+def run(
+    tiny: UNetConfig,
+    *,
+    rounds: int = 5,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    as_json: bool = False,
+) -> None:
+    """Measure and print. tiny: configuration of the built-in model."""
+    if rounds < 1:
+        raise ValueError(f"{rounds} rounds measure nothing: ask for at least 1")
+    side = matmul_size(device, dtype)
+    measured = [
+        measure(case, rounds=rounds, device=device, dtype=dtype, side=side) for case in cases(tiny)
+    ]
+    if as_json:
+        machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        settings = {"device": device, "dtype": str(dtype), "rounds": rounds, "matmul_side": side}
+        print(json.dumps({**machine, **settings, "cases": [asdict(m) for m in measured]}))
+        return
+    print(
+        f"{device}, {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}; "
+        f"medians of {rounds} rounds; peak: product of {side}x{side} matrices"
+    )
+    for m in measured:
+        memory = "not known on this system" if m.memory is None else f"{m.memory / 2**20:,.0f} MiB"
+        print(
+            f"{m.name} ({m.parameters / 1e6:,.1f} M parameters)\n"
+            f"  forward          {m.seconds:8.3f} s, {m.flops / 1e9:,.1f} GFLOP\n"
+            f"  share of peak    {m.share_of_peak:8.3f}\n"
+            f"  plain layers     {m.plain_seconds:8.3f} s, share {m.plain_share_of_peak:.3f}\n"
+            f"  ratio of shares  {m.share_to_plain:8.3f}\n"
+            f"  in slices        {m.sliced_to_whole:8.3f} of the time\n"
+            f"  memory           {memory} on top of the weights"
+        )

@@ -1,0 +1,38 @@
+"""What a model is told where the user says nothing, and how captions are put together."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptDefaults:
+    """What a model is told where the user says nothing.
+
+    prompt: what the video shows. positive, negative: what makes it good or bad; negative None
+    stands for an embedding of zeros. untold: share of the captions that training leaves out.
+    """
+
+    prompt: str
+    positive: str
+    negative: str | None
+    untold: float = 0.5
+
+
+DEFAULT_PROMPT = "a good video"
+POSITIVE_PROMPT = (
+    "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera,   hyper detailed "
+    "photo - realistic maximum detail, 32k, Color Grading, ultra HD, extreme meticulous detailing, "
+    " skin pore detailing, hyper sharpness, perfect without deformations."
+)
+NEGATIVE_PROMPT = (
+    "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, "
+    "3D render, unreal engine, blurring, dirty, messy, worst quality, low quality, frames, "
+    "watermark, signature, jpeg artifacts, deformed, lowres, over-smooth"
+)
+STAR_PROMPTS = PromptDefaults(
+    prompt=DEFAULT_PROMPT, positive=POSITIVE_PROMPT, negative=NEGATIVE_PROMPT
+)
+
+
+def join_prompt(prompt: str, positive: str, separator: str) -> str:
+    """The caption: what the video shows, then what makes it good; empty parts are left out."""
+    return separator.join(part for part in (prompt, positive) if part)

@@ -1,0 +1,211 @@
+"""The VAE of CogVideoX: causal in time, the first frame alone and then four in one.
+
+The network is diffusers' AutoencoderKLCogVideoX (Yang et al. 2024, arXiv:2408.06072);
+specification of the second backbone, section 7. What is here: files in either naming, whole
+windows of frames, spatial tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..windows.canvas import Part
+from ..windows.chunking import cut_to, filled_to
+from ..windows.tiling import Tile, tiled
+from . import cogvideox_frames
+from .naming import count_of, renamed
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
+
+OVERLAP = 64  # pixels that neighbouring tiles share
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalVAEGeometry:
+    """What it takes to build the VAE, as diffusers names it; the defaults are as published.
+
+    sample_height, sample_width: of the frames that it was trained on.
+    """
+
+    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
+    layers_per_block: int = 3
+    latent_channels: int = 16
+    norm_num_groups: int = 32
+    temporal_compression_ratio: int = 4
+    sample_height: int = 480
+    sample_width: int = 720
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+
+    @property
+    def factor(self) -> int:
+        """By how much latents are smaller than the frame."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def latent_frames(self) -> int:
+        """Frames of the video that one of latents holds."""
+        return self.temporal_compression_ratio
+
+    def build(self) -> CausalVideoVAE:
+        """A VAE with random weights."""
+        return causal_vae(asdict(self))
+
+    def tile(self, tile: Tile | None) -> tuple[Tile, Tile]:
+        """High and wide at most as it was trained; of `tile` where that is smaller."""
+        rows, columns = (
+            min(trained, tile.size) if tile else trained
+            for trained in (self.sample_height, self.sample_width)
+        )
+        overlap = tile.overlap if tile else OVERLAP
+        return (
+            Tile(size=rows, overlap=min(overlap, rows // 2)),
+            Tile(size=columns, overlap=min(overlap, columns // 2)),
+        )
+
+    def tiles(self, sides: tuple[int, int], tile: Tile | None) -> tuple[list[range], list[range]]:
+        """Rows and columns, in latents, of frames (height, width) that are worked on together."""
+        rows, columns = (
+            each.windows(side // self.factor, self.factor)
+            for each, side in zip(self.tile(tile), sides, strict=True)
+        )
+        return rows, columns
+
+    def encoded(self, part: Part, *, hold: bool) -> list[int]:
+        """How many frames are encoded together, each time: windows, and what they hold."""
+        windows = [filled_to(len(piece.frames), self.latent_frames) for piece in part.pieces]
+        shared = [piece.shared for piece in part.pieces if piece.shared and hold]
+        return windows + [cut_to(frames, self.latent_frames) for frames in shared]
+
+
+class CausalVideoVAE:
+    """Windows of video in [-1, 1] to latents and back, both (b c f h w), float32.
+
+    4k+1 frames are k+1 latent frames, of which the first holds one frame: latents of different
+    windows cannot be put together. Frames larger than the trained size are worked on in tiles of
+    it, blended; `tile`: smaller ones. model: the torch module; its dtype is the one computed in.
+    """
+
+    def __init__(self, model: AutoencoderKLCogVideoX) -> None:
+        self.model = model
+        names = [field.name for field in fields(CausalVAEGeometry)]
+        self.geometry = CausalVAEGeometry(**{name: model.config[name] for name in names})
+        self.factor, self.latent_frames = self.geometry.factor, self.geometry.latent_frames
+        self.latent_channels: int = model.config["latent_channels"]
+        self.scaling_factor: float = model.config["scaling_factor"]
+
+    def encode(
+        self,
+        video: Tensor,
+        *,
+        noise: Tensor | None = None,
+        tile: Tile | None = None,
+    ) -> Tensor:
+        """Latents (b c 1+k h/8 w/8) of a window (b 3 1+4k h w).
+
+        Its norms know of the whole window, as in the reference. noise: normal noise of the latents'
+        shape for a sample of the posterior; None for its mean. ValueError for other sizes.
+        """
+        f, *sides = video.shape[2:]
+        if (f - 1) % self.latent_frames or any(side % self.factor for side in sides):
+            raise ValueError(
+                f"the VAE takes 4k+1 frames whose width and height are multiples of {self.factor}, "
+                f"got {f} frames {sides[1]}x{sides[0]}: pad them first"
+            )
+        tiles = self.geometry.tile(tile)
+        moments = tiled(self._moments, video, tiles, unit_in=self.factor, unit_out=1)
+        latents, log_variance = moments.chunk(2, dim=1)
+        if noise is not None:
+            std = (0.5 * log_variance.clamp(-30, 20)).exp()
+            latents = latents + std * noise.to(std)
+        return latents * self.scaling_factor
+
+    def _moments(self, video: Tensor) -> Tensor:
+        video = video.to(self.model.device, self.model.dtype)
+        if torch.is_grad_enabled():
+            self.model.num_sample_frames_batch_size = video.shape[2]
+            (posterior,) = self.model.encode(video, return_dict=False)
+            return posterior.parameters.float()
+        return cogvideox_frames.encode(self.model.encoder, video).float()
+
+    def decode(self, latents: Tensor, *, tile: Tile | None = None) -> Tensor:
+        """Video (b 3 1+4k h w) of the latents (b c 1+k h/8 w/8) of a window.
+
+        Two latent frames at a time, the first time three, as the network was trained. An even
+        number of them is filled up, because its decoder would take the first for four frames.
+        Values may leave [-1, 1] a little.
+        """
+        frames = (latents.shape[2] - 1) * self.latent_frames + 1
+        if latents.shape[2] % 2 == 0:
+            latents = torch.cat([latents, latents[:, :, -1:]], dim=2)
+        tiles = self.geometry.tile(tile)
+        video = tiled(self._decode, latents, tiles, unit_in=1, unit_out=self.factor)
+        return video[:, :, :frames]
+
+    decode_window = decode  # a clip is one window
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        z = (latents / self.scaling_factor).to(self.model.device, self.model.dtype)
+        if torch.is_grad_enabled():
+            (video,) = self.model.decode(z, return_dict=False)
+            return video.float()
+        cache: cogvideox_frames.Cache = {}
+        groups = [z[:, :, group.start : group.stop] for group in decode_groups(z.shape[2])]
+        decoder = self.model.decoder
+        videos = [cogvideox_frames.decode(decoder, group, cache).float() for group in groups]
+        return torch.cat(videos, dim=2)
+
+
+def decode_groups(latent_frames: int) -> list[range]:
+    """Latent frames that the decoder sees together, of an odd number: 3, then 2 at a time."""
+    if latent_frames == 1:
+        return [range(1)]
+    return [range(0, 3), *(range(i, i + 2) for i in range(3, latent_frames, 2))]
+
+
+def causal_vae(config: Mapping[str, Any]) -> CausalVideoVAE:
+    """A VAE with random weights from diffusers' config fields; those left out are the published."""
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
+
+    fields = {key: value for key, value in config.items() if not key.startswith("_")}
+    fields.setdefault("scaling_factor", 0.7)
+    channels = fields.setdefault("block_out_channels", (128, 256, 256, 512))
+    fields.setdefault("down_block_types", ("CogVideoXDownBlock3D",) * len(channels))
+    fields.setdefault("up_block_types", ("CogVideoXUpBlock3D",) * len(channels))
+    return CausalVideoVAE(AutoencoderKLCogVideoX(**fields))
+
+
+# SAT's names -> diffusers'. Applied in order to every key; diffusers' own pass unchanged.
+RENAMES = [
+    (r"^(en|de)coder\.mid\.block_1\.", r"\1coder.mid_block.resnets.0."),
+    (r"^(en|de)coder\.mid\.block_2\.", r"\1coder.mid_block.resnets.1."),
+    (r"^encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets."),
+    (r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
+    (r"^(decoder\.up_blocks\.\d+\.)block\.", r"\1resnets."),
+    (r"^(decoder\.up_blocks\.\d+\.)upsample\.", r"\1upsamplers.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+]
+
+
+def in_diffusers_naming(file: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The VAE's tensors in a file, without the discriminator that its training used."""
+    tensors = renamed(file, RENAMES)
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith("loss")}
+
+
+def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the shapes of the weights, in diffusers' naming, tell of the configuration."""
+    resnet = "encoder.down_blocks.{}.resnets.{}.conv1.conv.weight"
+    levels = count_of(tensors, resnet.format("{}", 0))
+    return {
+        "block_out_channels": [len(tensors[resnet.format(i, 0)]) for i in range(levels)],
+        "layers_per_block": count_of(tensors, resnet.format(0, "{}")),
+        "latent_channels": tensors["decoder.conv_in.conv.weight"].shape[1],
+    }

@@ -1,0 +1,287 @@
+"""What is predicted of a run, held against real tensors and the real run."""
+
+import argparse
+import json
+from dataclasses import replace
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from star_core.cli import main
+from star_core.cli.arguments import MEMORY
+from star_core.diffusion.shortcuts import FAST, Shortcuts
+from star_core.models.slicing import Slicing
+from star_core.models.unet import ControlledVideoUNet, UNetConfig
+from star_core.parity import REFERENCE
+from star_core.pipeline import Settings, Shot, restore
+from star_core.planning import plot as plan_plot
+from star_core.planning.cost import Pass, decoding, encoding, peak_of
+from star_core.planning.meta_memory import LiveMetaTensors, LiveTensors
+from star_core.planning.plan import Plan, Task
+from star_core.planning.predict import denoise_flops, denoise_memory, fitting, predict
+from star_core.sampling_defaults import SamplingDefaults
+from star_core.star_checkpoint import StarModel
+from star_core.vae.svd import SVDGeometry, svd_vae
+from star_core.windows.canvas import Canvas
+from star_core.windows.chunking import ChunkConfig
+from star_core.windows.tiling import Tile
+
+CONFIG = UNetConfig(
+    dim=32,
+    context_dim=16,
+    dim_mult=(1, 2),
+    num_heads=2,
+    head_dim=16,
+    num_res_blocks=1,
+    attn_scales=(1.0,),
+    norm_groups=8,
+)
+GEOMETRY = SVDGeometry(block_out_channels=(32, 64), layers_per_block=1)
+SAMPLING = SamplingDefaults(steps=2, solver_mode="normal")
+TASK = Task(
+    frames=4,
+    size=(28, 20),
+    config=CONFIG,
+    vae=GEOMETRY,
+    text_encoder=False,
+    dtype=torch.float32,
+    sampling=SAMPLING,
+)
+SLICING = Slicing(spatial_pixels=128, temporal_pixels=96)
+CHUNK = ChunkConfig()
+
+
+@pytest.fixture(scope="module")
+def network():
+    network = ControlledVideoUNet(CONFIG).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.normal_(0.05, 0.05, generator=generator)
+    return network
+
+
+@pytest.fixture(scope="module")
+def vae():
+    vae = svd_vae({"block_out_channels": (32, 64), "layers_per_block": 1})
+    vae.model.eval().requires_grad_(False)
+    return vae
+
+
+def close(predicted: int, measured: int, within: float = 0.15) -> bool:
+    return abs(predicted / measured - 1) <= within
+
+
+@pytest.mark.parametrize("size", [(2, 10, 16), (5, 14, 12), (4, 18, 16)])
+@pytest.mark.parametrize("slicing", [None, SLICING], ids=["whole", "slices"])
+@torch.inference_mode()
+def test_bytes_of_the_network_are_those_of_real_tensors(network, size, slicing):
+    x, y = torch.zeros(1, 4, *size), torch.zeros(1, 77, CONFIG.context_dim)
+    with network.working(slicing=slicing), LiveTensors() as live:
+        network(x, torch.tensor([500]), y, x)
+    frames, height, width = size
+    forward = Pass(config=CONFIG, dtype=torch.float32, frames=frames, height=height, width=width)
+    assert close(peak_of(forward, slicing).device, live.peak)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (48, 32), (40, 88)])
+@torch.inference_mode()
+def test_bytes_of_the_vae_are_those_of_real_tensors(vae, size):
+    with LiveTensors() as live:
+        latents = vae.encode_frame(torch.zeros(1, 3, *size))
+    assert close(encoding(GEOMETRY, torch.float32, 1, *size).peak, live.peak)
+    window = latents[:, :, None].expand(-1, -1, 3, -1, -1)
+    with LiveTensors() as live:
+        vae.decode(window)
+    assert close(decoding(GEOMETRY, torch.float32, 3, *size).peak, live.peak)
+
+
+def run(network, vae, plan: Plan):
+    """Restores a clip of noise as planned."""
+    task = plan.task
+    source = torch.rand(task.frames, 3, task.size[1] // 2, task.size[0] // 2)
+    chosen = Settings(
+        sampling=task.sampling,
+        behaviour=task.behaviour,
+        shortcuts=task.shortcuts,
+        **plan.settings(),
+    )
+    canvas = Canvas.of(task.size, vae_factor=2, levels=1, behaviour=task.behaviour)
+    model = StarModel(network=network, config=CONFIG, sampling=SAMPLING, prompts=None)
+    prompt = torch.zeros(1, 77, CONFIG.context_dim)
+    shot = Shot(part=plan.part, positive=prompt, negative=prompt, settings=chosen)
+    for _ in restore(list(source), model, vae, [shot], canvas):
+        pass
+
+
+def weights(*modules):
+    return sum(x.nbytes for m in modules for x in (*m.parameters(), *m.buffers()))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(task=TASK, chunk=CHUNK, slicing=SLICING),
+        Plan(
+            task=replace(TASK, frames=5, size=(40, 28)),
+            slicing=SLICING,
+            chunk=ChunkConfig(length=3, overlap=1),
+            tile=Tile(size=32, overlap=8),
+        ),
+        Plan(
+            task=replace(TASK, frames=9, size=(40, 28)),
+            slicing=SLICING,
+            chunk=ChunkConfig(length=3, overlap=1, merged=0),
+        ),
+        Plan(
+            task=replace(TASK, frames=3, size=(52, 36), sampling=replace(SAMPLING, cfg=1.0)),
+            chunk=CHUNK,
+            slicing=SLICING,
+            latent_tile=Tile(size=40, overlap=8),
+            tile=Tile(size=40, overlap=8),
+        ),
+    ],
+    ids=["whole", "windows and tiles", "one window after the other", "tiles of latents"],
+)
+def test_bytes_of_a_run_are_those_of_real_tensors(network, vae, plan):
+    with LiveTensors() as live:
+        run(network, vae, plan)
+    measured = live.peak + weights(network, vae.model)
+    assert close(predict(plan).peak_on_cpu, measured)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(task=TASK, chunk=ChunkConfig(length=3, overlap=1)),
+        Plan(task=replace(TASK, sampling=replace(SAMPLING, sampler="heun")), chunk=CHUNK),
+        Plan(
+            task=TASK,
+            chunk=CHUNK,
+            latent_tile=Tile(size=20, overlap=4),
+            tile=Tile(size=20, overlap=4),
+        ),
+        Plan(task=replace(TASK, shortcuts=Shortcuts(guidance=(500, 1000))), chunk=CHUNK),
+        Plan(task=replace(TASK, shortcuts=Shortcuts(attention_window=6)), chunk=CHUNK),
+        Plan(
+            task=replace(TASK, shortcuts=Shortcuts(reuse=900)),
+            chunk=ChunkConfig(length=3, overlap=1),
+        ),
+    ],
+    ids=["windows", "heun", "tiles", "guidance", "attention", "reuse"],
+)
+def test_flops_are_those_counted_in_the_run(network, vae, plan):
+    def attention(q, k, *_, **__):
+        return 4 * q[0] * q[1] * q[2] * q[3] * k[2]
+
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={fused: attention}) as counter:
+        run(network, vae, plan)
+    assert sum(predict(plan).flops.values()) == counter.get_total_flops()
+
+
+def small(frames: int, width: int, height: int) -> Plan:
+    return Plan(task=replace(TASK, frames=frames, size=(width, height)), chunk=CHUNK)
+
+
+def test_each_smaller_plan_needs_no_more_and_the_last_is_far_smaller():
+    plans = [small(20, 400, 300)]
+    while (smaller := plans[-1].smaller_denoising()) is not None:
+        plans.append(smaller)
+    needed = [denoise_memory(plan).device for plan in plans]
+    assert all(after <= 1.01 * before for before, after in pairwise(needed))
+    assert needed[-1] < 0.3 * needed[0]
+
+
+@settings(max_examples=5, deadline=None)
+@given(share=st.floats(0.02, 1.2), offload=st.booleans())
+def test_a_plan_fits_if_any_does_and_curtails_nothing_where_nothing_needs_it(share, offload):
+    whole = small(20, 400, 300)
+    needed = predict(whole).peak
+    plan = fitting(whole.task, int(share * needed), offload=offload)
+    if share >= 1:
+        assert plan == whole
+    assert plan.offload <= offload
+    memory = predict(plan).memory
+    if memory["denoise"].device > share * needed:
+        assert plan.smaller_denoising() is None
+    if max(memory["encode"].device, memory["decode"].device) > share * needed:
+        assert plan.tile is not None and plan.smaller_decoding() is None
+
+
+FULL = Task(frames=72, size=(1704, 960))
+
+
+def test_full_size_work_meets_its_targets_by_the_windows_of_each_behaviour():
+    def work(task: Task) -> float:
+        return denoise_flops(fitting(task)) / 1e15
+
+    reference = work(replace(FULL, behaviour=REFERENCE))
+    assert reference == pytest.approx(52.05, rel=0.02)
+    assert work(FULL) <= 0.85 * reference
+    assert work(replace(FULL, shortcuts=FAST)) <= 0.5 * reference
+
+
+def test_the_command_tells_a_plan_for_the_memory_given(capsys):
+    command = ["plan", "--frames", "40", "--size", "120x90", "--model", "tiny", "--json"]
+    main([*command])
+    whole = json.loads(capsys.readouterr().out)
+    main([*command, "--memory", f"{whole['peak_bytes'] / 2**20 / 2:.1f}M"])
+    half = json.loads(capsys.readouterr().out)
+    assert whole["fits"] and half["fits"]
+    assert half["peak_bytes"] <= half["memory_bytes"] < whole["peak_bytes"]
+    assert whole["tflop"] == pytest.approx(
+        sum(whole[f"tflop_{stage}"] for stage in ("encode", "denoise", "decode"))
+    )
+    assert {"chunk_frames", "chunk_overlap", "tile", "slices", "offload"} <= half.keys()
+
+
+def test_the_command_says_in_words_what_it_chose(capsys):
+    main(["plan", "--frames", "40", "--size", "120x90", "--model", "tiny", "--memory", "1M"])
+    text = capsys.readouterr().out
+    assert "Does not fit into 0.00 GiB" in text and "windows" in text and "tiles" in text
+
+
+def test_growth_is_drawn_with_a_line_for_each_way(monkeypatch):
+    monkeypatch.setattr(plan_plot, "FRAMES", (1, 4, 40))
+    monkeypatch.setattr(plan_plot, "SIZES", ((60, 44), (120, 88)))
+    svg = ElementTree.fromstring(plan_plot.growth(TASK, 10 * 2**20))
+    panels = list(svg.iter("{http://www.w3.org/2000/svg}g"))
+    assert [len(list(panel.iter("{http://www.w3.org/2000/svg}circle"))) for panel in panels] == [
+        *(6, 6),
+        *(4, 4),
+    ]
+    text = "".join(svg.itertext())
+    assert "memory by frames" in text and "compute by megapixels" in text
+
+
+@pytest.mark.parametrize("memory", ["", "12", "12GiB", "12G", "800M", "7.5g", "x", "G"])
+def test_memory_is_read_in_powers_of_1024(memory):
+    known = {"12": 12, "12GiB": 12 * 2**30, "12G": 12 * 2**30, "800M": 800 * 2**20}
+    known["7.5g"] = 15 * 2**29
+    if memory in known:
+        assert MEMORY(memory) == known[memory]
+    else:
+        with pytest.raises(argparse.ArgumentTypeError, match="12G"):
+            MEMORY(memory)
+
+
+def test_what_goes_to_main_memory_counts_there_until_it_is_read_again():
+    x = torch.empty(1000, device="meta")
+    with LiveMetaTensors() as live:
+        away = torch.empty(1000, device="cpu").copy_(x)
+        assert (live.live, live.away_peak) == (0, 4000)
+        doubled = away.to("meta") * 2
+        assert live.live == 8000
+    assert doubled.shape == x.shape
+
+
+def test_attention_of_meta_tensors_needs_no_matrix_of_scores():
+    q = torch.empty(1, 2, 5000, 8, device="meta")
+    with LiveMetaTensors() as live:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert live.peak < 10 * q.nbytes

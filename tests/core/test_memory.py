@@ -1,0 +1,58 @@
+import platform
+
+import pytest
+import torch
+from torch import nn
+
+from star_core.memory import Seat, keep_freed_memory
+
+
+def test_a_module_goes_home_even_if_the_work_fails():
+    module = nn.Linear(2, 2)
+    with pytest.raises(KeyboardInterrupt), Seat("meta") as seat:
+        seat.take(module)
+        assert module.weight.is_meta
+        module.to_empty(device="cpu")  # nothing comes back from meta
+        raise KeyboardInterrupt
+    assert module.weight.device.type == "cpu"
+
+
+class Module(nn.Module):
+    """Says where it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.place = "home"
+
+    def to(self, device):
+        self.place = device if device == "there" else "home"
+
+
+@pytest.mark.parametrize("one_at_a_time", [True, False])
+def test_a_device_holds_one_module_at_a_time_or_all(one_at_a_time):
+    first, second = Module(), Module()
+    with Seat("there", one_at_a_time=one_at_a_time) as seat:
+        seat.take(first)
+        seat.take(second)
+        assert (first.place, second.place) == ("home" if one_at_a_time else "there", "there")
+        seat.one_at_a_time = True
+        seat.take(second)
+        assert (first.place, second.place) == ("home", "there")
+        seat.take(first)
+        assert (first.place, second.place) == ("there", "home")
+    assert first.place == second.place == "home"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_freed_memory_is_used_again_without_asking_the_system():
+    import resource
+
+    def pages_given() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)  # 64 MB, 16384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    # small objects nibble at the first blocks
+    assert [pages_given() for _ in range(8)][-1] < 1000

@@ -1,0 +1,236 @@
+import json
+import tarfile
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+import webdataset
+
+from star_core.backbones import COGVIDEOX, I2VGENXL
+from star_core.degradation import MILD, STAR_HEAVY, STAR_LIGHT, clean_target
+from star_core.metrics import psnr
+from star_core.training.autoencoder import TINY_VAE, start_as_projection
+from star_core.training.captions import caption_of, read_captions
+from star_core.training.dataset import ClipFilter, clips_of, make_dataset, measure
+from star_core.training.tiny import NETWORK, started
+from star_core.training.validation import Validation
+from star_core.training.videos import VideoSamples, stored_clips
+from star_core.vae.patch import patch_vae
+from star_core.video_io import open_sink, open_video
+
+SMALL = ClipFilter(length=(4, 6), side=32, motion=(0.0, 80.0), detail=0.5)
+
+
+def film(path, frames, *, size=(48, 64), step=2, level=0.5, swing=0.4):
+    """Waves that move `step` pixels a frame."""
+    h, w = size
+    columns = torch.arange(w) / 5
+    with open_sink(path, width=w, height=h, fps=Fraction(25)) as sink:
+        for index in range(frames):
+            row = level + swing * torch.sin(columns + step * index / 5)
+            sink.write(row.expand(3, h, w).clamp(0, 1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    film(folder / "a.mkv", 10)
+    film(folder / "b.mkv", 5)
+    film(folder / "dark.mkv", 5, level=0.03, swing=0.02)
+    film(folder / "tiny.mkv", 5, size=(16, 16))
+    (folder / "b.txt").write_text("Waves beside.\n")
+    (folder / "OpenVid-1M.csv").write_text(
+        "video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,"
+        'fps,seconds\na.mkv,"Waves, moving.",5.1,3.2,0.99,static,10,25,0.4\n'
+        "b.mkv,Not this one.,5.0,3.0,0.98,static,5,25,0.2\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shards")
+    cuts = {10: [4]}  # only the long film has a cut
+
+    def find_cuts(frames):
+        return cuts.get(sum(1 for _ in frames), [])
+
+    counts = make_dataset(folder, out, SMALL, find_cuts=find_cuts, per_shard=2)
+    return out, counts
+
+
+def test_shots_become_clips_and_what_does_not_pass_is_counted(shards):
+    out, counts = shards
+    assert counts == {"kept": 3, "too little brightness": 1, "too small": 1}
+    assert sorted(path.name for path in out.iterdir()) == ["shard-00000.tar", "shard-00001.tar"]
+
+
+def test_a_shard_is_a_webdataset_with_frames_record_and_caption(shards, folder, tmp_path):
+    with tarfile.open(shards[0] / "shard-00000.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"{n:08d}.{s}" for n in (0, 1) for s in ("json", "mp4", "txt")]
+    record = json.loads((tmp_path / "00000001.json").read_text())
+    assert (record["source"], record["frames"]) == ("a.mkv", [4, 10])
+    assert record["motion"] > 0.2
+    stored = torch.stack(list(open_video(tmp_path / "00000001.mp4")))
+    original = torch.stack(list(open_video(folder / "a.mkv", frames=(4, 10))))
+    assert (stored - original).abs().mean() < 0.02
+    assert (tmp_path / "00000001.txt").read_text() == "Waves, moving."
+
+
+def test_webdataset_reads_the_shards(shards):
+    files = [str(path) for path in sorted(shards[0].glob("*.tar"))]
+    samples = list(webdataset.WebDataset(files, shardshuffle=False))  # pyright: ignore
+    assert [sample["__key__"] for sample in samples] == [f"{n:08d}" for n in range(len(samples))]
+    assert len(samples) == len(stored_clips(shards[0])) > 2
+    assert samples[1]["txt"].decode() == "Waves, moving."
+    assert json.loads(samples[1]["json"])["frames"] == [4, 10]
+
+
+def test_a_text_beside_a_video_comes_before_the_table(folder):
+    captions = read_captions(folder)
+    assert caption_of(folder / "b.mkv", captions) == "Waves beside."
+    assert caption_of(folder / "a.mkv", captions) == "Waves, moving."
+    assert caption_of(folder / "none.mkv", captions) is None
+
+
+def test_stars_own_table_is_read_and_others_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("path,text\n/data/x.mp4,A dog.\n")
+    assert read_captions(tmp_path) == {"x.mp4": "A dog."}
+    (tmp_path / "b.csv").write_text("name,words\nx,y\n")
+    with pytest.raises(ValueError, match="video and caption"):
+        read_captions(tmp_path)
+
+
+@pytest.mark.parametrize("frames", [3, 4, 6, 7, 13, 40])
+def test_clips_cover_a_shot_in_equal_parts(frames):
+    clips = list(clips_of([range(10, 10 + frames)], (4, 6)))
+    assert all(4 <= len(clip) <= 6 for clip in clips)
+    covered = [i for clip in clips for i in clip]
+    assert covered == list(range(10, 10 + len(covered)))
+    assert len(covered) == {3: 0, 7: 6}.get(frames, frames)
+
+
+def test_what_is_measured_of_a_clip():
+    still = torch.full((3, 3, 32, 32), 0.5)
+    measured = measure(still)
+    assert measured.motion == measured.detail == 0
+    assert measured.brightness == pytest.approx(125, abs=2)
+    stripes = (torch.arange(32) % 2).float().expand(3, 32, 32)
+    assert measure([stripes]).detail > 50
+
+
+def test_existing_shards_and_empty_folders_are_refused(shards, folder, tmp_path):
+    with pytest.raises(ValueError, match="shards already"):
+        make_dataset(folder, shards[0], SMALL)
+    with pytest.raises(ValueError, match="no videos"):
+        make_dataset(tmp_path, tmp_path / "out", SMALL)
+    with pytest.raises(ValueError, match="no shards"):
+        stored_clips(tmp_path)
+
+
+def test_an_interruption_leaves_no_half_shard(folder, tmp_path):
+    def stop(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_dataset(folder, tmp_path / "out", SMALL, per_shard=9, on_video=stop)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.fixture(scope="module")
+def vae():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = patch_vae(TINY_VAE)
+    start_as_projection(vae.model, torch.rand(20, 3, 16, 16) * 2 - 1)  # pyright: ignore[reportArgumentType]
+    vae.model.eval()
+    return vae
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_sample_is_a_clean_and_a_degraded_clip_in_latents_with_its_text(shards, vae):
+    told = []
+
+    def text(caption):
+        told.append(caption)
+        return torch.full((2, 3), float(len(caption)))
+
+    samples = VideoSamples(shards[0], vae, MILD, frames=3, size=(24, 32), text=text)
+    sample = samples.sample(generator(3))
+    assert sample.hq.shape == sample.lq.shape == (vae.latent_channels, 3, 6, 8)
+    assert sample.text is not None and sample.text.shape == (2, 3)
+    assert not torch.equal(sample.hq, sample.lq)
+    again = samples.sample(generator(3))
+    assert torch.equal(sample.lq, again.lq) and torch.equal(sample.hq, again.hq)
+    for seed in range(12):
+        samples.sample(generator(seed))
+    assert "" in told and {"Waves, moving.", "Waves beside."} & set(told)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_captions_are_left_out_as_often_as_asked(shards, vae, monkeypatch, share):
+    told = []
+
+    def text(caption):
+        told.append(caption)
+        return torch.zeros(2, 3)
+
+    samples = VideoSamples(shards[0], vae, MILD, text=text, untold=share)
+    clip = torch.zeros(1, 3, 8, 8)
+    monkeypatch.setattr(samples, "pair", lambda generator: (clip, clip, "Waves."))
+    for seed in range(300):
+        samples.sample(generator(seed))
+    assert told.count("") / 300 == pytest.approx(share, abs=0.08)
+
+
+def test_the_published_models_leave_out_captions_as_their_papers_do():
+    assert (I2VGENXL.prompts.untold, COGVIDEOX.prompts.untold) == (0.5, 0.1)
+
+
+def test_what_a_sharpened_recipe_aims_at_is_the_sharpened_clip(shards, vae):
+    plain, sharpened = (
+        VideoSamples(shards[0], vae, replace(MILD, sharpen=sharpen), frames=3, size=(24, 32))
+        for sharpen in (False, True)
+    )
+    clean, target = (samples.pair(generator(3))[0] for samples in (plain, sharpened))
+    assert not torch.equal(clean, target)
+    assert torch.equal(target, clean_target(clean, STAR_HEAVY))
+
+
+def test_frames_of_a_sample_follow_the_interval_where_the_clip_is_long_enough(shards, vae):
+    samples = VideoSamples(shards[0], vae, STAR_LIGHT, frames=3, size=(48, 64), interval=2)
+    clean, large, _ = samples.pair(generator(0))
+    assert clean.shape == large.shape == (3, 3, 48, 64)
+    # The waves move by 2 pixels a frame, so by 4 between frames of the sample.
+    moved = clean[0, :, :, 4:], clean[0, :, :, 2:-2]
+    double, single = ((clean[1, :, :, : part.shape[-1]] - part).abs().mean() for part in moved)
+    assert double < single
+
+
+def test_a_clip_that_is_too_small_or_short_is_told(shards, vae):
+    for frames, size, word in ((9, (24, 32), "frames"), (3, (96, 64), "64x96")):
+        with pytest.raises(ValueError, match=word):
+            VideoSamples(shards[0], vae, MILD, frames=frames, size=size).sample(generator(0))
+
+
+def test_a_network_that_copies_the_hint_is_as_good_as_the_vae(vae, tmp_path):
+    network, prompts = started(replace(NETWORK, hint_prior=0.5), 0)
+    column = torch.linspace(0.2, 0.8, 32).expand(2, 3, 40, 32)
+    noisy = (column + 0.02 * torch.randn(column.shape, generator=generator(0))).clamp(0, 1)
+    network.train()
+    figures = Validation([(column, noisy)], vae, tmp_path)(network, prompts, 500)
+    assert network.training
+    with torch.no_grad():
+        there_and_back = vae.decode(vae.encode(noisy.transpose(0, 1)[None] * 2 - 1)) / 2 + 0.5
+    as_good = psnr(there_and_back[0, :, 0].clamp(0, 1), column[0])
+    assert figures["restored psnr"] == pytest.approx(as_good, abs=1)
+    assert figures["degraded psnr"] == pytest.approx(34, abs=1)
+    video = open_video(tmp_path / "validation" / "0000500_0.mp4")
+    assert (video.info.width, video.info.height, len(video)) == (96, 40, 2)

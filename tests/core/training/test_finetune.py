@@ -1,0 +1,71 @@
+from fractions import Fraction
+
+import pytest
+import torch
+
+from star_core.checkpoints.tensors import open_tensors
+from star_core.cli import main
+from star_core.model import BUILT_IN
+from star_core.star_checkpoint import load_model
+from star_core.training.dataset import ClipFilter, make_dataset
+from star_core.video_io import open_sink
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    columns = torch.arange(64) / 5
+    with open_sink(folder / "a.mkv", width=64, height=48, fps=Fraction(25)) as sink:
+        for index in range(4):
+            sink.write((0.5 + 0.4 * torch.sin(columns + index / 3)).expand(3, 48, 64))
+    out = folder / "shards"
+    make_dataset(folder, out, ClipFilter(length=(2, 4), side=32, detail=0.0))
+    return out
+
+
+def arguments(shards, out, *more):
+    common = ["train", "--model", "tiny", "--data", str(shards), "--out", str(out), "--steps", "2"]
+    return [*common, "--frames", "2", "--size", "32x24", "--recipe", "fixed-mild", *more]
+
+
+def test_star_training_of_a_model_file_writes_a_model_that_loads(shards, tmp_path):
+    more = ["--validate", str(shards), "--bf16", "--checkpointing", "--learning-rate", "0.01"]
+    assert main(arguments(shards, tmp_path, *more)) == 0
+    trained = load_model(tmp_path / "model.safetensors")
+    given = load_model(BUILT_IN["tiny"][0])
+    assert (trained.config, trained.sampling) == (given.config, given.sampling)
+    old, new = given.network.state_dict(), trained.network.state_dict()
+    changed = {key for key in old if not torch.equal(old[key], new[key])}
+    assert changed and all("VideoControlNet" in k or ".local" in k for k in changed)
+    assert list((tmp_path / "validation").glob("*.mp4"))
+
+
+def test_a_lora_is_written_alone(shards, tmp_path):
+    assert main(arguments(shards, tmp_path, "--trains", "lora", "--rank", "2")) == 0
+    lora = open_tensors(tmp_path / "lora.safetensors")
+    assert all(".lora_" in key or key.endswith(".alpha") for key in lora)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_sizes_that_do_not_fit_and_missing_options_are_told(shards, tmp_path, capsys):
+    assert main(arguments(shards, tmp_path, "--size", "32x32")) == 2
+    assert "pad" in capsys.readouterr().err
+    assert main(arguments(shards, tmp_path, "--sharp", "0.5")) == 2
+    assert "--preset tiny" in capsys.readouterr().err
+    assert main(["train", "--model", "tiny", "--data", "x"]) == 2
+    assert "--out, --steps" in capsys.readouterr().err
+    assert (
+        main(
+            arguments(shards, tmp_path)[:2]
+            + ["nothing.pt", "--data", "x", "--out", "y", "--steps", "1"]
+        )
+        == 2
+    )
+    assert "--vae" in capsys.readouterr().err
+
+
+def test_the_plan_tells_memory_and_work_without_training(tmp_path, capsys):
+    plan = ["train", "--model", "tiny", "--plan", "--frames", "2", "--size", "32x24"]
+    assert main(plan) == 0
+    out = capsys.readouterr().out
+    assert "PFLOP a step" in out and "GiB a GPU" in out
