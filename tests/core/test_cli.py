@@ -571,10 +571,10 @@ def test_a_memory_given_makes_a_plan_that_is_told_and_followed(tmp_path, capsys,
     monkeypatch.setattr("star_core.upscale.restore", watching)
     source = write_clip(tmp_path / "in.mkv", 2, 24, 32)
     command = ("upscale", source, tmp_path / "out.mkv", "--scale", 12)
-    code, _, err = run(capsys, *command, "--memory", "60M")
+    code, _, err = run(capsys, *command, "--memory", "20M")
     assert code == 0 and "GiB" in err
     (settings,) = seen
-    assert settings.slicing.offload and settings.tile is not None
+    assert settings.slicing.offload
     assert open_video(tmp_path / "out.mkv").info.width == 384
     assert "leave one of them out" in refused(capsys, *command, "--memory", "1G", "--tile", "256")
 
