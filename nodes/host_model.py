@@ -34,7 +34,7 @@ HINT, STRENGTH = "star_hint", "star_strength"
 # Of transformer_options: the frames (a range) that the latents at hand are a window of; how the
 # network works, arguments of `ControlledVideoUNet.working` and `reuse` of Shortcuts; and the deep
 # features of this run, those of a key.
-WINDOW, HOW, DEEP = "star_window", "star_how", "star_deep"
+WINDOW, WORK_OPTIONS, DEEP = "star_window", "star_how", "star_deep"
 
 # Solvers of the host need finite noise levels; the schedule ends in pure noise, which is infinite.
 # The host stands in this level for it with its own zero-terminal-SNR models.
@@ -133,7 +133,7 @@ class Hosted:
             hint = window.get_tensor(hint, dim=2)
         override = "optimized_attention_override" in transformer_options
         self.attention.options = transformer_options if override else {}
-        how = {"slicing": self.slicing, **transformer_options.get(HOW, {})}
+        how = {"slicing": self.slicing, **transformer_options.get(WORK_OPTIONS, {})}
         deep = None
         if how.pop("reuse", 0) and (prompts := transformer_options.get("uuids")):
             features = features_of(prompts, transformer_options)

@@ -33,7 +33,7 @@ from ..star_core.windows.chunking import (
 from ..star_core.windows.tiling import Tile
 from .host import told
 from .host_features import check_host
-from .host_model import DEEP, HOW, PURE_NOISE, WINDOW, Slicing, features_of, star_of
+from .host_model import DEEP, PURE_NOISE, WINDOW, WORK_OPTIONS, Slicing, features_of, star_of
 
 Options = dict[str, Any]
 
@@ -232,7 +232,7 @@ def patch_work(model: ModelPatcher, **how: Any) -> ModelPatcher:
     """
     model = model.clone()
     options = model.model_options["transformer_options"]
-    options[HOW] = {**options.get(HOW, {}), **how}
+    options[WORK_OPTIONS] = {**options.get(WORK_OPTIONS, {}), **how}
     _wrap(model, WrappersMP.OUTER_SAMPLE, "star_work", _sample_as_asked)
     _wrap(model, WrappersMP.CALC_COND_BATCH, "star_work", _keep_in_step)
     return model
@@ -244,7 +244,7 @@ def _sample_as_asked(executor, *args, **kwargs) -> Tensor:
     check_host(guider, "model_options", "model_patcher")
     model_options, star = guider.model_options, guider.model_patcher.model
     options, before = model_options["transformer_options"], star.how
-    how = options[HOW]
+    how = options[WORK_OPTIONS]
     features = cache(lambda key: DeepFeatures(within=how.get("reuse", 0)))
     guider.model_options = {**model_options, "transformer_options": {**options, DEEP: features}}
     star.how = how

@@ -18,19 +18,19 @@ from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
 from ..star_core.diffusion.shortcuts import DeepFeatures, Shortcuts
-from ..star_core.memory import Seat
+from ..star_core.memory import DevicePlacement
 from ..star_core.model import Model, check_vae
 from ..star_core.model import Prompts as SceneOf
 from ..star_core.pipeline import Settings
 from ..star_core.resume import tensor_hash
 from ..star_core.shots import find_cuts, shots_of
 from ..star_core.star_checkpoint import StarModel
-from ..star_core.upscale import Job, Scene, upscale
+from ..star_core.upscale import Job, ShotSettings, upscale
 from ..star_core.video_io import VideoSource, open_video
 from ..star_core.windows.canvas import Canvas
 from .host import Progress
 from .host_conditioning import Prompts, size_of
-from .host_model import DEEP, HOW, activations, star_of
+from .host_model import DEEP, WORK_OPTIONS, activations, star_of
 from .host_vae import FirstStageModel, star_vae
 from .host_video_input import file_of
 
@@ -68,12 +68,16 @@ class HostNetwork:
         self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor, deep: DeepFeatures | None = None
     ) -> Tensor:
         mm.throw_exception_if_processing_interrupted()
-        how = {**self._options.get(HOW, {}), **self._how, "reuse": deep.within if deep else 0}
-        options = {**self._options, HOW: how, "uuids": [0], DEEP: lambda key: deep}
+        how = {
+            **self._options.get(WORK_OPTIONS, {}),
+            **self._how,
+            "reuse": deep.within if deep else 0,
+        }
+        options = {**self._options, WORK_OPTIONS: how, "uuids": [0], DEEP: lambda key: deep}
         return self._network(x, t, context=y, hint=hint, transformer_options=options)
 
 
-class HostSeat(Seat):
+class HostPlacement(DevicePlacement):
     """The host brings modules to its device, with their patches, as far as there is room."""
 
     def __init__(
@@ -84,7 +88,7 @@ class HostSeat(Seat):
         self._model, self._vae, self._settings = model, vae, settings
         self._size, self._frames = size, min(frames, settings.chunk.length)
 
-    def take(self, module: Any) -> None:
+    def load(self, module: Any) -> None:
         stage, settings = star_vae(self._vae), self._settings
         if isinstance(module, HostNetwork):
             factor, channels = stage.video_vae.factor, stage.video_vae.latent_channels
@@ -162,19 +166,19 @@ def restore_video(
         info = open_video(source, excerpt=excerpt).info
         target = size_of(info.width, info.height, *size)
 
-        def scenes(source: VideoSource) -> Sequence[Scene]:
+        def shot_settings(source: VideoSource) -> Sequence[ShotSettings]:
             total = source.info.frame_count
             cuts = _cuts(source) if shots == "auto" else []
-            return [Scene(settings=settings, frames=shot) for shot in shots_of(total, cuts)]
+            return [ShotSettings(settings=settings, frames=shot) for shot in shots_of(total, cuts)]
 
         model.pre_run()
         try:
             upscale(
                 Job(source=source, excerpt=excerpt, out=out, out_size=target, codec=codec),
-                Scene(settings=settings),
+                ShotSettings(settings=settings),
                 lambda prompts: whole,
-                get_scenes=scenes,
-                seat=HostSeat(model, vae, target, info.frame_count, settings),
+                get_shots=shot_settings,
+                placement=HostPlacement(model, vae, target, info.frame_count, settings),
                 on_progress=_progress(),
             )
         finally:
@@ -216,7 +220,7 @@ def _progress() -> Any:
 
 def _patched(model: ModelPatcher) -> dict[str, Any]:
     """How patches make the network work."""
-    return model.model_options.get("transformer_options", {}).get(HOW, {})
+    return model.model_options.get("transformer_options", {}).get(WORK_OPTIONS, {})
 
 
 def _patches_of(model: ModelPatcher) -> str:

@@ -175,7 +175,7 @@ COGVIDEOX = Backbone(
     geometry=CausalVAEGeometry(),
     text_parameters=4_762_310_656,  # of t5-v1_1-xxl's encoder
     text_dtype=torch.bfloat16,
-    prompts=PromptDefaults(prompt="", positive="", negative=None, untold=0.1),
+    prompts=PromptDefaults(prompt="", positive="", negative=None, caption_dropout=0.1),
     reference=COGVIDEOX_REFERENCE,
 )
 BACKBONES = {backbone.name: backbone for backbone in (I2VGENXL, COGVIDEOX)}

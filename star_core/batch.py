@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from .memory import is_out_of_memory
 from .model import Model, Prompts, add_prompts, load
-from .upscale import Order, Scene, find_part, survey, upscale
+from .upscale import RunSpec, ShotSettings, store_segment, survey, upscale
 from .video_io import AlreadyThere, VideoSource
 
 _LOG = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _PATIENCE = 30  # seconds without any worker before that is said
 T = TypeVar("T")
 
 Options = dict[str, Any]
-OpenOrder = Callable[[Options], Order]
+OpenRunSpec = Callable[[Options], RunSpec]
 Progress = Callable[[str, int, int], None]
 
 
@@ -55,9 +55,9 @@ class Worker:
     Its methods return an `Outcome` where the job has come to its end otherwise than hoped for.
     """
 
-    def __init__(self, open_order: OpenOrder) -> None:
+    def __init__(self, open_run: OpenRunSpec) -> None:
         """open_order: what a job asks for, on the machine that does it; importable there."""
-        self._open_order = open_order
+        self._open_order = open_run
         self._model: tuple[Any, Model] | None = None
         self._done = 0.0
 
@@ -69,23 +69,27 @@ class Worker:
         """How much of the part at hand is denoised, 0 to 1."""
         return self._done
 
-    def survey(self, number: int, options: Options) -> tuple[list[Scene], list[int]] | Outcome:
+    def survey(
+        self, number: int, options: Options
+    ) -> tuple[list[ShotSettings], list[int]] | Outcome:
         """See `upscale.survey`."""
 
-        def look() -> tuple[list[Scene], list[int]]:
-            order = self._open_order(options)
-            return survey(order.job, order.whole, order.get_scenes)
+        def look() -> tuple[list[ShotSettings], list[int]]:
+            run = self._open_order(options)
+            return survey(run.job, run.whole, run.get_shots)
 
         return _tried(number, look)
 
-    def find_part(
-        self, number: int, options: Options, scenes: Sequence[Scene], part: int
+    def store_segment(
+        self, number: int, options: Options, shot_settings: Sequence[ShotSettings], segment: int
     ) -> Outcome | None:
-        """See `upscale.find_part`."""
+        """See `upscale.store_segment`."""
 
         def find() -> None:
-            order = self._open_order(options)
-            find_part(order.job, scenes, part, self._get_model(order), on_progress=self._note)
+            run = self._open_order(options)
+            store_segment(
+                run.job, shot_settings, segment, self._get_model(run), on_progress=self._note
+            )
 
         self._done = 0.0
         return _tried(number, find)
@@ -94,22 +98,22 @@ class Worker:
         self,
         number: int,
         options: Options,
-        scenes: Sequence[Scene] | None = None,
+        shot_settings: Sequence[ShotSettings] | None = None,
         on_progress: Progress | None = None,
     ) -> Outcome:
         """Does a job, or what is left of it. scenes: those of `survey` if it was surveyed."""
 
         def do() -> Outcome:
-            def known(source: VideoSource) -> Sequence[Scene]:
-                return scenes or ()
+            def known(source: VideoSource) -> Sequence[ShotSettings]:
+                return shot_settings or ()
 
             start = time.monotonic()
-            order = self._open_order(options)
+            run = self._open_order(options)
             result = upscale(
-                order.job,
-                order.whole,
-                self._get_model(order),
-                get_scenes=order.get_scenes if scenes is None else known,
+                run.job,
+                run.whole,
+                self._get_model(run),
+                get_shots=run.get_shots if shot_settings is None else known,
                 on_progress=on_progress or self._note,
             )
             seconds = time.monotonic() - start
@@ -122,8 +126,8 @@ class Worker:
         if stage == "denoise":
             self._done = done / max(total, 1)
 
-    def _get_model(self, order: Order) -> Callable[[Sequence[Prompts]], Model]:
-        files, how = order.files, order.loading
+    def _get_model(self, run: RunSpec) -> Callable[[Sequence[Prompts]], Model]:
+        files, how = run.files, run.loading
         key = (files.model, files.vae, files.text_encoder, how)
 
         def get(prompts: Sequence[Prompts]) -> Model:
@@ -151,15 +155,15 @@ def _tried(number: int, work: Callable[[], T]) -> T | Outcome:
 
 
 def one_by_one(
-    jobs: Sequence[Options], open_order: OpenOrder, on_progress: Callable[[int], Progress]
+    jobs: Sequence[Options], open_run: OpenRunSpec, on_progress: Callable[[int], Progress]
 ) -> Iterator[Outcome]:
     """Does jobs in this process. on_progress: number of a job -> what is told how far it is."""
-    worker = Worker(open_order)
+    worker = Worker(open_run)
     for number, options in enumerate(jobs):
         yield worker.finish(number, options, on_progress=on_progress(number))
 
 
-class Standing(NamedTuple):
+class Status(NamedTuple):
     """How far everything is: frames that are denoised, and those known of; workers at hand."""
 
     done: int
@@ -169,11 +173,11 @@ class Standing(NamedTuple):
 
 def on_ray(
     jobs: Sequence[Options],
-    open_order: OpenOrder,
+    open_run: OpenRunSpec,
     *,
     address: str,
     on_worker: Callable[[str], None] = lambda where: None,
-    on_standing: Callable[[Standing], None] = lambda standing: None,
+    on_status: Callable[[Status], None] = lambda standing: None,
 ) -> Iterator[Outcome]:
     """Does jobs on a Ray cluster, and yields their outcomes as they come.
 
@@ -200,7 +204,7 @@ def on_ray(
             "one with `ray start --head`, or leave out --ray"
         ) from None
     try:
-        yield from _Crew(ray, jobs, open_order, on_worker, on_standing).outcomes()
+        yield from _Scheduler(ray, jobs, open_run, on_worker, on_status).outcomes()
     finally:
         ray.shutdown()  # ends the workers
 
@@ -211,7 +215,7 @@ class _Task(NamedTuple):
     later: bool
     video: int
     last: bool = False
-    part: int = -1
+    segment: int = -1
 
 
 @dataclass(kw_only=True)
@@ -219,42 +223,42 @@ class _Video:
     """What is known of one. parts: frames of each; done: those of them that are done."""
 
     options: Options
-    scenes: list[Scene] | None = None
-    parts: list[int] = field(default_factory=list)
+    shot_settings: list[ShotSettings] | None = None
+    segments: list[int] = field(default_factory=list)
     done: set[int] = field(default_factory=set)
     ended: bool = False
 
 
-class _Crew:
+class _Scheduler:
     """Workers on a cluster and what they have to do."""
 
     def __init__(
         self,
         ray: Any,
         jobs: Sequence[Options],
-        open_order: OpenOrder,
+        open_run: OpenRunSpec,
         on_worker: Callable[[str], None],
-        on_standing: Callable[[Standing], None],
+        on_status: Callable[[Status], None],
     ) -> None:
-        self._ray, self._on_worker, self._on_standing = ray, on_worker, on_standing
+        self._ray, self._on_worker, self._on_standing = ray, on_worker, on_status
         self._videos = [_Video(options=options) for options in jobs]
         self._waiting = [_Task(False, number) for number in range(len(jobs))]
         self._deaths: Counter[_Task | None] = Counter()
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, _Task | None]] = {}  # without a task: still starting
-        self._heard = self._told = time.monotonic()
+        self._last_seen = self._last_report = time.monotonic()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = int(sum(node.get("GPU", 0) for node in nodes))
         cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
         how: dict[str, Any] = {"max_restarts": 0, "scheduling_strategy": "SPREAD"}
         how |= {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": min(cpus, default=1)}
         how["max_concurrency"] = 2  # a second thread answers how far the first one is
-        self._hire = lambda: ray.remote(Worker).options(**how).remote(open_order)
+        self._spawn = lambda: ray.remote(Worker).options(**how).remote(open_run)
         for _ in range(gpus or len(cpus) or 1):
             self._start()
 
     def _start(self) -> None:
-        worker = self._hire()
+        worker = self._spawn()
         self._busy[worker.where.remote()] = worker, None
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -295,9 +299,9 @@ class _Crew:
             if not task.later:
                 reference = worker.survey.remote(*job)
             elif task.last:
-                reference = worker.finish.remote(*job, video.scenes)
+                reference = worker.finish.remote(*job, video.shot_settings)
             else:
-                reference = worker.find_part.remote(*job, video.scenes, task.part)
+                reference = worker.store_segment.remote(*job, video.shot_settings, task.segment)
             self._busy[reference] = worker, task
 
     def _take(self, task: _Task, found: Any) -> Outcome | None:
@@ -306,13 +310,13 @@ class _Crew:
             return found
         video = self._videos[task.video]
         if task.later:
-            video.done.add(task.part)
+            video.done.add(task.segment)
         else:
-            video.scenes, video.parts = found
-            if len(video.parts) > 1:
-                for part in range(len(video.parts)):
-                    heappush(self._waiting, _Task(True, task.video, part=part))
-        if len(video.parts) < 2 or len(video.done) == len(video.parts):
+            video.shot_settings, video.segments = found
+            if len(video.segments) > 1:
+                for segment in range(len(video.segments)):
+                    heappush(self._waiting, _Task(True, task.video, segment=segment))
+        if len(video.segments) < 2 or len(video.done) == len(video.segments):
             heappush(self._waiting, _Task(True, task.video, last=True))
         return None
 
@@ -339,15 +343,19 @@ class _Crew:
         now = time.monotonic()
         at_work = {worker: task for worker, task in self._busy.values() if task}
         if at_work or self._idle:
-            self._heard = now
-        elif now - self._heard > _PATIENCE:
-            self._heard = float("inf")
+            self._last_seen = now
+        elif now - self._last_seen > _PATIENCE:
+            self._last_seen = float("inf")
             _LOG.warning("no worker has started yet: is the cluster busy with something else?")
-        if now - self._told < 1:
+        if now - self._last_report < 1:
             return
-        self._told = now
+        self._last_report = now
         found = sum(
-            sum(video.parts if video.ended else (video.parts[part] for part in video.done))
+            sum(
+                video.segments
+                if video.ended
+                else (video.segments[segment] for segment in video.done)
+            )
             for video in self._videos
         )
         asked = {w.progress.remote(): task for w, task in at_work.items() if task.later}
@@ -356,12 +364,12 @@ class _Crew:
         )
         for reference in answered:
             task = asked[reference]
-            parts = self._videos[task.video].parts
-            if not task.last or len(parts) == 1:
+            segments = self._videos[task.video].segments
+            if not task.last or len(segments) == 1:
                 with suppress(self._ray.exceptions.RayError):
-                    found += self._ray.get(reference) * parts[0 if task.last else task.part]
-        total = sum(sum(video.parts) for video in self._videos)
-        self._on_standing(Standing(round(found), total, len(at_work) + len(self._idle)))
+                    found += self._ray.get(reference) * segments[0 if task.last else task.segment]
+        total = sum(sum(video.segments) for video in self._videos)
+        self._on_standing(Status(round(found), total, len(at_work) + len(self._idle)))
 
 
 def _failed(task: _Task, reason: str) -> Outcome:

@@ -21,7 +21,7 @@ from .parity import DEFAULT
 from .pipeline import Settings
 from .progress import Progress
 from .sampling_defaults import SamplingDefaults
-from .upscale import Job, Scene, upscale
+from .upscale import Job, ShotSettings, upscale
 from .video_io import VideoSource, open_sink, open_video
 from .windows.canvas import Region, cut
 from .windows.geometry import upsample
@@ -110,7 +110,7 @@ def demo(
             frames=(0, count),
             overwrite=True,
         ),
-        Scene(settings=settings),
+        ShotSettings(settings=settings),
         lambda prompts: load(
             files, prompts, behaviour=settings.behaviour, device=device, dtype=dtype
         ),

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 Shape = Literal["linear", "exponential"]
-Order = Literal["direct", "inverse", "unseparated"]
+RunSpec = Literal["direct", "inverse", "unseparated"]
 Variant = Literal["paper", "reference"]
 
 
@@ -31,7 +31,7 @@ class DFLossConfig:
 
     cutoff: float = 0.35
     softness: float = 0.05
-    order: Order = "direct"
+    order: RunSpec = "direct"
     alpha: float = 2.0
     shape: Shape = "linear"
     beta: float = 1.0
@@ -42,7 +42,7 @@ class DFLossConfig:
             raise ValueError(
                 f"cutoff and softness must be positive, alpha and beta not below 0: {self}"
             )
-        for name, known in (("order", Order), ("shape", Shape), ("variant", Variant)):
+        for name, known in (("order", RunSpec), ("shape", Shape), ("variant", Variant)):
             if getattr(self, name) not in known.__args__:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known.__args__)}, got {getattr(self, name)}"

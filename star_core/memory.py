@@ -20,17 +20,19 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Seat:
-    """A device that modules work on; they come from where they wait, and go home in the end.
+class DevicePlacement:
+    """Moves modules to the device while they work, and back to where they were afterwards.
 
-    `with Seat(device) as seat: seat.take(module)`. one_at_a_time: the device has room for one.
+    Used as a context manager: `with DevicePlacement("cuda") as placement: placement.load(module)`.
+    Leaving it moves every module back.
     """
 
     def __init__(self, device: torch.device | str, *, one_at_a_time: bool = True) -> None:
+        """one_at_a_time: whether the other modules leave the device before one is loaded."""
         self.device, self.one_at_a_time = device, one_at_a_time
         self._homes: dict[nn.Module, torch.device] = {}
 
-    def __enter__(self) -> "Seat":
+    def __enter__(self) -> "DevicePlacement":
         return self
 
     def __exit__(
@@ -39,17 +41,17 @@ class Seat:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._send_home(None)
+        self._unload(None)
 
-    def take(self, module: nn.Module) -> None:
-        """Bring a module to the device; where there is room for one, the others away first."""
+    def load(self, module: nn.Module) -> None:
+        """Moves a module to the device, if it is not there already."""
         if self.one_at_a_time:
-            self._send_home(module)
+            self._unload(module)
         if module not in self._homes:
             self._homes[module] = next(module.parameters()).device
             module.to(self.device)
 
-    def _send_home(self, stays: nn.Module | None) -> None:
+    def _unload(self, stays: nn.Module | None) -> None:
         for module in [other for other in self._homes if other is not stays]:
             module.to(self._homes.pop(module))
 
@@ -63,19 +65,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def surviving(work: Callable[[], T], less: Callable[[], str | None]) -> T:
-    """What `work` returns. Each time memory runs out it is done again, after `less`.
+def retry_on_oom(fn: Callable[[], T], shrink: Callable[[], str | None]) -> T:
+    """Returns what `fn` returns; each time memory runs out it is called again, after `shrink`.
 
-    less: makes the next attempt need less and says how; None where nothing is left to save, which
-    raises the error.
+    shrink: makes the next attempt need less memory and says how, or returns None where nothing is
+    left to save, which raises the error.
     """
     while True:
         try:
-            return work()
+            return fn()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            change = less()
+            change = shrink()
             if change is None:
                 raise
         # Not in the handler: only out here has the failed attempt let go of its tensors.
@@ -84,10 +86,11 @@ def surviving(work: Callable[[], T], less: Callable[[], str | None]) -> T:
             torch.cuda.empty_cache()
 
 
-class Room:
-    """How much a run works on at a time; less each time that memory runs out.
+class MemoryLimits:
+    """How much a run works on at a time, which shrinks each time that memory runs out.
 
-    vae_tile: in pixels. network_tile: in latents. slicing: the network's.
+    vae_tile: tiles of the VAE, in pixels. network_tile: tiles of the network, in latents.
+    slicing: how much the network's layers work on at a time. None stands for whole frames.
     """
 
     def __init__(
@@ -98,29 +101,34 @@ class Room:
         slicing: Slicing,
         view: tuple[int, int],
         in_latents: Callable[[Tile], Tile],
-        seat: Seat,
+        placement: DevicePlacement,
     ) -> None:
-        """latent_tile: the network's, in pixels. view: height and width of frames, in pixels.
-
-        in_latents: the same tile in latents; ValueError where it is too small for the network.
-        seat: where network and VAE work.
+        """latent_tile: tiles of the network, in pixels. view: height and width of a computed frame,
+        in pixels. in_latents: converts a tile from pixels to latents; ValueError where it is too
+        small for the network. placement: where network and VAE work.
         """
-        self.vae_tile, self.slicing, self._seat = vae_tile, slicing, seat
+        self.vae_tile, self.slicing, self._placement = vae_tile, slicing, placement
         self._latent_tile, self._view, self._in_latents = latent_tile, view, in_latents
         self.network_tile = latent_tile and in_latents(latent_tile)
 
-    def less_for_vae(self) -> str | None:
-        """Sends home what is not at work, then halves tiles. Says so; None if nothing is left."""
-        if change := self._offloaded():
+    def shrink_vae(self) -> str | None:
+        """Offloads idle weights, then halves the tiles of the VAE.
+
+        Returns what was done, for the log, or None if nothing is left to do.
+        """
+        if change := self._offload():
             return change
         if smaller := self._halved(self.vae_tile):
             self.vae_tile = smaller
             return f"the VAE in tiles of {smaller.size} pixels"
         return None
 
-    def less_for_network(self) -> str | None:
-        """As `less_for_vae`; skips wait elsewhere too."""
-        if change := self._offloaded():
+    def shrink_network(self) -> str | None:
+        """Offloads idle weights and skip connections, then halves the tiles of the network.
+
+        Returns what was done, for the log, or None if nothing is left to do.
+        """
+        if change := self._offload():
             return change
         smaller = self._halved(self._latent_tile)
         if smaller is None:
@@ -132,12 +140,12 @@ class Room:
         self._latent_tile = smaller
         return f"the network in tiles of {smaller.size} pixels"
 
-    def _offloaded(self) -> str | None:
+    def _offload(self) -> str | None:
         if self.slicing.offload:
             return None
         self.slicing = replace(self.slicing, offload=True)
-        self._seat.one_at_a_time = True
-        return "what waits for its turn kept in main memory"
+        self._placement.one_at_a_time = True
+        return "idle weights in main memory"
 
     def _halved(self, tile: Tile | None) -> Tile | None:
         most = max(self._view)
@@ -146,7 +154,7 @@ class Room:
 
 
 def keep_freed_memory() -> None:
-    """Makes this process use freed main memory again instead of handing it back to the system.
+    """Makes this process reuse freed main memory instead of returning it to the system.
 
     glibc returns every block above 32 MB, and the system clears it anew for the next layer: on a
     virtual machine that took as long as the layers themselves. For a process of one purpose; other

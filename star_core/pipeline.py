@@ -11,18 +11,18 @@ from torch import Tensor
 
 from .diffusion.noise import FrameNoise, ReferenceNoise
 from .diffusion.samplers import refuse_crashes
-from .memory import Room, Seat
+from .memory import DevicePlacement, MemoryLimits
 from .progress import Counter, Progress
 from .resume import Work
 from .settings import Settings
-from .shot_run import FrameRun, Frames, Shot, ShotRun, WindowRun
+from .shot_run import Frames, PerFrameRestorer, PerWindowRestorer, ShotJob, ShotRestorer
 from .star_checkpoint import StarModel
 from .vae.cogvideox import CausalVideoVAE
 from .vae.frame_vae import VideoVAE
 from .windows.canvas import Canvas
 from .windows.tiling import Tile
 
-__all__ = ["Frames", "Settings", "Shot", "find_latents", "restore"]
+__all__ = ["Frames", "Settings", "ShotJob", "store_latents", "restore"]
 
 
 @torch.inference_mode()
@@ -30,11 +30,11 @@ def restore(
     frames: Iterable[Tensor],
     model: StarModel,
     vae: VideoVAE | CausalVideoVAE,
-    shots: Sequence[Shot],
+    shots: Sequence[ShotJob],
     canvas: Canvas,
     *,
     work: Work | None = None,
-    seat: Seat | None = None,
+    placement: DevicePlacement | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[Tensor]:
     """Restores a clip; yields the wanted frames (c h w) in [0, 1] on the CPU, one by one.
@@ -48,21 +48,21 @@ def restore(
     for shot in shots:
         _refuse_crashes(shot)
     count = Counter(_totals(shots), on_progress)
-    start = shots[0].part.needed.start
+    start = shots[0].span.needed.start
     to_encode = Frames(frames, start, held=_read_again(shots))
     for_colors = Frames(frames, start)
-    with seat or _seat(shots[0].settings) as seat:
+    with placement or _placement(shots[0].settings) as placement:
         for number, shot in enumerate(shots):
-            run = _run(number, shot, model, vae, canvas, work, seat, count)
-            yield from run.frames(to_encode, for_colors)
+            restorer = _restorer(number, shot, model, vae, canvas, work, placement, count)
+            yield from restorer.frames(to_encode, for_colors)
 
 
 @torch.inference_mode()
-def find_latents(
+def store_latents(
     frames: Iterable[Tensor],
     model: StarModel,
     vae: VideoVAE | CausalVideoVAE,
-    shots: Sequence[Shot],
+    shots: Sequence[ShotJob],
     number: int,
     canvas: Canvas,
     *,
@@ -76,39 +76,39 @@ def find_latents(
     shot = shots[number]
     _refuse_crashes(shot)
     count = Counter(_totals([shot]), on_progress)
-    to_encode = Frames(frames, shot.part.needed.start, held=_read_again([shot]))
-    with _seat(shot.settings) as seat:
-        run = _run(number, shot, model, vae, canvas, work, seat, count)
-        for _ in run.found(to_encode) if shot.settings.strength else ():
+    to_encode = Frames(frames, shot.span.needed.start, held=_read_again([shot]))
+    with _placement(shot.settings) as placement:
+        restorer = _restorer(number, shot, model, vae, canvas, work, placement, count)
+        for _ in restorer.restore_latents(to_encode) if shot.settings.strength else ():
             pass
 
 
-def _read_again(shots: Sequence[Shot]) -> int:
+def _read_again(shots: Sequence[ShotJob]) -> int:
     """The most frames that two shots need, or two pieces of one."""
-    parts = [shot.part for shot in shots]
+    parts = [shot.span for shot in shots]
     between = [a.needed.stop - b.needed.start for a, b in pairwise(parts)]
-    return max([0, *between, *(piece.shared for part in parts for piece in part.pieces)])
+    return max([0, *between, *(group.shared for span in parts for group in span.groups)])
 
 
-def _seat(settings: Settings) -> Seat:
-    return Seat(settings.device, one_at_a_time=settings.slicing.offload)
+def _placement(settings: Settings) -> DevicePlacement:
+    return DevicePlacement(settings.device, one_at_a_time=settings.slicing.offload)
 
 
-def _run(
+def _restorer(
     number: int,
-    shot: Shot,
+    shot: ShotJob,
     model: StarModel,
     vae: VideoVAE | CausalVideoVAE,
     canvas: Canvas,
     work: Work | None,
-    seat: Seat,
+    placement: DevicePlacement,
     count: Counter,
-) -> ShotRun:
+) -> ShotRestorer:
     def in_latents(tile: Tile) -> Tile:
         return tile.in_latents(vae.factor, step=2**model.config.downsamplings)
 
     # Most of a run is the same for either VAE; how frames become latents and back is not.
-    kind: type[ShotRun] = WindowRun if vae.latent_frames > 1 else FrameRun
+    kind: type[ShotRestorer] = PerWindowRestorer if vae.latent_frames > 1 else PerFrameRestorer
     return kind(
         name=f"{number:04}",
         shot=shot,
@@ -116,38 +116,38 @@ def _run(
         vae=vae,
         canvas=canvas,
         noise=_noise(shot.settings, canvas, vae.factor),
-        room=Room(
+        limits=MemoryLimits(
             vae_tile=shot.settings.tile,
             latent_tile=shot.settings.latent_tile,
             slicing=shot.settings.slicing,
             view=canvas.view_size,
             in_latents=in_latents,
-            seat=seat,
+            placement=placement,
         ),
-        seat=seat,
+        placement=placement,
         work=work,
         count=count,
     )
 
 
-def _totals(shots: Sequence[Shot]) -> dict[str, int]:
+def _totals(shots: Sequence[ShotJob]) -> dict[str, int]:
     """How much each stage has to do, in frames, windows and frames."""
     looked_at = [shot for shot in shots if shot.settings.strength]
-    windows = [sum(len(piece.windows) for piece in shot.part.pieces) for shot in looked_at]
+    windows = [sum(len(group.windows) for group in shot.span.groups) for shot in looked_at]
     return {
-        "encode": sum(len(shot.part.needed) for shot in looked_at),
+        "encode": sum(len(shot.span.needed) for shot in looked_at),
         "denoise": sum(
             shot.settings.evaluations * n for shot, n in zip(looked_at, windows, strict=True)
         ),
-        "decode": sum(len(shot.part.wanted) for shot in shots),
+        "decode": sum(len(shot.span.wanted) for shot in shots),
     }
 
 
-def _refuse_crashes(shot: Shot) -> None:
+def _refuse_crashes(shot: ShotJob) -> None:
     settings = shot.settings
     if settings.behaviour.refuses_crashes and settings.strength and settings.evaluations:
         refuse_crashes(
-            frames=len(shot.part.needed),
+            frames=len(shot.span.needed),
             chunk_length=settings.chunk.length,
             sampler=settings.sampling.sampler,
             evaluations=len(settings.sigmas) - 1,
@@ -158,5 +158,5 @@ def _noise(settings: Settings, canvas: Canvas, factor: int) -> FrameNoise | Refe
     if settings.behaviour.noise == "reference":
         return ReferenceNoise(settings.seed)
     height, width = (side // factor for side in canvas.padded)
-    y, x = (part.start // factor for part in canvas.view)
+    y, x = (span.start // factor for span in canvas.view)
     return FrameNoise(settings.seed, canvas=(height, width), origin=(y, x))

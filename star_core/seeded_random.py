@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 
-class Draws:
+class SeededRandom:
     """Plain numbers, drawn one after the other from `generator`."""
 
     def __init__(self, generator: torch.Generator) -> None:

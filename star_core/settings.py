@@ -10,7 +10,7 @@ from .color_fix import COLOR_FIXES
 from .diffusion.levels import levels_of
 from .diffusion.noise import FrameNoise
 from .diffusion.samplers import SAMPLERS
-from .diffusion.scaled_linear import Run
+from .diffusion.scaled_linear import NoiseLevels
 from .diffusion.shortcuts import Shortcuts
 from .models.slicing import Slicing
 from .parity import DEFAULT, Behaviour
@@ -67,7 +67,7 @@ class Settings:
         _ = self.levels
 
     @property
-    def levels(self) -> Run:
+    def levels(self) -> NoiseLevels:
         """Schedule and EDM noise levels; ValueError if there are none."""
         return levels_of(self.sampling, exact=self.behaviour.noise != "reference")
 

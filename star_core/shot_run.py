@@ -18,24 +18,24 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.levels import guidance_of
 from .diffusion.noise import FrameNoise, ReferenceNoise
 from .diffusion.samplers import SAMPLERS
-from .memory import Room, Seat, surviving
+from .memory import DevicePlacement, MemoryLimits, retry_on_oom
 from .progress import Counter
 from .resume import Work
 from .settings import Settings
 from .star_checkpoint import StarModel
-from .windows.canvas import Canvas, Part, Piece
+from .windows.canvas import Canvas, FrameSpan, WindowGroup
 from .windows.chunking import blend_windows, chunked, decode_in_windows, ramp
 from .windows.geometry import shrunk, upsample
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shot:
+class ShotJob:
     """Frames between two cuts and how they are to be restored; they see no others.
 
     positive, negative: text embeddings (1 l d).
     """
 
-    part: Part
+    span: FrameSpan
     positive: Tensor
     negative: Tensor
     settings: Settings
@@ -50,14 +50,14 @@ class Frames:
         self._coming: Iterator[Tensor] | None = None
         self._held: deque[Tensor] = deque(maxlen=held)
 
-    def read(self, part: range) -> Iterator[Tensor]:
-        """The frames in `part`, which begins amid those held, where the last one ended or later."""
+    def read(self, span: range) -> Iterator[Tensor]:
+        """The frames in `span`, which begins amid those held, where the last one ended or later."""
         if self._coming is None:
             self._coming = iter(self._frames)
-        again = max(self._next - part.start, 0)
-        yield from list(self._held)[len(self._held) - again :][: len(part)]
-        skipped = max(part.start - self._next, 0)
-        for index, frame in enumerate(islice(self._coming, max(part.stop - self._next, 0))):
+        again = max(self._next - span.start, 0)
+        yield from list(self._held)[len(self._held) - again :][: len(span)]
+        skipped = max(span.start - self._next, 0)
+        for index, frame in enumerate(islice(self._coming, max(span.stop - self._next, 0))):
             self._next += 1
             self._held.append(frame)
             if index >= skipped:
@@ -65,17 +65,17 @@ class Frames:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ShotRun(ABC):
+class ShotRestorer(ABC):
     """The restoration of one shot, with all that its steps share."""
 
     name: str
-    shot: Shot
+    shot: ShotJob
     model: StarModel
     vae: Any
     canvas: Canvas
     noise: FrameNoise | ReferenceNoise
-    room: Room
-    seat: Seat
+    limits: MemoryLimits
+    placement: DevicePlacement
     work: Work | None
     count: Counter
 
@@ -85,7 +85,7 @@ class ShotRun(ABC):
 
     def frames(self, to_encode: Frames, for_colors: Frames) -> Iterator[Tensor]:
         """Restored frames (c h w) in [0, 1]."""
-        canvas, strength, wanted = self.canvas, self.settings.strength, self.shot.part.wanted
+        canvas, strength, wanted = self.canvas, self.settings.strength, self.shot.span.wanted
         fix = COLOR_FIXES[self.settings.sampling.color_fix]
 
         def bicubic(frame: Tensor) -> Tensor:
@@ -99,10 +99,10 @@ class ShotRun(ABC):
 
         restored = unchanged = iter(())
         if strength == 1:
-            restored = self.decoded(self.found(to_encode), "latents")
+            restored = self.decode(self.restore_latents(to_encode), "latents")
         elif strength:
-            found, given = tee(self.found(to_encode))
-            restored, unchanged = self.decoded(found, "latents"), self.decoded(given, "hint")
+            found, given = tee(self.restore_latents(to_encode))
+            restored, unchanged = self.decode(found, "latents"), self.decode(given, "hint")
         for source in for_colors.read(wanted):
             frame = bicubic(source)
             if strength:
@@ -120,14 +120,14 @@ class ShotRun(ABC):
         return upsample(frame[:3], self.canvas.size, self.settings.sampling.upsample).clamp(0, 1)
 
     @abstractmethod
-    def found(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
+    def restore_latents(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
         """What was found of the frames needed, in order: `latents` and `hint` of some of them."""
 
     @abstractmethod
-    def decoded(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
+    def decode(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
         """Wanted frames (3 h w) of what was found, on the CPU. kind: latents or hint."""
 
-    def _look(self, source: Tensor) -> Tensor:
+    def _vae_input(self, source: Tensor) -> Tensor:
         """What is encoded (1 3 h w) of a frame, in [-1, 1]."""
         enlarged = self._enlarged(shrunk(source[:3], self.settings.shrink))
         return self.canvas.look(enlarged * 2 - 1, self.settings.behaviour)[None]
@@ -145,7 +145,7 @@ class ShotRun(ABC):
     def _denoised(
         self,
         name: str,
-        piece: Piece,
+        group: WindowGroup,
         hint: Tensor,
         given: Tensor | None,
         weight: Tensor,
@@ -176,22 +176,22 @@ class ShotRun(ABC):
 
         def denoise_window(x_in: Tensor, sigma: Tensor, window: range) -> Tensor:
             def look() -> Tensor:
-                self.seat.take(network)
+                self.placement.load(network)
                 with network.working(
-                    slicing=self.room.slicing,
-                    tile=self.room.network_tile,
+                    slicing=self.limits.slicing,
+                    tile=self.limits.network_tile,
                     attention_window=settings.shortcuts.attention_window,
                 ):
                     return denoiser(x_in, sigma, window)
 
-            x_0 = surviving(look, self.room.less_for_network)
+            x_0 = retry_on_oom(look, self.limits.shrink_network)
             if settings.strength < 1:
                 lq = hint[:, :, window.start : window.stop].to(x_0)
                 x_0 = torch.lerp(lq, x_0, settings.strength)
             self.count.add("denoise")
             return x_0
 
-        denoise_windows = chunked(denoise_window, piece.windows, settings.behaviour.merge)
+        denoise_windows = chunked(denoise_window, group.windows, settings.behaviour.merge)
         # Features that are reused between evaluations are not kept: such a piece begins anew.
         work = None if settings.shortcuts.reuse else self.work
         last = []
@@ -201,7 +201,7 @@ class ShotRun(ABC):
             kept = work and work.recall(f"{name}-{number:03}")
             if kept:
                 x_0 = kept["x_0"].to(x_in)
-                self.count.add("denoise", len(piece.windows))
+                self.count.add("denoise", len(group.windows))
             else:
                 x_0 = denoise_windows(x_in, sigma)
                 if given is not None:
@@ -213,111 +213,111 @@ class ShotRun(ABC):
             return x_0
 
         self.count.begin("denoise")
-        offset = self.shot.part.needed.start + piece.frames.start
+        offset = self.shot.span.needed.start + group.frames.start
         t = torch.tensor([sampling.noise_level - 1])
         start = schedule.add_noise(hint, self.noise.initial(tuple(hint.shape), offset), t)
         latents = SAMPLERS[sampling.sampler](
             denoise,
-            start.to(self.seat.device),
+            start.to(self.placement.device),
             sigmas,  # on the CPU: solvers branch on them at every step
             noise=self.noise.solver(tuple(hint.shape), sigmas, offset),
         ).cpu()
         return {"latents": latents, "hint": hint, "x_0s": torch.stack(last)}
 
 
-class FrameRun(ShotRun):
+class PerFrameRestorer(ShotRestorer):
     """By a VAE whose latents are those of frames: pieces share them, and what was found of them."""
 
-    def found(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
+    def restore_latents(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
         """Restored latents and the hint of each frame needed, (1 c h w), in order."""
-        pieces, first = self.shot.part.pieces, self.shot.part.needed.start
-        coming = [after.shared for after in pieces[1:]] + [0]
+        groups, first = self.shot.span.groups, self.shot.span.needed.start
+        coming = [after.shared for after in groups[1:]] + [0]
         done: dict[str, Tensor] = {}
-        for number, (piece, handed_on) in enumerate(zip(pieces, coming, strict=True)):
+        for number, (group, handed_on) in enumerate(zip(groups, coming, strict=True)):
             name = f"{self.name}-{number:05}"
-            begin, before = first + piece.frames.start, done
-            new = range(begin + piece.shared, begin + len(piece.frames))
+            begin, before = first + group.frames.start, done
+            new = range(begin + group.shared, begin + len(group.frames))
             done = (self.work and self.work.recall(name)) or {}
             if done:
                 self.count.add("encode", len(new))
-                self.count.add("denoise", self.settings.evaluations * len(piece.windows))
+                self.count.add("denoise", self.settings.evaluations * len(group.windows))
             else:
                 hint = self._encoded(sources, new)
-                if piece.shared:
-                    hint = torch.cat([before["hint"][:, :, -piece.shared :], hint], dim=2)
-                falling = 1 - ramp(piece.shared)
-                done = self._denoised(name, piece, hint, before.get("x_0s"), falling, handed_on)
+                if group.shared:
+                    hint = torch.cat([before["hint"][:, :, -group.shared :], hint], dim=2)
+                falling = 1 - ramp(group.shared)
+                done = self._denoised(name, group, hint, before.get("x_0s"), falling, handed_on)
                 if self.work:
                     self.work.keep(name, done)
                     self.work.forget(f"{name}-*")
             # What the next piece has too, it finishes.
-            finished = slice(len(piece.frames) - handed_on)
+            finished = slice(len(group.frames) - handed_on)
             both = (done[kind][:, :, finished].unbind(2) for kind in ("latents", "hint"))
             for restored, given in zip(*both, strict=True):
                 yield {"latents": restored, "hint": given}
 
-    def _encoded(self, sources: Frames, part: range) -> Tensor:
+    def _encoded(self, sources: Frames, span: range) -> Tensor:
         """Latents (1 c f h w) of some frames, as the network's hint."""
         self.count.begin("encode")
         z_lq = []
-        for index, source in zip(part, sources.read(part), strict=True):
-            look = self._look(source)
+        for index, source in zip(span, sources.read(span), strict=True):
+            look = self._vae_input(source)
             noise = self._sample(range(index, index + 1), look.shape[-2:])
             sample = None if noise is None else noise[:, :, 0]
 
             def encode(look: Tensor = look, sample: Tensor | None = sample) -> Tensor:
-                self.seat.take(self.vae.model)
-                return self.vae.encode_frame(look, noise=sample, tile=self.room.vae_tile)
+                self.placement.load(self.vae.model)
+                return self.vae.encode_frame(look, noise=sample, tile=self.limits.vae_tile)
 
-            z_lq.append(surviving(encode, self.room.less_for_vae).cpu())
+            z_lq.append(retry_on_oom(encode, self.limits.shrink_vae).cpu())
             self.count.add("encode")
         return torch.stack(z_lq, dim=2)
 
-    def decoded(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
-        part = self.shot.part
+    def decode(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
+        span = self.shot.span
 
         def decode(latents: Tensor) -> Tensor:
             def look() -> Tensor:
-                self.seat.take(self.vae.model)
-                return self.vae.decode_window(latents, tile=self.room.vae_tile)
+                self.placement.load(self.vae.model)
+                return self.vae.decode_window(latents, tile=self.limits.vae_tile)
 
-            return surviving(look, self.room.less_for_vae).cpu()
+            return retry_on_oom(look, self.limits.shrink_vae).cpu()
 
         latents = (each[kind] for each in found)
-        videos = decode_in_windows(decode, latents, part.decode_windows)
+        videos = decode_in_windows(decode, latents, span.decode_windows)
         frames = (frame for video in videos for frame in video[0].unbind(1))
-        before = part.wanted.start - part.needed.start - part.decode_windows[0].start
+        before = span.wanted.start - span.needed.start - span.decode_windows[0].start
         return islice(frames, before, None)
 
 
-class WindowRun(ShotRun):
+class PerWindowRestorer(ShotRestorer):
     """By a VAE whose latents hold several frames: each piece is encoded and decoded by itself."""
 
-    def found(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
+    def restore_latents(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
         """Of each piece: restored latents, the hint, and the restored `video` (1 3 f h w)."""
-        first = self.shot.part.needed.start
+        first = self.shot.span.needed.start
         video = torch.empty(0)
-        for number, piece in enumerate(self.shot.part.pieces):
+        for number, group in enumerate(self.shot.span.groups):
             name = f"{self.name}-{number:05}"
-            window = range(first + piece.frames.start, first + piece.frames.stop)
-            new = len(window) - piece.shared
+            window = range(first + group.frames.start, first + group.frames.stop)
+            new = len(window) - group.shared
             done = (self.work and self.work.recall(name)) or {}
             if done:
                 self.count.add("encode", new)
                 self.count.add("denoise", self.settings.evaluations)
             else:
                 self.count.begin("encode")
-                looks = torch.stack([self._look(s) for s in sources.read(window)], dim=2)
+                looks = torch.stack([self._vae_input(s) for s in sources.read(window)], dim=2)
                 hint = self._encoded(looks, window.start)
                 self.count.add("encode", new)
                 held = torch.empty(0)
-                if piece.shared and self.settings.chunk.hold:
-                    whole = (piece.shared - 1) // self.vae.latent_frames * self.vae.latent_frames
-                    shared = video[:, :, video.shape[2] - piece.shared :][:, :, : whole + 1]
+                if group.shared and self.settings.chunk.hold:
+                    whole = (group.shared - 1) // self.vae.latent_frames * self.vae.latent_frames
+                    shared = video[:, :, video.shape[2] - group.shared :][:, :, : whole + 1]
                     held = self._encoded(shared.clamp(-1, 1), window.start)
                     held = held.expand(self.settings.evaluations, *held.shape)
                 given, weight = (held, torch.ones(held.shape[3])) if len(held) else (None, held)
-                done = self._denoised(name, piece, hint, given, weight, 0)
+                done = self._denoised(name, group, hint, given, weight, 0)
                 if self.work:
                     self.work.keep(name, done)
                     self.work.forget(f"{name}-*")
@@ -332,21 +332,21 @@ class WindowRun(ShotRun):
         noise = self._sample(range(first, first + count), looks.shape[-2:])
 
         def encode() -> Tensor:
-            self.seat.take(self.vae.model)
-            return self.vae.encode(looks, noise=noise, tile=self.room.vae_tile)
+            self.placement.load(self.vae.model)
+            return self.vae.encode(looks, noise=noise, tile=self.limits.vae_tile)
 
-        return surviving(encode, self.room.less_for_vae).cpu()
+        return retry_on_oom(encode, self.limits.shrink_vae).cpu()
 
     def _video(self, latents: Tensor) -> Tensor:
         def decode() -> Tensor:
-            self.seat.take(self.vae.model)
-            return self.vae.decode(latents, tile=self.room.vae_tile)
+            self.placement.load(self.vae.model)
+            return self.vae.decode(latents, tile=self.limits.vae_tile)
 
-        return surviving(decode, self.room.less_for_vae).cpu()
+        return retry_on_oom(decode, self.limits.shrink_vae).cpu()
 
-    def decoded(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
-        part = self.shot.part
-        windows = [piece.frames for piece in part.pieces]
+    def decode(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
+        span = self.shot.span
+        windows = [group.frames for group in span.groups]
 
         def video(found: dict[str, Tensor], window: range) -> Tensor:
             if kind == "latents":
@@ -355,4 +355,4 @@ class WindowRun(ShotRun):
 
         videos = blend_windows(map(video, found, windows), windows)
         frames = (frame for video in videos for frame in video[0].unbind(1))
-        return islice(frames, part.wanted.start - part.needed.start, None)
+        return islice(frames, span.wanted.start - span.needed.start, None)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .degradation.estimate import Degradation, estimate, spread
-from .memory import Seat
+from .memory import DevicePlacement
 from .model import Model, ModelFiles, Prompts
 from .models.slicing import Slicing
-from .pipeline import Settings, Shot, find_latents, restore
+from .pipeline import Settings, ShotJob, restore, store_latents
 from .progress import Progress
 from .resume import Work, hash_of, identity_of, tensor_hash, work_folder
 from .video_io import (
@@ -31,7 +31,7 @@ from .video_io import (
     open_stills,
     open_video,
 )
-from .windows.canvas import Canvas, Part, Region, cut, region_of
+from .windows.canvas import Canvas, FrameSpan, Region, cut, region_of
 from .windows.geometry import output_size
 
 
@@ -65,7 +65,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class ShotSettings:
     """How frames of the source that belong together are restored.
 
     frames: from the first to the last of a shot, whichever of them are wanted; None for all.
@@ -77,14 +77,14 @@ class Scene:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class RunSpec:
     """A job and everything that it is to be done with."""
 
     job: Job
     files: ModelFiles
-    whole: Scene
+    whole: ShotSettings
     dtype: torch.dtype
-    get_scenes: Callable[[VideoSource], Sequence[Scene]] | None = None
+    get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None = None
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -110,59 +110,65 @@ class Clip:
     size: tuple[int, int]
     region: Region | None
 
-    def parts(self, scenes: Sequence[Scene]) -> list[tuple[Part, Scene]]:
-        """What is to be computed of each scene that has wanted frames, or of its segments."""
-        parts = []
-        for scene in scenes:
-            shot = scene.frames or range(self.source.info.frame_count)
-            inside = range(max(shot.start, self.wanted.start), min(shot.stop, self.wanted.stop))
+    def segments(
+        self, shot_settings: Sequence[ShotSettings]
+    ) -> list[tuple[FrameSpan, ShotSettings]]:
+        """The segments to compute of each shot that has wanted frames, with the shot's settings."""
+        segments = []
+        for shot in shot_settings:
+            frames = shot.frames or range(self.source.info.frame_count)
+            inside = range(max(frames.start, self.wanted.start), min(frames.stop, self.wanted.stop))
             if not inside:
                 continue
             if self.alone:
                 first = self.wanted.start
-                shot = inside = range(inside.start - first, inside.stop - first)
-            chunk = scene.settings.chunk
+                frames = inside = range(inside.start - first, inside.stop - first)
+            chunk = shot.settings.chunk
             # counted from the shot's beginning, so that a preview has the same
-            step = chunk.segment or len(shot)
-            for start in range(shot.start, shot.stop, step):
+            step = chunk.segment or len(frames)
+            for start in range(frames.start, frames.stop, step):
                 segment = range(max(start, inside.start), min(start + step, inside.stop))
                 if not segment:
                     continue
-                part = Part.of(
-                    shot,
+                span = FrameSpan.of(
+                    frames,
                     segment,
                     chunk=chunk,
-                    decode_window=scene.settings.sampling.decode_window,
-                    behaviour=scene.settings.behaviour,
+                    decode_window=shot.settings.sampling.decode_window,
+                    behaviour=shot.settings.behaviour,
                 )
-                parts.append((part, scene))
-        return parts
+                segments.append((span, shot))
+        return segments
 
-    def plan(self, scenes: Sequence[Scene], model: Model) -> tuple[Canvas, list[Shot]]:
+    def plan(
+        self, shot_settings: Sequence[ShotSettings], model: Model
+    ) -> tuple[Canvas, list[ShotJob]]:
         """Where things lie on the enlarged frame, and what is computed."""
         canvas = Canvas.of(
             self.size,
             self.region,
             vae_factor=model.vae.factor,
             levels=model.star.config.downsamplings,
-            behaviour=scenes[0].settings.behaviour,
+            behaviour=shot_settings[0].settings.behaviour,
         )
         shots = []
-        for part, scene in self.parts(scenes):
-            positive, negative = model.embeddings[scene.prompts]
+        for span, shot in self.segments(shot_settings):
+            positive, negative = model.embeddings[shot.prompts]
             shots.append(
-                Shot(part=part, positive=positive, negative=negative, settings=scene.settings)
+                ShotJob(span=span, positive=positive, negative=negative, settings=shot.settings)
             )
         return canvas, shots
 
-    def frames(self, needed: range) -> "Look":
+    def frames(self, needed: range) -> "CroppedFrames":
         """Some frames, counted as those of the parts are."""
         first = self.wanted.start if self.alone else 0
-        return Look(self.source.cut(range(first + needed.start, first + needed.stop)), self.box)
+        return CroppedFrames(
+            self.source.cut(range(first + needed.start, first + needed.stop)), self.box
+        )
 
 
 @dataclass(frozen=True)
-class Look:
+class CroppedFrames:
     """Frames, or one region of them."""
 
     source: VideoSource
@@ -197,11 +203,11 @@ def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]
 
 def upscale(
     job: Job,
-    whole: Scene,
+    whole: ShotSettings,
     get_model: Callable[[Sequence[Prompts]], Model],
     *,
-    get_scenes: Callable[[VideoSource], Sequence[Scene]] | None = None,
-    seat: Seat | None = None,
+    get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None = None,
+    placement: DevicePlacement | None = None,
     on_progress: Progress | None = None,
     on_frame: Callable[[Tensor], None] | None = None,
 ) -> dict[str, object]:
@@ -215,20 +221,20 @@ def upscale(
     user can mend.
     """
     with ExitStack() as stack:
-        work, scenes = None, [whole]
+        work, shot_settings = None, [whole]
         if job.stills:
             clips = stack.enter_context(_stills(job, whole.settings))
         else:
             source = job.open()
             work = stack.enter_context(Work(work_folder(job.out), keep=job.keep_work))
             clips = [_clip(source, job.out, job, whole.settings, scratch=work.folder)]
-            scenes = get_scenes(source) if get_scenes else scenes
-        model = get_model([scene.prompts for scene in scenes])
+            shot_settings = get_shots(source) if get_shots else shot_settings
+        model = get_model([shot.prompts for shot in shot_settings])
         for clip in clips:
-            canvas, shots = clip.plan(scenes, model)
+            canvas, shots = clip.plan(shot_settings, model)
             if work:
                 work.begin(_identity(job, clip, canvas, shots, model))
-            needed = range(shots[0].part.needed.start, shots[-1].part.needed.stop)
+            needed = range(shots[0].span.needed.start, shots[-1].span.needed.stop)
             frames = restore(
                 clip.frames(needed),
                 model.star,
@@ -236,7 +242,7 @@ def upscale(
                 shots,
                 canvas,
                 work=work,
-                seat=seat,
+                placement=placement,
                 on_progress=on_progress,
             )
             with clip.sink as sink:
@@ -255,25 +261,25 @@ def upscale(
 
 
 def survey(
-    job: Job, whole: Scene, get_scenes: Callable[[VideoSource], Sequence[Scene]] | None
-) -> tuple[list[Scene], list[int]]:
-    """The scenes of a job, and the number of frames of each part of it that `find_part` can do.
+    job: Job, whole: ShotSettings, get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None
+) -> tuple[list[ShotSettings], list[int]]:
+    """The scenes of a job, and the number of frames of each part of it that `store_segment` can do.
 
     Arguments as of `upscale`. Stills have no such parts. ValueError for whatever a user can mend.
     """
-    scenes = [whole]
+    shot_settings = [whole]
     if job.stills:
-        return scenes, []
+        return shot_settings, []
     source = job.open()
     clip = _clip(source, job.out, job, whole.settings)
-    if get_scenes:
-        scenes = list(get_scenes(source))
-    return scenes, [len(part.wanted) for part, _ in clip.parts(scenes)]
+    if get_shots:
+        shot_settings = list(get_shots(source))
+    return shot_settings, [len(span.wanted) for span, _ in clip.segments(shot_settings)]
 
 
-def find_part(
+def store_segment(
     job: Job,
-    scenes: Sequence[Scene],
+    shot_settings: Sequence[ShotSettings],
     number: int,
     get_model: Callable[[Sequence[Prompts]], Model],
     *,
@@ -286,12 +292,12 @@ def find_part(
     """
     source = job.open()
     with Work(work_folder(job.out), shared=True) as work:
-        clip = _clip(source, job.out, job, scenes[0].settings, scratch=work.folder)
-        model = get_model([scene.prompts for scene in scenes])
-        canvas, shots = clip.plan(scenes, model)
+        clip = _clip(source, job.out, job, shot_settings[0].settings, scratch=work.folder)
+        model = get_model([shot.prompts for shot in shot_settings])
+        canvas, shots = clip.plan(shot_settings, model)
         work.begin(_identity(job, clip, canvas, shots, model))
-        find_latents(
-            clip.frames(shots[number].part.needed),
+        store_latents(
+            clip.frames(shots[number].span.needed),
             model.star,
             model.vae,
             shots,
@@ -302,7 +308,7 @@ def find_part(
         )
 
 
-def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[Shot], model: Model) -> str:
+def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[ShotJob], model: Model) -> str:
     """Of everything that latents of this run depend on."""
     return identity_of(
         {
@@ -318,7 +324,7 @@ def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[Shot], model
             "dtype": next(model.star.network.parameters()).dtype,
             "shots": [
                 (
-                    shot.part,
+                    shot.span,
                     # how much is done at a time changes nothing
                     replace(shot.settings, slicing=Slicing()),
                     tensor_hash(shot.positive, shot.negative),
@@ -409,9 +415,9 @@ def _clip(
 
 def _enlarged(box: Region, scales: tuple[float, float], size: tuple[int, int]) -> Region:
     """The box on the enlarged frame (width, height): corner and sides rounded as its size is."""
-    parts = []
-    for part, scale, limit in zip(box, scales[::-1], size[::-1], strict=True):
-        length = math.floor(len(part) * scale + 0.5)
-        start = min(math.floor(part.start * scale + 0.5), limit - length)
-        parts.append(range(start, start + length))
-    return parts[0], parts[1]
+    segments = []
+    for span, scale, limit in zip(box, scales[::-1], size[::-1], strict=True):
+        length = math.floor(len(span) * scale + 0.5)
+        start = min(math.floor(span.start * scale + 0.5), limit - length)
+        segments.append(range(start, start + length))
+    return segments[0], segments[1]

@@ -78,7 +78,7 @@ def _unpacked(weight: Tensor, type: WeightType) -> Tensor:
 @cache
 def _packed_bytes(shape: torch.Size, type: WeightType) -> int:
     assert isinstance(type, Format)
-    return sum(part.nbytes for part in quantized(torch.ones(shape), type).values())
+    return sum(span.nbytes for span in quantized(torch.ones(shape), type).values())
 
 
 def drawn(config: NetworkConfig) -> Network:

@@ -19,7 +19,7 @@ from ..model import BUILT_IN, Prompts, find_model, load
 from ..packages import Carrier, fetch
 from ..pipeline import Settings
 from ..sampling_defaults import SamplingDefaults
-from ..upscale import Job, Scene, upscale
+from ..upscale import Job, ShotSettings, upscale
 from ..video_io import open_sink, open_video
 from ..windows.geometry import upsample
 
@@ -153,7 +153,7 @@ def _tiny(title: str, preset: str) -> Method:
         sampling = SamplingDefaults(**(files.info.sampling or {}))
         strength = sampling.usual_strength(min(size[0] / info.width, size[1] / info.height))
         settings = Settings(sampling=sampling, strength=strength)
-        scene = Scene(settings=settings, prompts=Prompts(preset=preset))
+        shot = ShotSettings(settings=settings, prompts=Prompts(preset=preset))
 
         def get_model(prompts):
             model = load(
@@ -162,7 +162,7 @@ def _tiny(title: str, preset: str) -> Method:
             begin()
             return model
 
-        upscale(Job(source=source, out=out, out_size=size, overwrite=True), scene, get_model)
+        upscale(Job(source=source, out=out, out_size=size, overwrite=True), shot, get_model)
 
     return Method(title=title, prepare=_prepare_tiny, restore=restore)
 

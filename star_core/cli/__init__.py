@@ -34,7 +34,7 @@ from .plan import add_plan, run_plan
 from .training import add_ablation, add_dataset, add_train, run_ablation, run_dataset, run_train
 from .upscale import add_upscale, run_upscale
 
-SUCCESS, CAN_BE_MENDED, INTERRUPTED = 0, 2, 130
+SUCCESS, USER_ERROR, INTERRUPTED = 0, 2, 130
 
 _COMMANDS = (
     ("upscale", run_upscale, add_upscale, "restore and enlarge a video"),
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         # Smaller tiles have been tried by then.
         reason = "not enough memory: try a smaller --chunk-frames or a smaller --scale"
-    return _complain(f"error: {reason}", CAN_BE_MENDED)
+    return _complain(f"error: {reason}", USER_ERROR)
 
 
 def _complain(message: str, code: int) -> int:
@@ -90,7 +90,7 @@ class _Parser(argparse.ArgumentParser):
     """Complains in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(CAN_BE_MENDED, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(USER_ERROR, f"error: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,8 +13,8 @@ from .progress import Progress, clock
 from .upscale import add_options, ordered
 
 if TYPE_CHECKING:
-    from ..batch import Outcome, Standing
-    from ..upscale import Order
+    from ..batch import Outcome, Status
+    from ..upscale import RunSpec
 
 SUFFIXES = (
     *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".m2ts"),
@@ -64,9 +64,9 @@ def run_batch(args: argparse.Namespace) -> int:
         sys.stderr.write(f"on the Ray cluster {address}, videos: {len(jobs)}\n")
         told = Progress(("restore",), unit=" frames")
 
-        before: list[Standing] = []
+        before: list[Status] = []
 
-        def on_standing(standing: "Standing") -> None:
+        def on_status(standing: "Status") -> None:
             if standing.total and before != [standing]:
                 before[:] = [standing]
                 told("restore", standing.done, standing.total)
@@ -79,7 +79,7 @@ def run_batch(args: argparse.Namespace) -> int:
             order_of,
             address=address,
             on_worker=on_worker,
-            on_standing=on_standing,
+            on_status=on_status,
         )
     else:
         sys.stderr.write(
@@ -99,16 +99,16 @@ def run_batch(args: argparse.Namespace) -> int:
         sys.stderr.write(f"{line} {outcome.reason}".strip() + "\n")
     outcomes.sort(key=lambda outcome: outcome.number)
     if args.json:
-        print(json.dumps([_told(jobs[o.number], o) for o in outcomes]))
+        print(json.dumps([_last_report(jobs[o.number], o) for o in outcomes]))
     else:
         print(_table(jobs, outcomes))
     return 2 if any(outcome.state == "failed" for outcome in outcomes) else 0
 
 
-def order_of(job: dict[str, Any]) -> "Order":
+def order_of(job: dict[str, Any]) -> "RunSpec":
     """What a job asks for; its options are those of `upscale`, parsed."""
-    order, _ = ordered(argparse.Namespace(**job))
-    return order
+    run, _ = ordered(argparse.Namespace(**job))
+    return run
 
 
 def _several_gpus() -> str | None:
@@ -209,7 +209,7 @@ def _parsed(name: str, common: argparse.Namespace, job: dict[str, Any]) -> dict[
     return result
 
 
-def _told(job: dict[str, Any], outcome: "Outcome") -> dict[str, Any]:
+def _last_report(job: dict[str, Any], outcome: "Outcome") -> dict[str, Any]:
     return {
         "input": job["source"],
         "output": job["out"],

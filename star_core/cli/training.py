@@ -154,7 +154,7 @@ def run_train(args: argparse.Namespace) -> None:
     from ..degradation import PRESETS as RECIPES
     from ..losses import DFLossConfig
     from ..model import BUILT_IN
-    from ..training.finetune import Material, finetune
+    from ..training.finetune import DataConfig, finetune
     from ..training.objective import TrainConfig
 
     path, built_in_vae = BUILT_IN.get(args.model, (Path(args.model), None))
@@ -175,13 +175,13 @@ def run_train(args: argparse.Namespace) -> None:
         df=DFLossConfig(alpha=args.df_alpha, beta=args.df_beta),
         df_space=args.df_space,
     )
-    material = Material(
+    material = DataConfig(
         data=Path(args.data),
         recipe=RECIPES[args.recipe],
         frames=args.frames,
         size=(args.size[1], args.size[0]),
         interval=args.interval,
-        kept_apart=Path(args.validate) if args.validate else None,
+        validation_set=Path(args.validate) if args.validate else None,
     )
     finetune(
         Path(path),

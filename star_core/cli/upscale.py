@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from .arguments import CROP, FRAMES, MEMORY, SIZE, TILE, add_compute, add_json, compute
 from .progress import Progress
-from .scenes import Wishes, add_shots, told
+from .shots import RunOptions, add_shots, told
 
 if TYPE_CHECKING:
     import torch
 
     from ..diffusion.shortcuts import Shortcuts
-    from ..upscale import Order
+    from ..upscale import RunSpec
     from ..windows.tiling import Tile
 
 SOLVERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_renewed", "heun")
@@ -255,34 +255,34 @@ def run_upscale(args: argparse.Namespace) -> None:
     from ..upscale import upscale
 
     start = time.monotonic()
-    order, wanted = ordered(args)
+    run, wanted = ordered(args)
     result = upscale(
-        order.job,
-        order.whole,
-        lambda prompts: load(order.files, prompts, **order.loading),
-        get_scenes=order.get_scenes,
+        run.job,
+        run.whole,
+        lambda prompts: load(run.files, prompts, **run.loading),
+        get_shots=run.get_shots,
         on_progress=Progress(),
     )
     if args.json:
-        settings = order.whole.settings
-        shots = wanted.report or [told(wanted.scene(None))]
+        settings = run.whole.settings
+        shots = wanted.report or [told(wanted.shot(None))]
         report = {
             "input": args.source,
             "output": args.out,
             **result,
-            "model": str(order.files.model),
+            "model": str(run.files.model),
             **{name: value for name, value in shots[0].items() if name != "start"},
             "shots": shots,
             "seed": args.seed,
             "behaviour": settings.behaviour.name,
             "device": str(settings.device),
-            "dtype": str(order.dtype).removeprefix("torch."),
+            "dtype": str(run.dtype).removeprefix("torch."),
             "seconds": round(time.monotonic() - start, 3),
         }
         print(json.dumps(report))
 
 
-def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
+def ordered(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     """What the options ask for, with all that can be checked without the video checked."""
     from ..backbones import BACKBONES, I2VGENXL
     from ..model import check_prompts, find_model
@@ -290,7 +290,7 @@ def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
     from ..parity import DEFAULT
     from ..pipeline import Settings
     from ..sampling_defaults import SamplingDefaults
-    from ..upscale import Job, Order
+    from ..upscale import Job, RunSpec
     from ..windows.chunking import ChunkConfig, usual_overlap
 
     device, dtype = compute(args)
@@ -338,22 +338,22 @@ def ordered(args: argparse.Namespace) -> "tuple[Order, Wishes]":
         behaviour=behaviour,
         device=device,
     )
-    wanted = Wishes(args, files, common, dtype, memory)
-    whole = wanted.scene(None)
+    wanted = RunOptions(args, files, common, dtype, memory)
+    whole = wanted.shot(None)
     check_prompts(files, whole.prompts)
     sampling = whole.settings.sampling
     if sampling.solver_mode == "fast" and args.steps is not None and not args.reference:
         raise ValueError(
             "solver mode fast has steps of its own: leave out --steps, or add --solver-mode normal"
         )
-    order = Order(
+    run = RunSpec(
         job=job,
         files=files,
         whole=whole,
         dtype=dtype,
-        get_scenes=lambda source: wanted.scenes(source, job),
+        get_shots=lambda source: wanted.shot_settings(source, job),
     )
-    return order, wanted
+    return run, wanted
 
 
 def _memory(args: argparse.Namespace, device: "torch.device") -> int | None:

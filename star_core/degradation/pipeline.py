@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..seeded_random import Draws
+from ..seeded_random import SeededRandom
 from . import ops
 from .compression import VideoCodec, codec_round_trip, jpeg
 
@@ -36,7 +36,7 @@ BETAS: dict[ops.KernelKind, tuple[Range, Range]] = {  # one or the other, half o
 }
 
 
-class ClipDraws(Draws):
+class ClipRandom(SeededRandom):
     """Parameters of one clip of `frames` frames."""
 
     def __init__(self, generator: torch.Generator, frames: int, drift: float) -> None:
@@ -63,7 +63,7 @@ class Stage(Protocol):
     clean: height and width of the video before any stage.
     """
 
-    def draw(self, draws: ClipDraws) -> list[tuple["Stage", Parameters]]: ...
+    def draw(self, draws: ClipRandom) -> list[tuple["Stage", Parameters]]: ...
 
     def apply(
         self, video: Tensor, parameters: Parameters, generator: torch.Generator, clean: Size
@@ -77,7 +77,7 @@ class Blur:
     sigma: Range
     anisotropic: float = 0.0
 
-    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
         parameters: Parameters = {"op": "blur", "sigma": draws.drifting(self.sigma)}
         if draws.chance(self.anisotropic):
             parameters["sigma_y"] = draws.drifting(self.sigma)
@@ -109,7 +109,7 @@ class Kernels:
     sinc: float = 0.1
     size: Size = (7, 21)
 
-    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
         if not draws.chance(self.probability):
             return []
         size = self.size[0] + 2 * draws.below((self.size[1] - self.size[0]) // 2 + 1)
@@ -151,7 +151,7 @@ class Sinc:
     size: Size = (7, 21)
     cutoff: Range = (math.pi / 3, math.pi)
 
-    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
         if not draws.chance(self.probability):
             return []
         size = self.size[0] + 2 * draws.below((self.size[1] - self.size[0]) // 2 + 1)
@@ -183,7 +183,7 @@ class Resize:
     of_now: bool = False
     reference_width: bool = False
 
-    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
         factor = 1.0
         if self.up[0] or self.down[0]:
             keep = 1 - self.up[0] - self.down[0]
@@ -215,7 +215,7 @@ class Noise:
     poisson: float = 0.0
     grey: float = 0.0
 
-    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
         if draws.chance(self.poisson):
             parameters = {"op": "poisson_noise", "scale": draws.drifting(self.scale)}
         else:
@@ -239,7 +239,7 @@ class Jpeg:
 
     quality: Range
 
-    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
         return [(self, {"op": "jpeg", "quality": draws.drifting(self.quality)})]
 
     def apply(
@@ -261,7 +261,7 @@ class Codec:
     frame_bits: Range | None = None
     preset: str = "medium"
 
-    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
         parameters: Parameters = {"op": "codec", "codec": self.codec}
         if self.frame_bits is not None:
             # One frame a second, so that the rate of a second is that of a frame.
@@ -285,7 +285,7 @@ class OneOf:
     weights: tuple[float, ...]
     sequences: tuple[tuple[Stage, ...], ...]
 
-    def draw(self, draws: ClipDraws) -> list[tuple[Stage, Parameters]]:
+    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
         index = draws.choice(dict(enumerate(self.weights)))
         return [step for stage in self.sequences[index] for step in stage.draw(draws)]
 
@@ -343,7 +343,7 @@ class Degradation:
         clips = [
             [step for stage in recipe.stages for step in stage.draw(draws)]
             for draws in (
-                ClipDraws(generator, length, recipe.drift)
+                ClipRandom(generator, length, recipe.drift)
                 for _ in range(frames if recipe.per_frame else 1)
             )
         ]

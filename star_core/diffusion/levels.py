@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ..sampling_defaults import SamplingDefaults
 from .denoiser import dynamic_guidance
-from .scaled_linear import Run, run_levels, scaled_linear_schedule
+from .scaled_linear import NoiseLevels, run_levels, scaled_linear_schedule
 from .schedule import NoiseSchedule, sampling_sigmas, star_schedule
 
 
-def levels_of(sampling: SamplingDefaults, *, exact: bool = True) -> Run:
+def levels_of(sampling: SamplingDefaults, *, exact: bool = True) -> NoiseLevels:
     """The schedule of a run and its EDM noise levels. exact: see `schedule.sampling_timesteps`.
 
     ValueError for steps or a noise level that the schedule does not have.
@@ -33,7 +33,7 @@ def levels_of(sampling: SamplingDefaults, *, exact: bool = True) -> Run:
         sampler=sampling.sampler,
         exact=exact,
     )
-    return Run(star_schedule(), sigmas)
+    return NoiseLevels(star_schedule(), sigmas)
 
 
 def trained_schedule(sampling: SamplingDefaults) -> NoiseSchedule:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .schedule import NoiseSchedule
 
-Levels = Literal["star", "diffusers"]
+TimestepSpacing = Literal["star", "diffusers"]
 
 
-class Run(NamedTuple):
+class NoiseLevels(NamedTuple):
     """The levels of one run: the schedule by which velocities are converted, and EDM noise levels,
     descending from inf, with a trailing 0."""
 
@@ -33,8 +33,8 @@ def scaled_linear_schedule(shift: float = 1.0) -> NoiseSchedule:
 
 
 def run_levels(
-    steps: int, *, shift: float = 1.0, noise_level: int = 1000, levels: Levels = "star"
-) -> Run:
+    steps: int, *, shift: float = 1.0, noise_level: int = 1000, levels: TimestepSpacing = "star"
+) -> NoiseLevels:
     """Levels for `steps` network evaluations, which see the last first: timestep noise_level - 1.
 
     levels: "star" stretches the run's own levels and snaps each to the nearest of the 1000 where
@@ -51,7 +51,7 @@ def run_levels(
         spacing = noise_level / steps
         t = torch.tensor([round(noise_level - i * spacing) - 1 for i in range(steps)])
         sigmas = trained.edm_sigma(t)
-        return Run(trained, torch.cat([sigmas, torch.zeros(1)]))
+        return NoiseLevels(trained, torch.cat([sigmas, torch.zeros(1)]))
     if levels != "star":
         raise ValueError(f'levels must be "star" or "diffusers", got {levels!r}')
     t = torch.tensor([math.floor(last - i * last / steps) for i in range(steps)])
@@ -71,7 +71,7 @@ def run_levels(
         sigmas=(1 - converting**2).sqrt(),
         log_edm_sigmas=run.log_edm_sigmas,
     )
-    return Run(schedule, torch.cat([run.edm_sigma(t), torch.zeros(1)]))
+    return NoiseLevels(schedule, torch.cat([run.edm_sigma(t), torch.zeros(1)]))
 
 
 def _signal(shift: float) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 SolverMode = Literal["fast", "normal"]
-Discretization = Literal["trailing", "linspace", "leading"]
+TimestepSpacing = Literal["trailing", "linspace", "leading"]
 
 # Below this timestep "fast" always walks the same eleven levels; above it takes four.
 FAST_MIDDLE = 500
@@ -134,7 +134,7 @@ def sampling_timesteps(
     steps: int,
     noise_level: int = 900,
     t_min: int = 0,
-    discretization: Discretization = "trailing",
+    spacing: TimestepSpacing = "trailing",
     exact: bool = True,
 ) -> Tensor:
     """Timesteps from noise_level - 1 down, (steps,) float32 and fractional ("fast": (15,)).
@@ -147,9 +147,9 @@ def sampling_timesteps(
     """
     t_max = noise_level - 1
     if solver_mode == "fast":
-        if discretization != "trailing":
+        if spacing != "trailing":
             raise ValueError(
-                f'solver mode "fast" has trailing timesteps: use "normal" for {discretization}'
+                f'solver mode "fast" has trailing timesteps: use "normal" for {spacing}'
             )
         fine = torch.arange(FAST_MIDDLE, t_min - 1, -(FAST_MIDDLE - t_min + 1) / 11)[:11]
         if t_max <= FAST_MIDDLE:
@@ -158,22 +158,22 @@ def sampling_timesteps(
         return torch.cat([coarse, fine])
     if solver_mode != "normal":
         raise ValueError(f'solver mode must be "fast" or "normal", got {solver_mode!r}')
-    if discretization == "linspace":
+    if spacing == "linspace":
         return torch.linspace(t_max, t_min, steps)
-    if discretization not in ("trailing", "leading"):
-        raise ValueError(f"unknown discretization {discretization!r}: use trailing")
-    spacing = (t_max - t_min + 1) / steps
+    if spacing not in ("trailing", "leading"):
+        raise ValueError(f"unknown timestep spacing {spacing!r}: use trailing")
+    step = (t_max - t_min + 1) / steps
     if exact and steps > 1:
         # more steps than there are levels would run below t_min
-        spacing = min(spacing, (t_max - t_min) / (steps - 1))
-    if spacing == 0:
+        step = min(step, (t_max - t_min) / (steps - 1))
+    if step == 0:
         return torch.tensor([float(t_max)])
-    if discretization == "trailing":
-        timesteps = torch.arange(t_max, t_min - 1, -spacing)
+    if spacing == "trailing":
+        timesteps = torch.arange(t_max, t_min - 1, -step)
     else:
-        timesteps = torch.arange(t_min, t_max + 1, spacing)
+        timesteps = torch.arange(t_min, t_max + 1, step)
     timesteps = timesteps[:steps] if exact else timesteps
-    timesteps = timesteps if discretization == "trailing" else timesteps.flip(0)
+    timesteps = timesteps if spacing == "trailing" else timesteps.flip(0)
     return timesteps.clamp(t_min, t_max)
 
 
@@ -185,7 +185,7 @@ def sampling_sigmas(
     noise_level: int = 900,
     t_min: int = 0,
     sampler: str = "dpmpp_2m_sde",
-    discretization: Discretization = "trailing",
+    spacing: TimestepSpacing = "trailing",
     exact: bool = True,
 ) -> Tensor:
     """EDM noise levels for a sampler, descending, float32, the trailing 0 included.
@@ -209,7 +209,7 @@ def sampling_sigmas(
         steps=steps + discard_penultimate,
         noise_level=noise_level,
         t_min=t_min,
-        discretization=discretization,
+        spacing=spacing,
         exact=exact,
     )
     if discard_penultimate and len(timesteps) > 1:

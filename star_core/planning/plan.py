@@ -18,7 +18,7 @@ from ..models.unet import UNetConfig
 from ..parity import DEFAULT, Behaviour
 from ..sampling_defaults import SamplingDefaults
 from ..vae.svd import SVDGeometry
-from ..windows.canvas import Canvas, Part, Piece
+from ..windows.canvas import Canvas, FrameSpan, WindowGroup
 from ..windows.chunking import ChunkConfig, filled_to, overlapping_windows, usual_overlap
 from ..windows.tiling import Tile
 
@@ -119,15 +119,15 @@ class Plan:
         return self.slicing.offload
 
     @cached_property
-    def part(self) -> Part:
+    def span(self) -> FrameSpan:
         """Its windows of frames."""
         frames = range(self.task.frames)
         if self.task.one_clip and (each := self.task.vae.latent_frames) > 1:
             latents = -(-(len(frames) - 1) // each) + 1
             windows = overlapping_windows(latents, *self.chunk.in_latents(each))
-            piece = Piece(frames=frames, windows=windows)
-            return Part(wanted=frames, needed=frames, pieces=[piece], decode_windows=[frames])
-        return Part.of(
+            group = WindowGroup(frames=frames, windows=windows)
+            return FrameSpan(wanted=frames, needed=frames, groups=[group], decode_windows=[frames])
+        return FrameSpan.of(
             frames,
             chunk=self.chunk,
             decode_window=self.task.sampling.decode_window,
@@ -137,7 +137,7 @@ class Plan:
     @property
     def windows(self) -> list[int]:
         """How many latents follow each other in each window that the network sees."""
-        return [len(window) for piece in self.part.pieces for window in piece.windows]
+        return [len(window) for group in self.span.groups for window in group.windows]
 
     @property
     def window_frames(self) -> list[int]:
@@ -147,7 +147,7 @@ class Plan:
     @cached_property
     def encoded(self) -> Counter[int]:
         """How many frames are encoded together, and how often."""
-        return Counter(self.task.vae.encoded(self.part, hold=self.chunk.hold))
+        return Counter(self.task.vae.encoded(self.span, hold=self.chunk.hold))
 
     @property
     def latents(self) -> int:

@@ -151,7 +151,7 @@ def encode_memory(plan: Plan) -> Bytes:
 
 def decode_memory(plan: Plan) -> Bytes:
     task, tiles = plan.task, plan.vae_tiles
-    windows = plan.part.decode_windows
+    windows = plan.span.decode_windows
     frames = max(map(len, windows))
     peak = max(decoding(task.vae, task.dtype, frames, *side).peak for side in set(tiles))
     joined, tile = (4 * 3 * frames * h * w for h, w in (task.padded, max(tiles)))
@@ -183,7 +183,7 @@ def denoise_memory(plan: Plan) -> Bytes:
 
 def _longest_piece(plan: Plan) -> int:
     """In latents."""
-    return max(piece.windows[-1].stop for piece in plan.part.pieces)
+    return max(group.windows[-1].stop for group in plan.span.groups)
 
 
 def _pixel_bytes(plan: Plan, frames: int) -> int:
@@ -194,10 +194,10 @@ def _pixel_bytes(plan: Plan, frames: int) -> int:
 def _windows_before(plan: Plan) -> int:
     """Of frames: where pieces are decoded by themselves, each holds what the one before restored,
     and what of that it blends into."""
-    pieces, each = plan.part.pieces, plan.task.vae.latent_frames
-    if each == 1 or len(pieces) == 1:
+    groups, each = plan.span.groups, plan.task.vae.latent_frames
+    if each == 1 or len(groups) == 1:
         return 0
-    return 2 * _pixel_bytes(plan, max(len(piece.frames) for piece in pieces))
+    return 2 * _pixel_bytes(plan, max(len(group.frames) for group in groups))
 
 
 def traffic(plan: Plan) -> int:
@@ -240,7 +240,7 @@ def denoise_flops(plan: Plan) -> int:
 def _vae_flops(plan: Plan) -> tuple[int, int]:
     """Of encoding and of decoding."""
     task, tiles = plan.task, Counter(plan.vae_tiles)
-    windows = Counter(map(len, plan.part.decode_windows))
+    windows = Counter(map(len, plan.span.decode_windows))
 
     def flops(cost: Callable[..., Cost], clips: Counter[int]) -> int:
         return sum(
@@ -266,11 +266,11 @@ class Rehearsal:
 
 def rehearsed(plan: Plan) -> Rehearsal:
     """The solver, the windows and guidance as they are, with a network that does nothing."""
-    pieces = [_piece(plan.task, tuple(piece.windows)) for piece in plan.part.pieces]
+    groups = [_piece(plan.task, tuple(group.windows)) for group in plan.span.groups]
     calls: Counter[tuple[int, bool]] = Counter()
-    for piece in pieces:
-        calls += piece.calls
-    held, kept = max(piece.held for piece in pieces), max(piece.kept for piece in pieces)
+    for group in groups:
+        calls += group.calls
+    held, kept = max(group.held for group in groups), max(group.kept for group in groups)
     return Rehearsal(calls, held, kept)
 
 

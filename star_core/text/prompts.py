@@ -14,7 +14,7 @@ class PromptDefaults:
     prompt: str
     positive: str
     negative: str | None
-    untold: float = 0.5
+    caption_dropout: float = 0.5
 
 
 DEFAULT_PROMPT = "a good video"

@@ -124,7 +124,7 @@ def ablate(
     before each run. Returns the table.
     """
     runs = [(variant, seed) for seed in ablation.seeds for variant in variants]
-    kept_apart = [clip_pair(path, ablation.frames) for path in ablation.clips]
+    validation_set = [clip_pair(path, ablation.frames) for path in ablation.clips]
     results: dict[str, list[dict[str, float]]] = {}
     for index, (variant, seed) in enumerate(runs):
         if on_run:
@@ -132,7 +132,7 @@ def ablate(
         folder = ablation.out / f"{variant.name.replace(' ', '_').replace(',', '')}-{seed}"
         file = folder / RESULT
         if not file.exists():
-            run_variant(variant, seed, ablation, vae, kept_apart, folder, on_step)
+            run_variant(variant, seed, ablation, vae, validation_set, folder, on_step)
         results.setdefault(variant.name, []).append(json.loads(file.read_text()))
         (ablation.out / "ablation.md").write_text(table(results))
         shown = {name: [row["psnr"] for row in rows] for name, rows in results.items()}
@@ -148,7 +148,7 @@ def run_variant(
     seed: int,
     ablation: Ablation,
     vae: VideoVAE,
-    kept_apart: Sequence[tuple[Tensor, Tensor]],
+    validation_set: Sequence[tuple[Tensor, Tensor]],
     folder: Path,
     on_step: OnStep | None = None,
 ) -> None:
@@ -176,7 +176,7 @@ def run_variant(
             return
         network.eval()
         rows = []
-        for clean, large in kept_apart:
+        for clean, large in validation_set:
             restored = see.restored(network, prompts, large)
             setup = Setup(weights=ablation.metric_weights)
             found = compare(
@@ -194,7 +194,7 @@ def run_variant(
         config,
         folder,
         prompts=prompts,
-        shown=linear_decoder(vae, first_samples(pairs, seed)),
+        pixel_kernel=linear_decoder(vae, first_samples(pairs, seed)),
         write=measure,
         on_step=on_step,
         every=max(1, ablation.steps // 4),

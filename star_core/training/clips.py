@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..seeded_random import Draws
+from ..seeded_random import SeededRandom
 from ..video_io import VideoSource, open_video
 
 STILLS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
@@ -41,7 +41,7 @@ def cut_clips(folder: Path, count: int, seed: int, config: ClipConfig) -> Tensor
     stills = [path for path in files if path.suffix.lower() in STILLS]
     if not videos and not stills:
         raise ValueError(f"{folder} holds no videos or pictures to train on")
-    draws = Draws(torch.Generator().manual_seed(seed))
+    draws = SeededRandom(torch.Generator().manual_seed(seed))
     share = config.stills if videos and stills else float(not videos)
     from_stills = round(count * share)
     clips = [_camera_move(draws, stills, config) for _ in range(from_stills)]
@@ -58,11 +58,13 @@ def cut_clips(folder: Path, count: int, seed: int, config: ClipConfig) -> Tensor
     return torch.stack([_turned(draws, clips[i]) for i in order])
 
 
-def _turned(draws: Draws, clip: Tensor) -> Tensor:
+def _turned(draws: SeededRandom, clip: Tensor) -> Tensor:
     return clip.flip([axis for axis in (0, 2, 3) if draws.chance(0.5)])
 
 
-def _from_video(draws: Draws, source: VideoSource, wanted: int, config: ClipConfig) -> list[Tensor]:
+def _from_video(
+    draws: SeededRandom, source: VideoSource, wanted: int, config: ClipConfig
+) -> list[Tensor]:
     """Clips of one video, at full or half size, read once from beginning to end."""
     frames, height, width = config.size
     moments = max(1, len(source) // frames)
@@ -81,7 +83,7 @@ def _from_video(draws: Draws, source: VideoSource, wanted: int, config: ClipConf
     return clips
 
 
-def _best_crop(draws: Draws, shot: Tensor, config: ClipConfig) -> Tensor | None:
+def _best_crop(draws: SeededRandom, shot: Tensor, config: ClipConfig) -> Tensor | None:
     _, height, width = config.size
     best, most = None, -1.0
     for _ in range(config.candidates):
@@ -107,7 +109,7 @@ def _best_crop(draws: Draws, shot: Tensor, config: ClipConfig) -> Tensor | None:
     return best
 
 
-def _camera_move(draws: Draws, stills: list[Path], config: ClipConfig) -> Tensor:
+def _camera_move(draws: SeededRandom, stills: list[Path], config: ClipConfig) -> Tensor:
     """A smooth move over a still: rendered at twice the size and averaged down."""
     frames, height, width = config.size
     (image,) = open_video(stills[draws.below(len(stills))])
@@ -143,7 +145,7 @@ def _at(center: float, path: Tensor, side: int) -> Tensor:
     return (center + path) * 2 / side - 1
 
 
-def _smooth_walk(draws: Draws, steps: int, scale: float) -> Tensor:
+def _smooth_walk(draws: SeededRandom, steps: int, scale: float) -> Tensor:
     time = torch.arange(steps, dtype=torch.float32)
     walk = draws.normal() * time
     for _ in range(2):

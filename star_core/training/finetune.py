@@ -25,7 +25,7 @@ MODEL_FILE, LORA_FILE = "model.safetensors", "lora.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class DataConfig:
     """What is trained on. data, kept_apart: folders of shards; the second is for validation.
 
     frames, size (height, width), interval: of a sample, in pixels of the clean video.
@@ -36,13 +36,13 @@ class Material:
     frames: int = 32
     size: tuple[int, int] = (720, 1280)
     interval: int = 2
-    kept_apart: Path | None = None
+    validation_set: Path | None = None
 
 
 def finetune(
     model: Path,
     vae_file: Path,
-    material: Material,
+    material: DataConfig,
     out: Path,
     config: TrainConfig,
     *,
@@ -80,12 +80,12 @@ def finetune(
         raise ValueError(f"{model} has no learned prompts: name a text encoder")
     else:
         encoder = open_text_encoder(text_encoder, file.config, device, torch.float32)
-        untold = encoder.encode("")
+        caption_dropout = encoder.encode("")
         if usual.negative is None:
-            untold = torch.zeros_like(untold)
+            caption_dropout = torch.zeros_like(caption_dropout)
 
         def embedding(caption: str) -> Tensor:
-            return (encoder.encode(caption) if caption else untold)[0].float()
+            return (encoder.encode(caption) if caption else caption_dropout)[0].float()
 
         encode, words = embedding, embedding("")[None]
     if config.trains == "lora":
@@ -101,12 +101,12 @@ def finetune(
             interval=material.interval,
             upsampling=file.sampling.upsample,
             text=encode,
-            untold=usual.untold,
+            caption_dropout=usual.caption_dropout,
         )
 
     validate = None
-    if material.kept_apart is not None:
-        apart = samples(material.kept_apart)
+    if material.validation_set is not None:
+        apart = samples(material.validation_set)
         pairs = [apart.pair(sample_generator(0, i))[:2] for i in range(min(4, len(apart.clips)))]
         validate = Validation(pairs, vae, out, sampling=file.sampling, text=words)
     train(

@@ -135,7 +135,7 @@ class Prompts(nn.Module):
         return torch.cat([prompt for prompt in by_task if prompt is not None])[tasks]
 
 
-class Trained(nn.Module):
+class TrainingObjective(nn.Module):
     """Network, prompts and loss in one module, so that its gradients are shared by processes.
 
     shown: kernel of `linear_decoder`. Then errors of the clean clip count in place of those of the
@@ -143,7 +143,7 @@ class Trained(nn.Module):
     perceptual: distance (b,) of two batches of pictures (b 3 h w) in [0, 1], of what is sharpened.
     """
 
-    shown: Tensor | None
+    pixel_kernel: Tensor | None
 
     def __init__(
         self,
@@ -152,13 +152,13 @@ class Trained(nn.Module):
         *,
         prompts: Prompts | None = None,
         decoder: Decoder | None = None,
-        shown: Tensor | None = None,
+        pixel_kernel: Tensor | None = None,
         perceptual: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network, self.prompts = network, prompts
         self.config, self.decoder, self.perceptual = config, decoder, perceptual
-        self.register_buffer("shown", shown, persistent=False)
+        self.register_buffer("shown", pixel_kernel, persistent=False)
         if config.df_space == "pixels" and decoder is None:
             raise ValueError("a DF loss in pixels needs the VAE's decoder")
         if config.sharp and (decoder is None or perceptual is None or prompts is None):
@@ -182,7 +182,7 @@ class Trained(nn.Module):
             x_t = schedule.add_noise(self._met(schedule, batch, y), noise, t)
         v = self._velocity(x_t, t, y, lq)
         clean = schedule.x_0(x_t, v, t)
-        if self.shown is None:
+        if self.pixel_kernel is None:
             uncertainty = torch.ones((), device=v.device)
             if spread := network.config.hint_prior:
                 # In units of what the hint leaves open, all noise levels count alike.
@@ -190,8 +190,8 @@ class Trained(nn.Module):
             target = schedule.velocity(x_0, noise, t)
             velocity = velocity_loss(v / uncertainty, target / uncertainty)
         else:
-            velocity = seen_energy(clean - x_0, self.shown)
-            velocity = velocity / (seen_energy(lq - batch.hq, self.shown) + FLOOR)
+            velocity = seen_energy(clean - x_0, self.pixel_kernel)
+            velocity = velocity / (seen_energy(lq - batch.hq, self.pixel_kernel) + FLOOR)
         frequency = torch.zeros_like(velocity)
         if config.df.beta:
             ours, theirs = clean, x_0
@@ -241,10 +241,10 @@ class Trained(nn.Module):
         return torch.cat(pixels)
 
 
-def seen_energy(latents: Tensor, shown: Tensor) -> Tensor:
+def seen_energy(latents: Tensor, pixel_kernel: Tensor) -> Tensor:
     """Mean square (b,) of what a difference of latents (b c f h w) is in pixels."""
     frames = rearrange(latents, "b c f h w -> (b f) c h w")
-    pixels = F.conv2d(frames, shown, padding=1)
+    pixels = F.conv2d(frames, pixel_kernel, padding=1)
     return pixels.square().view(len(latents), -1).mean(1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoints.tensors import open_tensors
 from ..degradation import Recipe, degrade_video
-from ..seeded_random import Draws
+from ..seeded_random import SeededRandom
 from ..vae.frame_vae import VideoVAE
 from .objective import Sample
 
@@ -29,7 +29,7 @@ def encode_pairs(
     for index, clip in enumerate(clips):
         clip = clip.float() / 255
         shares = {number: share for number, (share, _) in enumerate(recipes)}
-        chosen = Draws(torch.Generator().manual_seed(seed + index)).choice(shares)
+        chosen = SeededRandom(torch.Generator().manual_seed(seed + index)).choice(shares)
         small, _ = degrade_video(clip, recipes[chosen][1], seed + index)
         large = F.interpolate(small, size=clip.shape[-2:], mode="bicubic").clamp(0, 1)
         both = rearrange(torch.stack([clip, large]) * 2 - 1, "b f c h w -> b c f h w")

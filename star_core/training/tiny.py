@@ -153,7 +153,7 @@ def train_tiny(
         config,
         out,
         prompts=prompts,
-        shown=linear_decoder(vae, first_samples(latent_pairs, seed)),
+        pixel_kernel=linear_decoder(vae, first_samples(latent_pairs, seed)),
         decoder=decoder_of(vae) if sharp else None,
         perceptual=perceptual,
         write=partial(write_tiny, latents=latents),

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Network
-from .objective import Batch, Prompts, Samples, TrainConfig, Trained, Trains, draw_batch, number_of
+from .objective import (
+    Batch,
+    Prompts,
+    Samples,
+    TrainConfig,
+    TrainingObjective,
+    Trains,
+    draw_batch,
+    number_of,
+)
 from .pixels import Decoder
 
 logger = logging.getLogger(__name__)
@@ -118,7 +127,7 @@ def train(
     write: Callable[[Path, Any, Prompts | None, int], None],
     prompts: Prompts | None = None,
     decoder: Decoder | None = None,
-    shown: Tensor | None = None,
+    pixel_kernel: Tensor | None = None,
     perceptual: nn.Module | None = None,
     validate: Callable[[Any, Prompts | None, int], dict[str, float]] | None = None,
     on_step: OnStep | None = None,
@@ -142,8 +151,13 @@ def train(
         from .checkpointing import recompute
 
         recompute(network)
-    trained = Trained(
-        network, config, prompts=prompts, decoder=decoder, shown=shown, perceptual=perceptual
+    trained = TrainingObjective(
+        network,
+        config,
+        prompts=prompts,
+        decoder=decoder,
+        pixel_kernel=pixel_kernel,
+        perceptual=perceptual,
     ).to(device)
     named = {name: p for name, p in trained.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(named, config)

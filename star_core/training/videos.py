@@ -89,7 +89,7 @@ class VideoSamples:
     """Clips degraded anew every time (STAR: 32 frames of every second one, 720x1280).
 
     text: caption -> embedding (l d); None where prompts are learned. A caption is left out with
-    probability `untold`.
+    probability `caption_dropout`.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class VideoSamples:
         interval: int = 2,
         upsampling: str = "bicubic",
         text: Callable[[str], Tensor] | None = None,
-        untold: float = 0.5,
+        caption_dropout: float = 0.5,
     ) -> None:
         self.clips = stored_clips(folder)
-        self.vae, self.recipe, self.text, self.untold = vae, recipe, text, untold
+        self.vae, self.recipe, self.text, self.caption_dropout = vae, recipe, text, caption_dropout
         self.frames, self.size, self.interval = frames, size, interval
         self.upsampling = upsampling
 
@@ -130,7 +130,7 @@ class VideoSamples:
         hq, lq = self.vae.encode(both).cpu()
         if self.text is None:
             return Sample(hq, lq)
-        told = torch.rand((), generator=generator).item() >= self.untold
+        told = torch.rand((), generator=generator).item() >= self.caption_dropout
         return Sample(hq, lq, self.text(caption if told else "").float().cpu())
 
 

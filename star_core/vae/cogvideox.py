@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..windows.canvas import Part
+from ..windows.canvas import FrameSpan
 from ..windows.chunking import cut_to, filled_to
 from ..windows.tiling import Tile, tiled
 from . import cogvideox_frames
@@ -78,10 +78,10 @@ class CausalVAEGeometry:
         )
         return rows, columns
 
-    def encoded(self, part: Part, *, hold: bool) -> list[int]:
+    def encoded(self, span: FrameSpan, *, hold: bool) -> list[int]:
         """How many frames are encoded together, each time: windows, and what they hold."""
-        windows = [filled_to(len(piece.frames), self.latent_frames) for piece in part.pieces]
-        shared = [piece.shared for piece in part.pieces if piece.shared and hold]
+        windows = [filled_to(len(group.frames), self.latent_frames) for group in span.groups]
+        shared = [group.shared for group in span.groups if group.shared and hold]
         return windows + [cut_to(frames, self.latent_frames) for frames in shared]
 
 

@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..windows.canvas import Part
+from ..windows.canvas import FrameSpan
 from ..windows.chunking import adjacent_or_overlapping, decode_in_windows
 from ..windows.tiling import Tile, tiled
 
@@ -44,9 +44,9 @@ class FrameGeometry(ABC):
             return [range(height)], [range(width)]
         return tile.windows(height, self.factor), tile.windows(width, self.factor)
 
-    def encoded(self, part: Part, *, hold: bool) -> list[int]:
+    def encoded(self, span: FrameSpan, *, hold: bool) -> list[int]:
         """How many frames each call of the encoder takes."""
-        return [1] * len(part.needed)
+        return [1] * len(span.needed)
 
 
 class VideoVAE:

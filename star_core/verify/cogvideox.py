@@ -84,8 +84,8 @@ def layer(case: Case) -> Comparisons:
 
     seen: dict[str, Any] = {}
     fed: list[Any] = []  # image tokens, then text
-    for name, part in block.named_children():
-        part.register_forward_hook(lambda _, taken, given, n=name: seen.update({n: (taken, given)}))
+    for name, span in block.named_children():
+        span.register_forward_hook(lambda _, taken, given, n=name: seen.update({n: (taken, given)}))
     block.ff.register_forward_hook(lambda _, taken, given: fed.insert(0, given))
     image, text = block(image, text, case["in.emb"], grid, rotary)
     yield Comparison(torch.cat([text, image], dim=1), case["out.hidden"])

@@ -26,9 +26,9 @@ def df_loss_family(case: Case) -> Comparisons:
         picks = case.tensors.get(f"quantile_index_{name}")
         low, high, cut = by_magnitude(video[0], None if picks is None else picks.long())
         yield Comparison(cut[None], case[f"cutoff_{name}"])
-        for part, ours in (("low", low), ("high", high)):
-            if f"{part}_{name}" in case.tensors:
-                yield Comparison(ours, case[f"{part}_{name}"])
+        for span, ours in (("low", low), ("high", high)):
+            if f"{span}_{name}" in case.tensors:
+                yield Comparison(ours, case[f"{span}_{name}"])
     low, high = reference_errors(pred, gt, generator())
     v = velocity_loss(case["out_v"], case["target_v"])
     for row in case.sidecar["rows"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..color_fix import COLOR_FIXES
 from ..parity import REFERENCE
-from ..pipeline import Settings, Shot, restore
+from ..pipeline import Settings, ShotJob, restore
 from ..sampling_defaults import SamplingDefaults
 from ..star_checkpoint import StarModel
 from ..text.prompts import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
@@ -17,7 +17,7 @@ from ..vae.frame_vae import VideoVAE
 from ..vae.svd import svd_vae
 from ..video_io.encoding import quantize
 from ..video_io.planes import PlanarFormat
-from ..windows.canvas import Canvas, Part
+from ..windows.canvas import Canvas, FrameSpan
 from ..windows.chunking import ChunkConfig
 from ..windows.geometry import Padding, output_size, pad, reference_padding, upsample
 from .case import Case, Comparison, Comparisons
@@ -130,7 +130,7 @@ def e2e(case: Case) -> Comparisons:
     model = StarModel(network=network, config=network.config, sampling=sampling, prompts=None)
     length, frames = settings["max_chunk_len"], list(case["video"] / 2 + 0.5)
     chunk = ChunkConfig(length=length, overlap=length // 2)
-    part = Part.of(range(len(frames)), chunk=chunk, decode_window=3, behaviour=REFERENCE)
+    span = FrameSpan.of(range(len(frames)), chunk=chunk, decode_window=3, behaviour=REFERENCE)
     for color_fix, expected in (("none", "vid255"), ("adain", "adain255")):
         run = Settings(
             sampling=replace(sampling, color_fix=color_fix),
@@ -138,6 +138,6 @@ def e2e(case: Case) -> Comparisons:
             chunk=chunk,
             behaviour=REFERENCE,
         )
-        shot = Shot(part=part, positive=case["y"], negative=case["neg_y"], settings=run)
+        shot = ShotJob(span=span, positive=case["y"], negative=case["neg_y"], settings=run)
         restored = restore(frames, model, vae, [shot], canvas)
         yield Comparison(as_255(torch.stack(list(restored))), case[expected])

@@ -13,7 +13,7 @@ Region = tuple[range, range]  # rows, columns
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class WindowGroup:
     """Frames that are denoised together; a long clip has several, one after the other.
 
     frames: counted from the first frame needed. windows: of the denoiser, counted from the first
@@ -26,7 +26,7 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class FrameSpan:
     """The frames of a shot to restore, and those that must be looked at for them.
 
     wanted: frames of the clip that come out. needed: frames that go in, all of every window that a
@@ -37,7 +37,7 @@ class Part:
 
     wanted: range
     needed: range
-    pieces: list[Piece]
+    groups: list[WindowGroup]
     decode_windows: list[range]
 
     @classmethod
@@ -49,7 +49,7 @@ class Part:
         chunk: ChunkConfig,
         decode_window: int,
         behaviour: Behaviour,
-    ) -> "Part":
+    ) -> "FrameSpan":
         """Of a shot, frames of a clip; ValueError if `wanted` is empty or goes beyond them."""
         wanted = shot if wanted is None else wanted
         if not wanted or wanted.start < shot.start or wanted.stop > shot.stop:
@@ -59,15 +59,15 @@ class Part:
             )
         inside = _shifted(wanted, -shot.start)
         if chunk.latent_frames > 1:
-            pieces = _by_themselves(len(shot), inside, chunk)
-            needed = _span([piece.frames for piece in pieces])
+            groups = _by_themselves(len(shot), inside, chunk)
+            needed = _span([group.frames for group in groups])
             return cls(
                 wanted=wanted,
                 needed=_shifted(needed, shot.start),
-                pieces=[
-                    replace(piece, frames=_shifted(piece.frames, -needed.start)) for piece in pieces
+                groups=[
+                    replace(group, frames=_shifted(group.frames, -needed.start)) for group in groups
                 ],
-                decode_windows=[_shifted(piece.frames, -needed.start) for piece in pieces],
+                decode_windows=[_shifted(group.frames, -needed.start) for group in groups],
             )
         decode_windows = _touching(
             adjacent_or_overlapping(len(shot), decode_window, behaviour.decode_overlap), inside
@@ -82,40 +82,44 @@ class Part:
         return cls(
             wanted=wanted,
             needed=_shifted(needed, shot.start),
-            pieces=[Piece(frames=_span(windows), windows=windows)] if together else _chain(windows),
+            groups=[WindowGroup(frames=_span(windows), windows=windows)]
+            if together
+            else _chain(windows),
             decode_windows=[_shifted(w, -needed.start) for w in decode_windows],
         )
 
 
-def _chain(windows: Sequence[range]) -> list[Piece]:
+def _chain(windows: Sequence[range]) -> list[WindowGroup]:
     """Each window a piece of its own."""
     before = [range(0), *windows]
     return [
-        Piece(frames=window, windows=[range(len(window))], shared=max(last.stop - window.start, 0))
+        WindowGroup(
+            frames=window, windows=[range(len(window))], shared=max(last.stop - window.start, 0)
+        )
         for last, window in zip(before, windows, strict=False)
     ]
 
 
-def _by_themselves(total: int, wanted: range, chunk: ChunkConfig) -> list[Piece]:
+def _by_themselves(total: int, wanted: range, chunk: ChunkConfig) -> list[WindowGroup]:
     """Pieces of a shot, each of latents of its own, that hold a wanted frame."""
     windows = overlapping_windows(total, chunk.length, chunk.overlap, mode="shifted")
     windows = _touching(windows, wanted)
     return [
-        replace(piece, windows=[range(-(-(len(piece.frames) - 1) // chunk.latent_frames) + 1)])
-        for piece in _chain(windows)
+        replace(group, windows=[range(-(-(len(group.frames) - 1) // chunk.latent_frames) + 1)])
+        for group in _chain(windows)
     ]
 
 
-def _touching(windows: Sequence[range], part: range) -> list[range]:
-    return [w for w in windows if w.start < part.stop and part.start < w.stop]
+def _touching(windows: Sequence[range], span: range) -> list[range]:
+    return [w for w in windows if w.start < span.stop and span.start < w.stop]
 
 
 def _span(windows: Sequence[range]) -> range:
     return range(windows[0].start, windows[-1].stop)
 
 
-def _shifted(part: range, by: int) -> range:
-    return range(part.start + by, part.stop + by)
+def _shifted(span: range, by: int) -> range:
+    return range(span.start + by, span.stop + by)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +158,8 @@ class Canvas:
             return cls(size=size, padding=padding, region=(range(height), range(width)), view=whole)
         step = vae_factor * 2**levels
         rows, columns = (
-            _with_context(_shifted(part, first), full, step, margin * vae_factor)
-            for part, first, full in zip(region, (padding.top, padding.left), whole, strict=True)
+            _with_context(_shifted(span, first), full, step, margin * vae_factor)
+            for span, first, full in zip(region, (padding.top, padding.left), whole, strict=True)
         )
         return cls(size=size, padding=padding, region=region, view=(rows, columns))
 
@@ -201,7 +205,7 @@ class Canvas:
     def result(self, frame: Tensor) -> Tensor:
         """The part (... h w) of the frame in `seen` -> the part in `region`."""
         rows, columns = (
-            _shifted(part, -seen.start) for part, seen in zip(self.region, self.seen, strict=True)
+            _shifted(span, -seen.start) for span, seen in zip(self.region, self.seen, strict=True)
         )
         return cut(frame, (rows, columns))
 
@@ -211,14 +215,14 @@ def _padded(size: tuple[int, int], padding: Padding) -> tuple[int, int]:
     return height + padding.top + padding.bottom, width + padding.left + padding.right
 
 
-def _with_context(part: range, whole: range, step: int, margin: int) -> range:
-    """A range around `part` that begins on the network's grid and has a length that it takes.
+def _with_context(span: range, whole: range, step: int, margin: int) -> range:
+    """A range around `span` that begins on the network's grid and has a length that it takes.
 
     The network's grid has steps of `step` and a rest at the end (height is 2 mod 2^n latents).
     """
     rest = len(whole) % step
-    begin = max(part.start - margin, 0) // step * step
-    steps = -(-(part.stop + margin - rest - begin) // step)
+    begin = max(span.start - margin, 0) // step * step
+    steps = -(-(span.stop + margin - rest - begin) // step)
     return range(begin, min(begin + steps * step + rest, whole.stop))
 
 

@@ -15,9 +15,9 @@ from star_core.batch import Outcome, Worker
 from star_core.cli.batching import order_of
 from star_core.pipeline import Settings
 from star_core.resume import work_folder
-from star_core.upscale import Clip, Scene
+from star_core.upscale import Clip, ShotSettings
 from star_core.video_io import open_video
-from star_core.windows.canvas import Part
+from star_core.windows.canvas import FrameSpan
 from star_core.windows.chunking import ChunkConfig
 
 from .test_cli import ROOT, refused, run, write_clip
@@ -156,13 +156,13 @@ def test_parts_that_others_have_found_are_not_done_again(
     shared = options | {"out": str(tmp_path / "shared.mkv")}
     found = Worker(order_of).survey(0, shared)
     assert not isinstance(found, Outcome)
-    scenes, parts = found
-    assert parts == ([2, 3, 2] if "2,5" in how else [3, 3, 1])
+    shot_settings, segments = found
+    assert segments == ([2, 3, 2] if "2,5" in how else [3, 3, 1])
     for part in (2, 0, 1):
-        assert Worker(order_of).find_part(0, shared, scenes, part) is None
+        assert Worker(order_of).store_segment(0, shared, shot_settings, part) is None
     assert len(list(work_folder(tmp_path / "shared.mkv").glob("*.safetensors"))) >= 3
     monkeypatch.setattr("star_core.models.unet.ControlledVideoUNet.forward", None)
-    assert Worker(order_of).finish(0, shared, scenes).state == "done"
+    assert Worker(order_of).finish(0, shared, shot_settings).state == "done"
     assert (tmp_path / "shared.mkv").read_bytes() == (tmp_path / "whole.mkv").read_bytes()
     assert not work_folder(tmp_path / "shared.mkv").exists()
 
@@ -183,19 +183,19 @@ def test_a_worker_keeps_its_model(capsys, tmp_path, videos, monkeypatch):
 
 def test_segments_have_all_frames_and_see_what_they_need():
     chunk = ChunkConfig(length=4, overlap=2, merged=0, segment=5)
-    scene = Scene(settings=Settings(chunk=chunk), frames=range(3, 16))
+    shot = ShotSettings(settings=Settings(chunk=chunk), frames=range(3, 16))
     clip = object.__new__(Clip)
     object.__setattr__(clip, "wanted", range(4, 16))
     object.__setattr__(clip, "alone", False)
-    parts = [part for part, _ in clip.parts([scene])]
-    assert [part.wanted for part in parts] == [range(4, 8), range(8, 13), range(13, 16)]
-    for part in parts:
-        whole = Part.of(
+    segments = [part for part, _ in clip.segments([shot])]
+    assert [part.wanted for part in segments] == [range(4, 8), range(8, 13), range(13, 16)]
+    for part in segments:
+        whole = FrameSpan.of(
             range(3, 16),
             part.wanted,
             chunk=replace(chunk, segment=None),
-            decode_window=scene.settings.sampling.decode_window,
-            behaviour=scene.settings.behaviour,
+            decode_window=shot.settings.sampling.decode_window,
+            behaviour=shot.settings.behaviour,
         )
         assert part == whole
 

@@ -206,9 +206,9 @@ def test_previews_show_what_the_whole_run_shows(tmp_path, capsys):
     upscaled(capsys, source, tmp_path / "whole.mkv", *common)
     preview = ["--frames", "3:5", "--crop", "7x5+4+2"]
     report = upscaled(capsys, source, tmp_path / "part.mkv", *common, *preview)
-    whole, part = frames_of(tmp_path / "whole.mkv"), frames_of(tmp_path / "part.mkv")
-    assert part.shape == (report["frames"], 3, report["height"], report["width"])
-    assert (part - whole[3:5, :, 3:11, 6:17]).abs().max() <= 1 / 255
+    whole, span = frames_of(tmp_path / "whole.mkv"), frames_of(tmp_path / "part.mkv")
+    assert span.shape == (report["frames"], 3, report["height"], report["width"])
+    assert (span - whole[3:5, :, 3:11, 6:17]).abs().max() <= 1 / 255
 
 
 def test_sound_of_a_preview_is_cut_with_its_frames(tmp_path, capsys):
@@ -223,8 +223,8 @@ def test_sound_of_a_preview_is_cut_with_its_frames(tmp_path, capsys):
     source = tmp_path / "loud.mkv"
     subprocess.run([*ffmpeg, *both, "-c", "copy", str(source)], check=True)
     out = tmp_path / "part.mkv"
-    part = ["--frames", "4:6", "--chunk-frames", "4"]
-    upscaled(capsys, source, out, "--scale", 1, *part)
+    span = ["--frames", "4:6", "--chunk-frames", "4"]
+    upscaled(capsys, source, out, "--scale", 1, *span)
     sound = subprocess.run(
         [*ffmpeg, "-i", str(out), "-map", "0:a", "-f", "s16le", "-"],
         capture_output=True,
@@ -266,7 +266,7 @@ def test_reference_takes_previews_for_clips_of_their_own(tmp_path, capsys, monke
 
     def restore(frames, model, vae, shots, canvas, **options):
         (shot,) = shots
-        seen.update(canvas=canvas, part=shot.part, behaviour=shot.settings.behaviour.name)
+        seen.update(canvas=canvas, span=shot.span, behaviour=shot.settings.behaviour.name)
         height, width = canvas.size[::-1]
         for frame in frames:
             assert frame.shape == (3, 5, 7)
@@ -277,7 +277,7 @@ def test_reference_takes_previews_for_clips_of_their_own(tmp_path, capsys, monke
     preview = ["--frames", "3:5", "--crop", "7x5+4+2", "--scale", "2", "--reference"]
     report = upscaled(capsys, source, tmp_path / "out.mkv", *preview)
     assert seen["behaviour"] == "reference"
-    assert seen["canvas"].size == (14, 10) and seen["part"].needed == range(2)
+    assert seen["canvas"].size == (14, 10) and seen["span"].needed == range(2)
     assert (report["width"], report["height"], report["frames"]) == (14, 10, 2)
 
 

@@ -10,9 +10,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from star_core.parity import DEFAULT
-from star_core.pipeline import Frames, Settings, Shot, restore
+from star_core.pipeline import Frames, Settings, ShotJob, restore
 from star_core.resume import Work
-from star_core.windows.canvas import Canvas, Part
+from star_core.windows.canvas import Canvas, FrameSpan
 from star_core.windows.chunking import ChunkConfig
 from star_core.windows.geometry import upsample
 from tests.core.test_pipeline import (
@@ -36,10 +36,10 @@ def handed(length=4, overlap=2, *, sampling=STEPS, strength=1.0) -> Settings:
     return Settings(sampling=sampling, strength=strength, chunk=chunk)
 
 
-def shots_of(bounds, settings, prompts=None) -> list[Shot]:
+def shots_of(bounds, settings, prompts=None) -> list[ShotJob]:
     return [
-        Shot(
-            part=Part.of(range(a, b), chunk=s.chunk, decode_window=3, behaviour=s.behaviour),
+        ShotJob(
+            span=FrameSpan.of(range(a, b), chunk=s.chunk, decode_window=3, behaviour=s.behaviour),
             positive=p,
             negative=PROMPT,
             settings=s,
@@ -81,12 +81,12 @@ def test_with_several_evaluations_it_is_close(changing):
 
 def test_what_a_piece_has_found_counts_in_the_next(tmp_path, changing):
     clip, settings = clip_of(7, 8, 10), handed(5, 3)
-    part = Part.of(range(7), chunk=settings.chunk, decode_window=3, behaviour=DEFAULT)
+    span = FrameSpan.of(range(7), chunk=settings.chunk, decode_window=3, behaviour=DEFAULT)
     with Work(tmp_path / "work", keep=True) as work:
         work.begin("run")
         expected = run(clip, changing, settings=settings, work=work)
         first = work.recall("0000-00000") or {}
-        assert first["x_0s"].shape[0] == 3 and first["x_0s"].shape[3] == part.pieces[1].shared == 3
+        assert first["x_0s"].shape[0] == 3 and first["x_0s"].shape[3] == span.groups[1].shared == 3
         work.forget("0000-*")
         work.keep("0000-00000", first | {"x_0s": first["x_0s"] + 1})
         changed = run(clip, changing, settings=settings, work=work)

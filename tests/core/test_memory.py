@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from star_core.memory import Seat, keep_freed_memory
+from star_core.memory import DevicePlacement, keep_freed_memory
 
 
 def test_a_module_goes_home_even_if_the_work_fails():
     module = nn.Linear(2, 2)
-    with pytest.raises(KeyboardInterrupt), Seat("meta") as seat:
-        seat.take(module)
+    with pytest.raises(KeyboardInterrupt), DevicePlacement("meta") as placement:
+        placement.load(module)
         assert module.weight.is_meta
         module.to_empty(device="cpu")  # nothing comes back from meta
         raise KeyboardInterrupt
@@ -32,14 +32,14 @@ class Module(nn.Module):
 @pytest.mark.parametrize("one_at_a_time", [True, False])
 def test_a_device_holds_one_module_at_a_time_or_all(one_at_a_time):
     first, second = Module(), Module()
-    with Seat("there", one_at_a_time=one_at_a_time) as seat:
-        seat.take(first)
-        seat.take(second)
+    with DevicePlacement("there", one_at_a_time=one_at_a_time) as placement:
+        placement.load(first)
+        placement.load(second)
         assert (first.place, second.place) == ("home" if one_at_a_time else "there", "there")
-        seat.one_at_a_time = True
-        seat.take(second)
+        placement.one_at_a_time = True
+        placement.load(second)
         assert (first.place, second.place) == ("home", "there")
-        seat.take(first)
+        placement.load(first)
         assert (first.place, second.place) == ("there", "home")
     assert first.place == second.place == "home"
 

@@ -18,11 +18,11 @@ from star_core.diffusion.shortcuts import Shortcuts
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig, hint_prior_velocity
 from star_core.parity import DEFAULT, REFERENCE
-from star_core.pipeline import Settings, Shot, restore
+from star_core.pipeline import Settings, ShotJob, restore
 from star_core.sampling_defaults import SamplingDefaults
 from star_core.star_checkpoint import StarModel
 from star_core.vae.frame_vae import VideoVAE
-from star_core.windows.canvas import Canvas, Part, cut
+from star_core.windows.canvas import Canvas, FrameSpan, cut
 from star_core.windows.chunking import ChunkConfig
 from star_core.windows.geometry import output_size, upsample
 from star_core.windows.tiling import Tile
@@ -123,7 +123,7 @@ def run(
     """Restored frames (f c h w); a part of them as a preview gets it."""
     settings = settings or Settings(sampling=SAMPLING)
     vae = vae or LosslessVAE()
-    part = Part.of(
+    span = FrameSpan.of(
         range(len(clip)),
         wanted,
         chunk=settings.chunk,
@@ -138,8 +138,8 @@ def run(
         behaviour=settings.behaviour,
         margin=margin,
     )
-    frames = clip[part.needed.start : part.needed.stop]
-    shot = Shot(part=part, positive=PROMPT, negative=PROMPT, settings=settings)
+    frames = clip[span.needed.start : span.needed.stop]
+    shot = ShotJob(span=span, positive=PROMPT, negative=PROMPT, settings=settings)
     return torch.stack(
         list(restore(frames, model, vae, [shot], canvas, on_progress=on_progress, **options))
     )
@@ -185,11 +185,11 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_another(changing):
 
 def test_guidance_uses_the_negative_prompt(changing):
     clip = clip_of(1, 10, 12)
-    part = Part.of(range(1), chunk=ChunkConfig(), decode_window=3, behaviour=DEFAULT)
+    span = FrameSpan.of(range(1), chunk=ChunkConfig(), decode_window=3, behaviour=DEFAULT)
     canvas = Canvas.of((24, 20), vae_factor=2, levels=1, behaviour=DEFAULT)
     settings = Settings(sampling=replace(SAMPLING, cfg=4.0))
     shots = [
-        Shot(part=part, positive=PROMPT, negative=negative, settings=settings)
+        ShotJob(span=span, positive=PROMPT, negative=negative, settings=settings)
         for negative in (PROMPT, -PROMPT)
     ]
     one, other = (next(restore(clip, changing, LosslessVAE(), [s], canvas)) for s in shots)
@@ -441,8 +441,8 @@ def test_a_latent_tile_that_is_too_small_is_refused_before_anything_is_read(chan
         yield
 
     settings = Settings(sampling=SAMPLING, latent_tile=Tile(size=7, overlap=2))
-    part = Part.of(range(1), chunk=settings.chunk, decode_window=3, behaviour=DEFAULT)
+    span = FrameSpan.of(range(1), chunk=settings.chunk, decode_window=3, behaviour=DEFAULT)
     canvas = Canvas.of((16, 12), vae_factor=FACTOR, levels=1, behaviour=DEFAULT)
-    shot = Shot(part=part, positive=PROMPT, negative=PROMPT, settings=settings)
+    shot = ShotJob(span=span, positive=PROMPT, negative=PROMPT, settings=settings)
     with pytest.raises(ValueError, match="use at least 8 pixels"):
         list(restore(unread(), changing, LosslessVAE(), [shot], canvas))

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from star_core.backbones import build_network
 from star_core.models.cogvideox_weights import CogVideoXConfig
-from star_core.pipeline import Settings, Shot, restore
+from star_core.pipeline import Settings, ShotJob, restore
 from star_core.resume import Work
 from star_core.sampling_defaults import COGVIDEOX_SAMPLING
 from star_core.star_checkpoint import StarModel
 from star_core.vae.cogvideox import CausalVideoVAE, causal_vae
-from star_core.windows.canvas import Canvas, Part
+from star_core.windows.canvas import Canvas, FrameSpan
 from star_core.windows.chunking import ChunkConfig
 from star_core.windows.geometry import output_size, upsample
 
@@ -79,7 +79,7 @@ def clip_of(frames: int, height: int = 8, width: int = 10) -> Tensor:
 
 def run(clip, network, settings, *, vae=None, wanted=None, scale=1.0, **options) -> Tensor:
     vae = vae or LosslessVAE()
-    part = Part.of(
+    span = FrameSpan.of(
         range(len(clip)), wanted, chunk=settings.chunk, decode_window=3,
         behaviour=settings.behaviour,
     )  # fmt: skip
@@ -88,8 +88,8 @@ def run(clip, network, settings, *, vae=None, wanted=None, scale=1.0, **options)
         levels=CONFIG.downsamplings, behaviour=settings.behaviour,
     )  # fmt: skip
     model = StarModel(network=network, config=CONFIG, sampling=SAMPLING, prompts=None)
-    shot = Shot(part=part, positive=PROMPT, negative=0 * PROMPT, settings=settings)
-    frames = clip[part.needed.start : part.needed.stop]
+    shot = ShotJob(span=span, positive=PROMPT, negative=0 * PROMPT, settings=settings)
+    frames = clip[span.needed.start : span.needed.stop]
     return torch.stack(list(restore(frames, model, vae, [shot], canvas, **options)))
 
 
@@ -147,9 +147,9 @@ def test_shared_frames_are_held_as_the_window_before_has_restored_them(hold):
 
 def test_the_last_window_is_moved_back_to_end_on_the_last_frame():
     settings = settings_of()
-    part = Part.of(range(15), chunk=CHUNK, decode_window=3, behaviour=settings.behaviour)
-    assert [piece.frames for piece in part.pieces] == [range(9), range(4, 13), range(6, 15)]
-    assert [piece.shared for piece in part.pieces] == [0, 5, 7]
+    span = FrameSpan.of(range(15), chunk=CHUNK, decode_window=3, behaviour=settings.behaviour)
+    assert [group.frames for group in span.groups] == [range(9), range(4, 13), range(6, 15)]
+    assert [group.shared for group in span.groups] == [0, 5, 7]
 
 
 @pytest.mark.parametrize("chunk", [{"length": 8}, {"length": 32}, {"length": 9, "overlap": 4}])

@@ -11,10 +11,10 @@ from torch import Tensor
 from star_core.demo import DATA, GROUND_TRUTH
 from star_core.model import Model, Prompts, find_model, load
 from star_core.parity import DEFAULT
-from star_core.pipeline import Settings, Shot, restore
+from star_core.pipeline import Settings, ShotJob, restore
 from star_core.sampling_defaults import SamplingDefaults
 from star_core.video_io import open_video
-from star_core.windows.canvas import Canvas, Part
+from star_core.windows.canvas import Canvas, FrameSpan
 from star_core.windows.geometry import upsample
 
 FRAMES, SIDE = 4, 128
@@ -51,13 +51,13 @@ def restored(scale: int, noise: float, preset: str = "faithful", steps: int = 1)
     settings = Settings(sampling=sampling, strength=sampling.usual_strength(scale))
     positive, negative = model.embeddings[Prompts(preset=preset)]
     whole = range(FRAMES)
-    part = Part.of(
+    span = FrameSpan.of(
         whole,
         chunk=settings.chunk,
         decode_window=sampling.decode_window,
         behaviour=DEFAULT,
     )
-    shot = Shot(part=part, positive=positive, negative=negative, settings=settings)
+    shot = ShotJob(span=span, positive=positive, negative=negative, settings=settings)
     levels = model.star.config.downsamplings
     canvas = Canvas.of((SIDE, SIDE), vae_factor=model.vae.factor, levels=levels, behaviour=DEFAULT)
     return torch.stack(list(restore(frames, model.star, model.vae, [shot], canvas)))

@@ -222,7 +222,7 @@ def test_star_plan_says_what_a_run_takes_and_sets_what_fits(host, pack):
     assert "49 frames of 64x48" in text and "6 windows of up to 9 frames" in text
     assert "Fits into 1000.00 GiB" in text and "in 24 passes" in text
     model, text = plan.StarPlan.execute(host.model, host.vae, latent, 1e-6).args
-    how = model.model_options["transformer_options"][host.model_file.HOW]
+    how = model.model_options["transformer_options"][host.model_file.WORK_OPTIONS]
     assert how["slicing"].offload and "windows of up to 1 frames" in text
 
 

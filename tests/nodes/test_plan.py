@@ -30,7 +30,7 @@ def planned(nodes, loaded):
     def planned(memory):
         model, text = nodes.plan.StarPlan.execute(*loaded, LATENT, memory).args
         options = model.model_options["transformer_options"]
-        return options[nodes.host_model.HOW], text
+        return options[nodes.host_model.WORK_OPTIONS], text
 
     return planned
 
@@ -63,7 +63,7 @@ def test_memory_that_the_host_can_clear_counts_as_free(nodes, monkeypatch):
 
 def test_the_model_given_stays_as_it_was(planned, loaded, nodes):
     planned(0.05)
-    assert nodes.host_model.HOW not in loaded[0].model_options["transformer_options"]
+    assert nodes.host_model.WORK_OPTIONS not in loaded[0].model_options["transformer_options"]
 
 
 def test_windows_of_the_plan_reach_the_sampler(planned, loaded, nodes, monkeypatch):

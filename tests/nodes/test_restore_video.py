@@ -149,13 +149,13 @@ def test_windows_of_a_long_video_come_one_after_the_other(host, clip, monkeypatc
 
 
 def _with_chunks(upscale, chunk):
-    def changed(job, whole, get_model, *, get_scenes, **options):
+    def changed(job, whole, get_model, *, get_shots, **options):
         settings = replace(whole.settings, chunk=chunk)
 
         def scenes(source):
-            return [replace(scene, settings=settings) for scene in get_scenes(source)]
+            return [replace(scene, settings=settings) for scene in get_shots(source)]
 
-        return upscale(job, whole, get_model, get_scenes=scenes, **options)
+        return upscale(job, whole, get_model, get_shots=scenes, **options)
 
     return changed
 

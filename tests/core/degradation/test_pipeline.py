@@ -17,7 +17,7 @@ from star_core.degradation import (
     degrade_video,
 )
 from star_core.degradation.ops import gaussian_blur
-from star_core.degradation.pipeline import Blur, ClipDraws, Codec, Kernels, Noise, Recipe, part_of
+from star_core.degradation.pipeline import Blur, ClipRandom, Codec, Kernels, Noise, Recipe, part_of
 from star_core.metrics import flicker
 
 
@@ -58,7 +58,7 @@ def test_parameters_do_not_depend_on_resolution():
 
 
 def test_parameters_drift_slowly_within_their_range():
-    draws = ClipDraws(torch.Generator().manual_seed(0), frames=100, drift=0.1)
+    draws = ClipRandom(torch.Generator().manual_seed(0), frames=100, drift=0.1)
     values = torch.tensor([draws.drifting((20.0, 95.0)) for _ in range(50)])
     assert values.min() >= 20 and values.max() <= 95
     assert 0 < values.diff(dim=1).abs().max() < 0.03 * 75
@@ -67,7 +67,7 @@ def test_parameters_drift_slowly_within_their_range():
 
 def test_training_covers_mild_to_heavy_and_every_codec():
     records = [
-        [stage for step in TRAINING.stages for _, stage in step.draw(ClipDraws(g, 2, 0.1))]
+        [stage for step in TRAINING.stages for _, stage in step.draw(ClipRandom(g, 2, 0.1))]
         for g in (torch.Generator().manual_seed(seed) for seed in range(400))
     ]
     stages = [stage for record in records for stage in record]

@@ -92,7 +92,7 @@ def test_normal_mode_makes_exactly_the_steps_asked_for(steps, noise_level, sampl
         steps=steps,
         noise_level=noise_level,
         sampler=sampler,
-        discretization=kind,
+        spacing=kind,
     )
     assert len(sigmas) == (steps if noise_level > 1 else 1) + 1
     assert (sigmas.diff() < 0).all() and sigmas[-1] == 0

@@ -52,10 +52,10 @@ def denoiser(network, **given: Any):
 def joined_with(tokens, height, window):
     """Which tokens each token's result depends on, (h·w h·w) of bool."""
 
-    def attend(part):
+    def attend(span):
         whom = torch.zeros(1, 1, tokens)
-        whom[0, 0, part[0, :, 0].long()] = 1
-        return whom.expand(1, part.shape[1], tokens)
+        whom[0, 0, span[0, :, 0].long()] = 1
+        return whom.expand(1, span.shape[1], tokens)
 
     out = within(window, attend, torch.arange(float(tokens))[None, :, None], height)
     return out[0] > 0

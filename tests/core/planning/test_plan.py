@@ -18,7 +18,7 @@ from star_core.diffusion.shortcuts import FAST, Shortcuts
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.parity import REFERENCE
-from star_core.pipeline import Settings, Shot, restore
+from star_core.pipeline import Settings, ShotJob, restore
 from star_core.planning import plot as plan_plot
 from star_core.planning.cost import Pass, decoding, encoding, peak_of
 from star_core.planning.meta_memory import LiveMetaTensors, LiveTensors
@@ -113,7 +113,7 @@ def run(network, vae, plan: Plan):
     canvas = Canvas.of(task.size, vae_factor=2, levels=1, behaviour=task.behaviour)
     model = StarModel(network=network, config=CONFIG, sampling=SAMPLING, prompts=None)
     prompt = torch.zeros(1, 77, CONFIG.context_dim)
-    shot = Shot(part=plan.part, positive=prompt, negative=prompt, settings=chosen)
+    shot = ShotJob(span=plan.span, positive=prompt, negative=prompt, settings=chosen)
     for _ in restore(list(source), model, vae, [shot], canvas):
         pass
 

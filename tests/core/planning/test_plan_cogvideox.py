@@ -13,7 +13,7 @@ from star_core.backbones import COGVIDEOX, SIZES, build_network
 from star_core.cli import main
 from star_core.models.cogvideox_weights import CogVideoXConfig
 from star_core.models.slicing import Slicing
-from star_core.pipeline import Settings, Shot, restore
+from star_core.pipeline import Settings, ShotJob, restore
 from star_core.planning import plan as plan_module
 from star_core.planning import predict as prediction
 from star_core.planning.cost import Pass, decoding, encoding, peak_of
@@ -110,7 +110,7 @@ def run(network, vae, plan: Plan) -> None:
         latents=COGVIDEOX_LATENTS,
     )  # fmt: skip
     prompt = torch.ones(1, 7, 16)
-    shot = Shot(part=plan.part, positive=prompt, negative=0 * prompt, settings=chosen)
+    shot = ShotJob(span=plan.span, positive=prompt, negative=0 * prompt, settings=chosen)
     for _ in restore(list(source), model, vae, [shot], canvas):
         pass
 
@@ -194,7 +194,7 @@ def test_a_prompt_takes_t5_in_bfloat16_and_its_parameters_are_counted_right():
 def test_in_a_host_a_clip_is_one_of_the_vae_and_windows_are_of_latents():
     task = replace(TASK, frames=33, one_clip=True)
     plan = Plan(task=task, chunk=replace(WINDOWS, length=21))
-    assert plan.encoded == {33: 1} and list(map(len, plan.part.decode_windows)) == [33]
+    assert plan.encoded == {33: 1} and list(map(len, plan.span.decode_windows)) == [33]
     assert plan.windows == [6, 6] and plan.window_frames == [21, 21]
 
 

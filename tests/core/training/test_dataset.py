@@ -182,7 +182,7 @@ def test_captions_are_left_out_as_often_as_asked(shards, vae, monkeypatch, share
         told.append(caption)
         return torch.zeros(2, 3)
 
-    samples = VideoSamples(shards[0], vae, MILD, text=text, untold=share)
+    samples = VideoSamples(shards[0], vae, MILD, text=text, caption_dropout=share)
     clip = torch.zeros(1, 3, 8, 8)
     monkeypatch.setattr(samples, "pair", lambda generator: (clip, clip, "Waves."))
     for seed in range(300):
@@ -191,7 +191,7 @@ def test_captions_are_left_out_as_often_as_asked(shards, vae, monkeypatch, share
 
 
 def test_the_published_models_leave_out_captions_as_their_papers_do():
-    assert (I2VGENXL.prompts.untold, COGVIDEOX.prompts.untold) == (0.5, 0.1)
+    assert (I2VGENXL.prompts.caption_dropout, COGVIDEOX.prompts.caption_dropout) == (0.5, 0.1)
 
 
 def test_what_a_sharpened_recipe_aims_at_is_the_sharpened_clip(shards, vae):

@@ -23,7 +23,7 @@ from star_core.training.objective import (
     SHARPEN,
     Prompts,
     TrainConfig,
-    Trained,
+    TrainingObjective,
     draw_batch,
     draw_timestep,
 )
@@ -88,7 +88,7 @@ def test_loss_reaches_network_controlnet_gates_and_prompts_after_the_first_step(
     network, prompts = started(SMALL, 0)
     train(pairs, network, CONFIG, tmp_path, prompts=prompts, write=write)
     config = replace(CONFIG, degraded=0.5)
-    trained = Trained(network, config, prompts=prompts)
+    trained = TrainingObjective(network, config, prompts=prompts)
     trained.zero_grad()
     loss, _ = trained(draw_batch(pairs, range(100, 104), config))
     loss.backward()
@@ -136,17 +136,21 @@ def test_errors_count_as_pixels_show_them_in_shares_of_what_the_hint_leaves_open
     network, prompts = started(replace(SMALL, dropout=0.0), 0)
     config = replace(CONFIG, degraded=0.0, start=1.0, df=DFLossConfig(beta=0))
     batch = draw_batch(pairs, range(3), config)
-    shown = torch.zeros(1, 4, 3, 3)
-    shown[0, 1, 1, 1] = 10.0
-    untrained, _ = Trained(network, config, prompts=prompts, shown=shown)(batch)
+    pixel_kernel = torch.zeros(1, 4, 3, 3)
+    pixel_kernel[0, 1, 1, 1] = 10.0
+    untrained, _ = TrainingObjective(network, config, prompts=prompts, pixel_kernel=pixel_kernel)(
+        batch
+    )
     # An untrained network knows the hint alone.
     assert untrained.item() == pytest.approx(1, abs=0.01)
     unseen = batch._replace(hq=batch.hq.clone())
     unseen.hq[:, (0, 2, 3)] += 1.0
-    same, _ = Trained(network, config, prompts=prompts, shown=shown)(unseen)
+    same, _ = TrainingObjective(network, config, prompts=prompts, pixel_kernel=pixel_kernel)(unseen)
     assert same.item() == pytest.approx(untrained.item(), rel=1e-3)
     unseen.hq[:, 1] += unseen.hq[:, 1] - unseen.lq[:, 1]
-    twice, _ = Trained(network, config, prompts=prompts, shown=shown)(unseen)
+    twice, _ = TrainingObjective(network, config, prompts=prompts, pixel_kernel=pixel_kernel)(
+        unseen
+    )
     assert twice.item() == pytest.approx(1, abs=0.01)
 
 
@@ -155,7 +159,7 @@ def test_later_levels_are_learned_on_what_the_network_itself_made_of_the_hint(pa
     torch.nn.init.normal_(last(network).weight)
     config = replace(CONFIG, degraded=0.0, own=True)
     batch = draw_batch(pairs, range(2), config)._replace(t=torch.tensor([899, 300]))
-    trained, seen = Trained(network, config, prompts=prompts), []
+    trained, seen = TrainingObjective(network, config, prompts=prompts), []
     forward = network.forward
 
     def recorded(x, t, y, hint):
@@ -208,9 +212,11 @@ def test_only_what_is_sharpened_meets_the_metric_and_the_sharp_prompt(pairs):
     config = replace(CONFIG, sharp=0.5, perceptual=3.0, crop=crop)
     metric = Distance()
     with pytest.raises(ValueError, match="sharpening needs"):
-        Trained(network, config, prompts=prompts)
+        TrainingObjective(network, config, prompts=prompts)
     decoder = Decoder(lambda z: z[:, :3], 1)
-    trained = Trained(network, config, prompts=prompts, decoder=decoder, perceptual=metric)
+    trained = TrainingObjective(
+        network, config, prompts=prompts, decoder=decoder, perceptual=metric
+    )
     batch = draw_batch(pairs, range(6), config)
     sharp = batch.task == SHARPEN
     assert 0 < sharp.sum() < 6
@@ -280,7 +286,7 @@ def test_checkpointing_changes_no_gradient(pairs):
     batch = draw_batch(pairs, range(2), config)
     # Two levels take other sizes.
     batch = batch._replace(**{k: torch.randn(2, 4, 2, 6, 4) for k in ("hq", "lq", "noise")})
-    trained = Trained(network, config, prompts=prompts)
+    trained = TrainingObjective(network, config, prompts=prompts)
     plain = gradients(trained, batch)
     recompute(network)
     again = gradients(trained, batch)
@@ -294,7 +300,7 @@ def test_bfloat16_trains_much_as_float32_does(pairs):
     torch.nn.init.normal_(last(network).weight, std=0.02)
     batch = draw_batch(pairs, range(4), CONFIG)
     full, half = (
-        Trained(network, replace(CONFIG, bf16=bf16), prompts=prompts)(batch)[0].item()
+        TrainingObjective(network, replace(CONFIG, bf16=bf16), prompts=prompts)(batch)[0].item()
         for bf16 in (False, True)
     )
     assert half == pytest.approx(full, rel=0.02) and half != full
@@ -311,8 +317,8 @@ def test_the_df_term_reaches_controlnet_and_liem_in_latents_and_in_pixels(pairs)
 
     for space in ("latents", "pixels"):
         config = replace(CONFIG, df_space=space, crop=PixelCrop(frames=1, height=2, width=3))
-        df = Trained(network, config, prompts=prompts, decoder=Decoder(decode, 4))
-        none = Trained(
+        df = TrainingObjective(network, config, prompts=prompts, decoder=Decoder(decode, 4))
+        none = TrainingObjective(
             network, replace(config, df=DFLossConfig(beta=0)), prompts=prompts, decoder=df.decoder
         )
         network.eval()

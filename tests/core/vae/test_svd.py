@@ -108,9 +108,9 @@ def test_windows_come_in_order_and_finish_every_frame_once(frames, window, data)
             latents, window=window, overlap=overlap, on_step=lambda *step: steps.append(step)
         )
     )
-    assert all(0 < part.shape[2] <= window for part in parts)
+    assert all(0 < span.shape[2] <= window for span in parts)
     assert torch.allclose(torch.cat(parts, 2), latents.mean(1, keepdim=True))
-    finished = torch.tensor([part.shape[2] for part in parts]).cumsum(0).tolist()
+    finished = torch.tensor([span.shape[2] for span in parts]).cumsum(0).tolist()
     assert steps == [(done, frames) for done in finished]
 
 
@@ -129,7 +129,7 @@ def test_stated_windows_decode_their_part_of_a_longer_clip_and_read_no_further_t
     whole = vae.decode(latents, window=3, overlap=1)
     coming = iter(latents.unbind(2))
     parts = list(decode_in_windows(vae.decode_window, coming, windows[1:3]))
-    assert [part.shape[2] for part in parts] == [2, 3]
+    assert [span.shape[2] for span in parts] == [2, 3]
     assert len(list(coming)) == 2
     # Frames 2 and 6 are blended with windows that are left out here.
     assert torch.equal(torch.cat(parts, 2)[:, :, 1:4], whole[:, :, 3:6])

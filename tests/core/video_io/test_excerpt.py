@@ -18,7 +18,7 @@ from star_core.pipeline import Settings
 from star_core.resume import work_folder
 from star_core.sampling_defaults import SamplingDefaults
 from star_core.star_checkpoint import FAITHFUL
-from star_core.upscale import Job, Scene, upscale
+from star_core.upscale import Job, ShotSettings, upscale
 from star_core.video_io import Excerpt, VideoSource, open_sink, open_video
 from star_core.video_io import probe as probing
 
@@ -207,7 +207,7 @@ def test_times_are_rounded_as_comfyui_rounds_them():
 
 def restored(job: Job) -> Tensor:
     sampling = SamplingDefaults(solver_mode="normal", steps=2, cfg=1.0)
-    scene = Scene(settings=Settings(sampling=sampling), prompts=Prompts(preset=FAITHFUL))
+    scene = ShotSettings(settings=Settings(sampling=sampling), prompts=Prompts(preset=FAITHFUL))
 
     def get_model(prompts):
         return load(

@@ -4,22 +4,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star_core.parity import DEFAULT, REFERENCE
-from star_core.windows.canvas import Canvas, Part, cut
+from star_core.windows.canvas import Canvas, FrameSpan, cut
 from star_core.windows.chunking import ChunkConfig
 
 BEHAVIOURS = st.sampled_from([DEFAULT, REFERENCE])
 
 
-def absolute(windows, part):
-    return [range(w.start + part.needed.start, w.stop + part.needed.start) for w in windows]
+def absolute(windows, span):
+    return [range(w.start + span.needed.start, w.stop + span.needed.start) for w in windows]
 
 
-def windows_of(part):
+def windows_of(span):
     """The denoiser's, by the clip's frames."""
-    starts = [piece.frames.start for piece in part.pieces for _ in piece.windows]
-    windows = [window for piece in part.pieces for window in piece.windows]
+    starts = [group.frames.start for group in span.groups for _ in group.windows]
+    windows = [window for group in span.groups for window in group.windows]
     relative = [range(s + w.start, s + w.stop) for s, w in zip(starts, windows, strict=True)]
-    return absolute(relative, part)
+    return absolute(relative, span)
 
 
 @given(
@@ -42,15 +42,15 @@ def test_a_part_has_every_window_of_the_whole_shot_that_its_frames_lie_in(
     }
     start = data.draw(st.integers(shot.start, shot.stop - 1))
     wanted = range(start, data.draw(st.integers(start + 1, shot.stop)))
-    whole, part = Part.of(shot, **options), Part.of(shot, wanted, **options)
+    whole, span = FrameSpan.of(shot, **options), FrameSpan.of(shot, wanted, **options)
     assert whole.wanted == whole.needed == shot
-    decoded = absolute(part.decode_windows, part)
+    decoded = absolute(span.decode_windows, span)
     assert decoded == [w for w in absolute(whole.decode_windows, whole) if set(w) & set(wanted)]
     seen = set().union(*decoded)
     assert set(wanted) <= seen
-    denoised = windows_of(part)
+    denoised = windows_of(span)
     assert denoised == [w for w in windows_of(whole) if set(w) & seen]
-    assert set(part.needed) == set().union(*denoised) >= seen
+    assert set(span.needed) == set().union(*denoised) >= seen
 
 
 @given(
@@ -63,30 +63,30 @@ def test_the_pieces_of_a_long_shot_take_over_exactly_what_they_share(
     total, length, overlap, merged
 ):
     chunk = ChunkConfig(length=length, overlap=int(overlap * length), merged=merged)
-    part = Part.of(range(total), chunk=chunk, decode_window=3, behaviour=DEFAULT)
+    span = FrameSpan.of(range(total), chunk=chunk, decode_window=3, behaviour=DEFAULT)
     found = 0
-    for piece in part.pieces:
-        assert piece.frames.start == found - piece.shared
-        found = piece.frames.stop
-        assert {i for w in piece.windows for i in w} == set(range(len(piece.frames)))
+    for group in span.groups:
+        assert group.frames.start == found - group.shared
+        found = group.frames.stop
+        assert {i for w in group.windows for i in w} == set(range(len(group.frames)))
     assert found == total
-    assert (len(part.pieces) == 1) == (total <= max(merged, length))
+    assert (len(span.groups) == 1) == (total <= max(merged, length))
 
 
 def test_reference_merges_the_windows_of_every_clip():
-    part = Part.of(range(500), chunk=ChunkConfig(), decode_window=3, behaviour=REFERENCE)
-    assert len(part.pieces) == 1
+    span = FrameSpan.of(range(500), chunk=ChunkConfig(), decode_window=3, behaviour=REFERENCE)
+    assert len(span.groups) == 1
 
 
 def test_reference_decodes_windows_that_follow_each_other():
-    part = Part.of(range(8), chunk=ChunkConfig(), decode_window=3, behaviour=REFERENCE)
-    assert part.decode_windows == [range(0, 3), range(3, 6), range(6, 8)]
+    span = FrameSpan.of(range(8), chunk=ChunkConfig(), decode_window=3, behaviour=REFERENCE)
+    assert span.decode_windows == [range(0, 3), range(3, 6), range(6, 8)]
 
 
 @pytest.mark.parametrize("wanted", [range(3, 3), range(5, 9), range(-1, 2)])
 def test_frames_that_the_clip_does_not_have_are_refused(wanted):
     with pytest.raises(ValueError, match="not in the clip, which has 0:8"):
-        Part.of(range(8), wanted, chunk=ChunkConfig(), decode_window=3, behaviour=DEFAULT)
+        FrameSpan.of(range(8), wanted, chunk=ChunkConfig(), decode_window=3, behaviour=DEFAULT)
 
 
 @st.composite
@@ -114,11 +114,11 @@ def test_a_crop_is_computed_on_the_grid_of_the_network_with_its_margin(
     step = vae_factor * 2**levels
     firsts = canvas.padding.top, canvas.padding.left
     lines = zip(canvas.view, canvas.padded, region, firsts, strict=True)
-    for view, whole, part, first in lines:
+    for view, whole, span, first in lines:
         assert view.start % step == 0 and (len(view) - whole) % step == 0
         assert view and view.stop <= whole
-        assert view.start <= max(0, part.start + first - margin * vae_factor)
-        assert view.stop >= min(whole, part.stop + first + margin * vae_factor)
+        assert view.start <= max(0, span.start + first - margin * vae_factor)
+        assert view.stop >= min(whole, span.stop + first + margin * vae_factor)
 
 
 @given(sized=regions(), behaviour=BEHAVIOURS)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..model import ModelFiles
     from ..pipeline import Settings
-    from ..upscale import Job, Scene
+    from ..upscale import Job, ShotSettings
     from ..video_io import VideoSource
 
 SAMPLING = ("steps", "solver_mode", "sampler", "cfg", "cfg_rescale", "noise_level", "color_fix")
@@ -40,7 +40,7 @@ def add_shots(group: argparse._ActionsContainer) -> None:
     )
 
 
-class Wishes:
+class RunOptions:
     """What the options ask for. report: of each shot, what was chosen and measured."""
 
     def __init__(
@@ -61,10 +61,10 @@ class Wishes:
         self._options = {name: value for name, value in options.items() if value is not None}
         self.report: list[dict[str, Any]] = []
 
-    def scene(self, frames: range | None, said: dict[str, Any] | None = None) -> "Scene":
+    def shot(self, frames: range | None, said: dict[str, Any] | None = None) -> "ShotSettings":
         """A scene with the options and what is said besides; ValueError if that cannot be."""
         from ..model import Prompts
-        from ..upscale import Scene
+        from ..upscale import ShotSettings
 
         chosen = self._options | (said or {})
         settings = replace(
@@ -73,9 +73,9 @@ class Wishes:
             **{name: float(chosen.get(name, 1)) for name in LOOK},
         )
         prompts = Prompts(**{name: chosen[name] for name in PROMPTS if name in chosen})
-        return Scene(frames=frames, settings=settings, prompts=prompts)
+        return ShotSettings(frames=frames, settings=settings, prompts=prompts)
 
-    def scenes(self, source: "VideoSource", job: "Job") -> "list[Scene]":
+    def shot_settings(self, source: "VideoSource", job: "Job") -> "list[ShotSettings]":
         """One for each shot of a source."""
         from ..upscale import growth
 
@@ -89,9 +89,9 @@ class Wishes:
         said = [advice | self._options | about for advice, about in zip(advised, said, strict=True)]
         if self._memory is not None:
             self._common = self._planned(source, job, max(map(len, shots)))
-        scenes = [self.scene(*shot) for shot in zip(shots, said, strict=True)]
-        self.report = [told(s) | found for s, found in zip(scenes, measured, strict=True)]
-        return scenes
+        shot_settings = [self.shot(*shot) for shot in zip(shots, said, strict=True)]
+        self.report = [told(s) | found for s, found in zip(shot_settings, measured, strict=True)]
+        return shot_settings
 
     def _planned(self, source: "VideoSource", job: "Job", frames: int) -> "Settings":
         """The common settings with what fits the memory, for the longest shot."""
@@ -101,7 +101,7 @@ class Wishes:
         from ..vae.load import geometry_of
         from ..windows.geometry import output_size
 
-        info, whole, files = source.info, self.scene(None).settings, self._files
+        info, whole, files = source.info, self.shot(None).settings, self._files
         task = Task(
             frames=frames,
             size=output_size(info.width, info.height, job.scale, job.out_size),
@@ -167,13 +167,13 @@ class Wishes:
         return advised
 
 
-def told(scene: "Scene") -> dict[str, Any]:
+def told(shot: "ShotSettings") -> dict[str, Any]:
     """A scene for the report."""
     return {
-        "start": scene.frames.start if scene.frames else 0,
-        "sampling": asdict(scene.settings.sampling),
-        "strength": scene.settings.strength,
-        "shrink": scene.settings.shrink,
+        "start": shot.frames.start if shot.frames else 0,
+        "sampling": asdict(shot.settings.sampling),
+        "strength": shot.settings.strength,
+        "shrink": shot.settings.shrink,
     }
 
 
