@@ -1,13 +1,14 @@
 """ComfyUI node pack: STAR video super-resolution.
 
-Nothing is imported here until the host asks: pytest imports this file too, where there is no host.
+Nothing is imported before the host calls the entry point, because pytest imports this file without
+a host.
 """
 
-WEB_DIRECTORY = "./web"  # help pages and a script, which the host serves
+WEB_DIRECTORY = "./web"  # help pages and scripts, which the host serves
 
 
 async def comfy_entrypoint():
-    """ComfyUI's entry into the pack."""
+    """Returns the extension; ComfyUI calls this when it loads the pack."""
     from .nodes import StarExtension
 
     return StarExtension()

@@ -60,7 +60,8 @@ def test(arguments: argparse.Namespace) -> None:
     run(python, "-m", "ruff", "check", ".")
     run(python, "-m", "ruff", "format", "--check", ".")
     run(python, "-m", "pyright", "--pythonpath", python)
-    run(python, "-m", "pytest")
+    # A process for each core, with one thread each: tests are too small for more.
+    run(python, "-m", "pytest", "--numprocesses=auto", "--dist=worksteal")
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ from comfy_api.latest import ComfyExtension, io
 
 logger = logging.getLogger(__name__)
 
-# The one list of nodes: of each module its classes. A module that lacks an optional package is
-# left out with its nodes, the others work.
+# The only list of nodes: modules with their classes. If a module cannot be imported because a
+# package is missing, its nodes are left out and the others work.
 NODES = {
     "loaders": ("StarLoadModel",),
     "conditioning": ("StarAnalyzeDegradation", "StarTextEncode", "StarConditioning"),
@@ -29,14 +29,15 @@ NODES = {
 
 
 class StarExtension(ComfyExtension):
-    """The pack as the host sees it."""
+    """The entry point through which the host gets the nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Returns the node classes that can be imported, and logs what is missing for others."""
         from .host_files import add_own_folder
         from .host_packages import unmet
 
-        for sentence in unmet():
-            logger.error("STAR %s", sentence)
+        for problem in unmet():
+            logger.error("STAR %s", problem)
         add_own_folder()
         nodes = []
         for name, classes in NODES.items():
@@ -44,7 +45,7 @@ class StarExtension(ComfyExtension):
                 module = importlib.import_module(f".{name}", __name__)
             except ImportError:
                 # The host shows no traceback for errors in here.
-                logger.exception("STAR: the nodes %s cannot be used", ", ".join(classes))
+                logger.exception("STAR: these nodes cannot be loaded: %s", ", ".join(classes))
                 continue
             nodes += [getattr(module, class_name) for class_name in classes]
         return nodes

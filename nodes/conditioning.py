@@ -1,4 +1,4 @@
-"""What the model is told: text, and the low-quality video."""
+"""Nodes that prepare the conditioning: text, degradation, and the low-quality video."""
 
 from comfy_api.latest import io
 
@@ -8,16 +8,17 @@ from ..star_core.degradation.recommend import recommend
 from ..star_core.text.prompts import DEFAULT_PROMPT, NEGATIVE_PROMPT, POSITIVE_PROMPT
 from .host import (
     DegradationType,
-    as_the_model_says,
     degradation_input,
-    named,
+    model_default,
+    node_errors,
+    overrides,
     preset_input,
     report_ui,
+    scale_input,
     size_inputs,
     strength_input,
     tile_inputs,
     tile_of,
-    told,
     video_from_images,
 )
 from .host_conditioning import Prompts, low_quality_latent, prompts_for, target_size, with_hint
@@ -34,20 +35,17 @@ class StarAnalyzeDegradation(io.ComfyNode):
             category="STAR/conditioning",
             search_aliases=["blur", "noise level", "compression", "video quality", "auto settings"],
             description="Measures blur, noise and compression of a clip and recommends settings. "
-            "Connect `degradation` to the nodes that should follow it; what you set there by hand "
-            "comes first.",
+            "Connect the output degradation to the nodes that should use them. A value that you "
+            "set in such a node takes precedence.",
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The clip as it came, before any resizing."),
-                io.Model.Input("model", tooltip="The STAR model to recommend settings for."),
-                io.Float.Input(
-                    "scale",
-                    default=4.0,
-                    min=1.0,
-                    max=8.0,
-                    step=0.01,
-                    tooltip="How much larger the result is to be, as in STAR Conditioning.",
+                io.Image.Input(
+                    "images", tooltip="Frames of the original clip, before any resizing."
                 ),
+                io.Model.Input(
+                    "model", tooltip="MODEL from STAR Load Model. The settings are for this model."
+                ),
+                scale_input(),
             ],
             outputs=[
                 DegradationType.Output(
@@ -64,25 +62,27 @@ class StarAnalyzeDegradation(io.ComfyNode):
                 io.String.Output(
                     "checkpoint",
                     display_name="checkpoint",
-                    tooltip="The published model that fits the clip: light_deg or heavy_deg.",
+                    tooltip="The published model that suits the clip: light_deg or heavy_deg.",
                 ),
                 io.String.Output(
                     "report",
                     display_name="report",
-                    tooltip="The figures and the recommended settings in words.",
+                    tooltip="The measurements and the recommended settings as text.",
                 ),
-                io.Image.Output("plot", display_name="plot", tooltip="The figures as bars."),
+                io.Image.Output(
+                    "plot", display_name="plot", tooltip="The measurements as a bar chart."
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, images, model, scale) -> io.NodeOutput:
-        with named("STAR Analyze Degradation"):
-            found = estimate(video_from_images(images)[:, :3])
-            settings = recommend(found, star_of(model).sampling, scale=scale)
-        report, bars = f"{found}\n{settings}", plot(found).movedim(0, -1)[None]
-        shown = report_ui(report, bars)
-        return io.NodeOutput(settings, settings.cfg, settings.checkpoint, report, bars, ui=shown)
+        with node_errors("STAR Analyze Degradation"):
+            measured = estimate(video_from_images(images)[:, :3])
+            settings = recommend(measured, star_of(model).sampling, scale=scale)
+        report, bars = f"{measured}\n{settings}", plot(measured).movedim(0, -1)[None]
+        outputs = settings, settings.cfg, settings.checkpoint, report, bars
+        return io.NodeOutput(*outputs, ui=report_ui(report, bars))
 
 
 class StarTextEncode(io.ComfyNode):
@@ -93,35 +93,35 @@ class StarTextEncode(io.ComfyNode):
             display_name="STAR Text Encode",
             category="STAR/conditioning",
             search_aliases=["prompt", "CLIP text encode", "positive", "negative"],
-            description="Prompts as STAR reads them: 77 tokens, and parentheses are just "
-            "parentheses. A model with learned prompts, such as tiny, takes no text.",
+            description="Encodes the prompts as STAR expects them: 77 tokens, and parentheses "
+            "have no special meaning. Models with learned prompts, such as tiny, need no text.",
             inputs=[
-                io.Model.Input("model", tooltip="The STAR model that the text is for."),
+                io.Model.Input("model", tooltip="MODEL from STAR Load Model."),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="CLIP from STAR Load Model, or OpenCLIP ViT-H-14 from Load CLIP. A "
-                    "model with learned prompts needs none.",
+                    tooltip="CLIP from STAR Load Model, or OpenCLIP ViT-H-14 from Load CLIP. "
+                    "Models with learned prompts need none.",
                 ),
-                degradation_input("its words are added to the prompts."),
+                degradation_input("Its words are added to the prompts."),
                 io.String.Input(
                     "prompt",
                     default=DEFAULT_PROMPT,
                     multiline=True,
-                    tooltip="What the video shows.",
+                    tooltip="Description of what the video shows.",
                 ),
                 io.String.Input(
                     "quality_words",
                     default=POSITIVE_PROMPT,
                     multiline=True,
-                    tooltip="What makes the video good; added to the prompt. The words are STAR's "
-                    "own.",
+                    tooltip="Description of good image quality, added to the prompt. The default "
+                    "is STAR's own text.",
                 ),
                 io.String.Input(
                     "negative_prompt",
                     default=NEGATIVE_PROMPT,
                     multiline=True,
-                    tooltip="What the video must not look like. The words are STAR's own.",
+                    tooltip="Description of what to avoid. The default is STAR's own text.",
                 ),
                 preset_input(),
             ],
@@ -129,12 +129,12 @@ class StarTextEncode(io.ComfyNode):
                 io.Conditioning.Output(
                     "positive",
                     display_name="positive",
-                    tooltip="What the video shows, for STAR Conditioning.",
+                    tooltip="The positive prompt, for STAR Conditioning.",
                 ),
                 io.Conditioning.Output(
                     "negative",
                     display_name="negative",
-                    tooltip="What it must not look like, for STAR Conditioning.",
+                    tooltip="The negative prompt, for STAR Conditioning.",
                 ),
             ],
         )
@@ -143,7 +143,7 @@ class StarTextEncode(io.ComfyNode):
     def execute(
         cls, model, prompt, quality_words, negative_prompt, preset, clip=None, degradation=None
     ) -> io.NodeOutput:
-        with named("STAR Text Encode"):
+        with node_errors("STAR Text Encode"):
             prompts = prompts_for(
                 star_of(model), clip, prompt, quality_words, negative_prompt, preset, degradation
             )
@@ -158,26 +158,29 @@ class StarConditioning(io.ComfyNode):
             display_name="STAR Conditioning",
             category="STAR/conditioning",
             search_aliases=["upscale video", "ControlNet", "low quality video", "strength"],
-            description="Enlarges and encodes the low-quality video and hands it to the model, "
-            "with both prompts. Sample the LATENT with these two conditionings.",
+            description="Enlarges and encodes the low-quality video and adds it to both prompts. "
+            "Sample the output LATENT with the two output conditionings.",
             inputs=[
                 io.Conditioning.Input("positive", tooltip="positive from STAR Text Encode."),
                 io.Conditioning.Input("negative", tooltip="negative from STAR Text Encode."),
-                io.Model.Input("model", tooltip="The STAR model, for the sizes that it takes."),
+                io.Model.Input(
+                    "model", tooltip="MODEL from STAR Load Model. Frames are padded for this model."
+                ),
                 io.Vae.Input("vae", tooltip="VAE from STAR Load Model."),
                 io.Image.Input("images", tooltip="Frames of one clip, in order."),
                 degradation_input(
-                    "its strength multiplies this one, and a clip that is blurred far below its "
-                    "size is made smaller first. The size asked for stays."
+                    "Its strength is multiplied with this node's. A clip with much less detail "
+                    "than its size allows is downscaled first; the size of the result stays the "
+                    "same."
                 ),
                 *size_inputs(),
                 strength_input(),
                 advanced(
-                    as_the_model_says(
+                    model_default(
                         io.Combo,
                         "upsampling",
                         options=["bilinear", "bicubic"],
-                        tooltip="How frames are enlarged before they are encoded.",
+                        tooltip="Interpolation that enlarges the frames before they are encoded.",
                     )
                 ),
                 *map(advanced, tile_inputs()),
@@ -196,8 +199,7 @@ class StarConditioning(io.ComfyNode):
                 io.Latent.Output(
                     "latent",
                     display_name="latent",
-                    tooltip="The video in latents, for the sampler. It remembers the size asked "
-                    "for.",
+                    tooltip="The encoded video, for the sampler. It stores the size of the result.",
                 ),
             ],
         )
@@ -219,7 +221,7 @@ class StarConditioning(io.ComfyNode):
         tile_overlap,
         degradation=None,
     ) -> io.NodeOutput:
-        with named("STAR Conditioning"):
+        with node_errors("STAR Conditioning"):
             latent = low_quality_latent(
                 model,
                 vae,
@@ -227,7 +229,7 @@ class StarConditioning(io.ComfyNode):
                 target_size(images, scale, width, height),
                 shrink=degradation.shrink if degradation else 1.0,
                 tile=tile_of(tile_size, tile_overlap),
-                **told(upsampling=upsampling),
+                **overrides(upsampling=upsampling),
             )
             strength *= degradation.strength if degradation else 1.0
             prompts = with_hint(Prompts(positive, negative), latent, strength)

@@ -1,4 +1,4 @@
-"""The VAE with spatial tiles and temporal windows, and colours as the input had them."""
+"""Nodes that encode and decode with the VAE, and one that restores the input's colours."""
 
 import comfy.model_management as mm
 import torch
@@ -8,11 +8,13 @@ from ..star_core.color_fix import COLOR_FIXES, fix_colors
 from ..star_core.diffusion.noise import FrameNoise
 from .host import (
     Progress,
-    as_the_model_says,
-    named,
+    model_default,
+    node_errors,
+    overrides,
+    seed_input,
+    strength_input,
     tile_inputs,
     tile_of,
-    told,
     video_from_images,
 )
 from .host_features import advanced, schema
@@ -31,16 +33,16 @@ class StarVAEEncode(io.ComfyNode):
             display_name="STAR VAE Encode",
             category="STAR/vae",
             search_aliases=["encode video", "tiled VAE encode", "latent"],
-            description="Encodes a clip frame by frame. Frames are padded to what the network "
-            "takes; STAR VAE Decode crops them again.",
+            description="Encodes a clip frame by frame. Frames are padded to a size that the "
+            "network accepts; STAR VAE Decode removes the padding.",
             inputs=[
                 io.Image.Input("images", tooltip="Frames of one clip, in order."),
                 io.Vae.Input("vae", tooltip="VAE from STAR Load Model."),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="MODEL from STAR Load Model: pads to the size that STAR Conditioning "
-                    "gives for it. Without it to one that every STAR model takes.",
+                    tooltip="MODEL from STAR Load Model. Frames are padded for this model as in "
+                    "STAR Conditioning; without it, to a size that every STAR model accepts.",
                 ),
                 *tile_inputs(),
                 advanced(
@@ -48,18 +50,13 @@ class StarVAEEncode(io.ComfyNode):
                         "posterior",
                         options=list(POSTERIORS),
                         default="mean",
-                        tooltip="Mean of the VAE's posterior, or a sample of it as in the "
-                        "original.",
+                        tooltip="mean takes the mean of the VAE's posterior, sample draws from "
+                        "it, as the original STAR does.",
                     )
                 ),
                 advanced(
-                    io.Int.Input(
-                        "seed",
-                        default=0,
-                        min=0,
-                        max=2**64 - 1,
-                        control_after_generate=False,
-                        tooltip="Noise of the sample; the mean has none.",
+                    seed_input(
+                        0, control=False, tooltip="Seed of the sample; mean does not use it."
                     )
                 ),
             ],
@@ -72,7 +69,7 @@ class StarVAEEncode(io.ComfyNode):
     def execute(
         cls, images, vae, tile_size, tile_overlap, posterior, seed, model=None
     ) -> io.NodeOutput:
-        with named("STAR VAE Encode"):
+        with node_errors("STAR VAE Encode"):
             if posterior not in POSTERIORS:
                 raise ValueError(f"posterior is {posterior!r}: use {' or '.join(POSTERIORS)}")
             latent = clip_latent(
@@ -93,8 +90,8 @@ class StarVAEDecode(io.ComfyNode):
             display_name="STAR VAE Decode",
             category="STAR/vae",
             search_aliases=["decode video", "tiled VAE decode"],
-            description="Decodes a clip a few frames at a time and crops it to the size that was "
-            "asked for.",
+            description="Decodes a clip a few frames at a time and crops it to the size set in "
+            "STAR Conditioning.",
             inputs=[
                 io.Latent.Input(
                     "samples", tooltip="Latents of a clip, from a sampler or STAR VAE Encode."
@@ -102,11 +99,11 @@ class StarVAEDecode(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="VAE from STAR Load Model."),
                 *tile_inputs(),
                 advanced(
-                    as_the_model_says(
+                    model_default(
                         io.Int,
                         "window",
                         max=128,
-                        tooltip="Frames decoded together. More take more memory.",
+                        tooltip="Number of frames decoded together. More frames need more memory.",
                     )
                 ),
                 advanced(
@@ -115,8 +112,8 @@ class StarVAEDecode(io.ComfyNode):
                         default=1,
                         min=0,
                         max=127,
-                        tooltip="Frames that neighbouring windows share and blend, 0 as in the "
-                        "original.",
+                        tooltip="Number of frames that neighbouring windows share and blend. The "
+                        "original STAR uses 0.",
                     )
                 ),
             ],
@@ -124,7 +121,7 @@ class StarVAEDecode(io.ComfyNode):
                 io.Image.Output(
                     "images",
                     display_name="images",
-                    tooltip="The restored frames, in the size asked for.",
+                    tooltip="The restored frames in the requested size.",
                 )
             ],
         )
@@ -133,12 +130,12 @@ class StarVAEDecode(io.ComfyNode):
     def execute(
         cls, samples, vae, tile_size, tile_overlap, window, window_overlap
     ) -> io.NodeOutput:
-        with named("STAR VAE Decode"):
+        with node_errors("STAR VAE Decode"):
             images = decode_video(
                 vae,
                 samples["samples"],
                 overlap=window_overlap,
-                **told(window=window),
+                **overrides(window=window),
                 tile=tile_of(tile_size, tile_overlap),
                 padding=padding_of(samples, star_vae(vae).video_vae.factor),
                 frames=samples.get("star_frames"),
@@ -155,36 +152,29 @@ class StarColorFix(io.ComfyNode):
             display_name="STAR Color Fix",
             category="STAR/restore",
             search_aliases=["color match", "color transfer", "AdaIN", "wavelet"],
-            description="Gives restored frames the colours of the input.",
+            description="Gives the restored frames the colours of the input.",
             inputs=[
                 io.Image.Input("images", tooltip="Restored frames from STAR VAE Decode."),
                 io.Image.Input(
-                    "reference", tooltip="The same frames before the restoration, in any size."
+                    "reference", tooltip="The same frames before the restoration, of any size."
                 ),
                 io.Combo.Input(
                     "method",
                     options=list(COLOR_FIXES),
                     default="adain",
-                    tooltip="adain: mean and contrast of every colour. wavelet: all coarse "
-                    "colours, place by place. none: as they are.",
+                    tooltip="adain matches mean and contrast of each colour channel, wavelet "
+                    "copies the low frequencies, none changes nothing.",
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="0 leaves the frames as they are.",
-                ),
+                strength_input("0 leaves the frames unchanged, 1 corrects them fully."),
                 io.Float.Input(
                     "smoothing",
                     default=2.0,
                     min=0.0,
                     max=16.0,
                     step=0.5,
-                    tooltip="Frames over which the reference's statistics are averaged, so that "
-                    "its noise does not make the result pump. Cuts and flashes stay. 0 takes each "
-                    "frame alone, as STAR does.",
+                    tooltip="Number of frames over which the reference's statistics are averaged, "
+                    "so that its noise does not make the brightness fluctuate. Cuts and flashes "
+                    "are kept. 0 treats each frame alone, as the original STAR does.",
                 ),
             ],
             outputs=[
@@ -198,7 +188,7 @@ class StarColorFix(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, reference, method, strength, smoothing) -> io.NodeOutput:
-        with named("STAR Color Fix"):
+        with node_errors("STAR Color Fix"):
             frames = fix_colors(
                 video_from_images(images),
                 video_from_images(reference),

@@ -1,4 +1,4 @@
-"""Good frames made bad, to try a restoration on or to make training pairs."""
+"""A node that degrades clean frames, to test a restoration or to make training pairs."""
 
 import json
 
@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..star_core.degradation import PRESETS, Degradation
-from .host import Progress, images_from_video, named, seed_input, video_from_images
+from .host import Progress, images_from_video, node_errors, seed_input, video_from_images
 from .host_features import schema
 
 
@@ -19,16 +19,17 @@ class StarDegrade(io.ComfyNode):
             category="STAR/prepare",
             search_aliases=["blur", "noise", "compression", "training data", "downscale"],
             description="Downscales clean frames to a quarter of their width and height and "
-            "degrades them, as STAR's training data was made.",
+            "degrades them in the way STAR's training data was made.",
             inputs=[
                 io.Image.Input("images", tooltip="Clean frames of one clip, in order."),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),
                     default="heavy",
-                    tooltip="heavy and light: blur, resizing, noise, JPEG and video codecs as in "
-                    "the real world. reference: heavy as it was released, every frame on its own. "
-                    "fixed-mild, fixed-heavy: what the results of this pack are judged by.",
+                    tooltip="heavy and light apply random blur, resizing, noise, JPEG and video "
+                    "codecs. reference is heavy as STAR released it, with each frame degraded "
+                    "independently. fixed-mild and fixed-heavy are the recipes of this pack's "
+                    "benchmarks.",
                 ),
                 seed_input(),
             ],
@@ -36,7 +37,7 @@ class StarDegrade(io.ComfyNode):
                 io.Image.Output(
                     "degraded",
                     display_name="images",
-                    tooltip="The degraded frames, a quarter as wide and high.",
+                    tooltip="The degraded frames, a quarter of the width and height.",
                 ),
                 io.String.Output(
                     "record",
@@ -49,10 +50,11 @@ class StarDegrade(io.ComfyNode):
     @classmethod
     def execute(cls, images, preset, seed) -> io.NodeOutput:
         progress = Progress()
-        with named("STAR Degrade"):
+        with node_errors("STAR Degrade"):
             degradation = Degradation(PRESETS[preset], len(images), seed)
-            small = []
+            degraded = []
             for frame in degradation.apply(video_from_images(images)[:, :3]):
-                small.append(frame)
-                progress(len(small), len(images))
-        return io.NodeOutput(images_from_video(torch.stack(small)), json.dumps(degradation.record))
+                degraded.append(frame)
+                progress(len(degraded), len(images))
+        degraded = images_from_video(torch.stack(degraded))
+        return io.NodeOutput(degraded, json.dumps(degradation.record))

@@ -1,16 +1,17 @@
-"""Blocks between conditioning and decoding: windows, tiles, guidance, shortcuts, sampling."""
+"""Nodes between conditioning and decoding: windows, tiles, guidance, shortcuts, sampling."""
 
 from comfy_api.latest import io
 
 from ..star_core.diffusion.samplers import SAMPLERS
 from ..star_core.diffusion.shortcuts import FAST, Shortcuts
 from .host import (
-    as_the_model_says,
     chunk_inputs,
     degradation_input,
-    named,
+    model_default,
+    node_errors,
     seed_input,
     steps_inputs,
+    tile_inputs,
     tile_of,
 )
 from .host_features import advanced, schema
@@ -40,27 +41,27 @@ class StarTemporalChunks(io.ComfyNode):
             display_name="STAR Temporal Chunks",
             category="STAR/sampling",
             search_aliases=["context windows", "long video", "chunked", "sliding window"],
-            description="Denoises a clip of any length in overlapping windows of frames, joined "
-            "at every step. Memory depends on the window, not on the clip.",
+            description="Denoises a clip of any length in overlapping windows of frames, which "
+            "are merged at every step. Memory depends on the window, not on the clip.",
             inputs=[
-                io.Model.Input("model", tooltip="A STAR model."),
+                io.Model.Input("model", tooltip="MODEL from STAR Load Model."),
                 *chunk_inputs(),
                 advanced(
                     io.Combo.Input(
                         "merge",
                         options=MERGES,
                         default="smooth",
-                        tooltip="How the shared frames are joined: smooth blends them, cut takes "
-                        "half from each, as the original does.",
+                        tooltip="How shared frames are merged: smooth blends them; cut takes one "
+                        "half from each window, as the original STAR does.",
                     )
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, which now works window by window.")],
+            outputs=[io.Model.Output(tooltip="The model, which now denoises window by window.")],
         )
 
     @classmethod
     def execute(cls, model, chunk_frames, chunk_overlap, merge) -> io.NodeOutput:
-        with named("STAR Temporal Chunks"):
+        with node_errors("STAR Temporal Chunks"):
             chunk = chunk_of(star_of(model), chunk_frames, chunk_overlap)
             return io.NodeOutput(patch_chunks(model, chunk, merge))
 
@@ -73,44 +74,32 @@ class StarTiles(io.ComfyNode):
             display_name="STAR Tiles",
             category="STAR/sampling",
             search_aliases=["tiled diffusion", "out of memory", "low VRAM", "large frames"],
-            description="Denoises frames of any size in overlapping tiles, joined at every step. "
-            "Memory depends on the tile, not on the frame.",
+            description="Denoises frames of any size in overlapping tiles, which are merged at "
+            "every step. Memory depends on the tile, not on the frame.",
             inputs=[
-                io.Model.Input("model", tooltip="A STAR model."),
+                io.Model.Input("model", tooltip="MODEL from STAR Load Model."),
                 io.Vae.Input(
-                    "vae", tooltip="VAE from STAR Load Model, which says how large a latent is."
+                    "vae",
+                    tooltip="VAE from STAR Load Model. It defines how many pixels a latent covers.",
                 ),
-                io.Int.Input(
-                    "tile_size",
-                    default=1024,
-                    min=0,
-                    max=8192,
-                    step=32,
-                    tooltip="Largest side of a tile in pixels of the result, 0 for whole frames. "
-                    "Smaller tiles take less memory and more time, and see less at once.",
-                ),
-                io.Int.Input(
-                    "tile_overlap",
-                    default=256,
-                    min=0,
-                    max=4096,
-                    step=8,
-                    tooltip="Pixels that neighbouring tiles share and blend. Too few show as "
-                    "seams.",
+                *tile_inputs(
+                    1024,
+                    256,
+                    note="Pixels are those of the result. Small tiles give the model less context.",
                 ),
                 io.Boolean.Input(
                     "offload",
                     default=False,
-                    tooltip="Keeps skip connections in system RAM to save VRAM. The result stays "
-                    "the same.",
+                    tooltip="Keeps skip connections in system RAM to save VRAM. The result does "
+                    "not change.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, which now works tile by tile.")],
+            outputs=[io.Model.Output(tooltip="The model, which now denoises tile by tile.")],
         )
 
     @classmethod
     def execute(cls, model, vae, tile_size, tile_overlap, offload) -> io.NodeOutput:
-        with named("STAR Tiles"):
+        with node_errors("STAR Tiles"):
             star_of(model)
             factor = star_vae(vae).video_vae.factor
             tile = tile_of(tile_size, tile_overlap)
@@ -125,17 +114,17 @@ class StarGuidance(io.ComfyNode):
             display_name="STAR Guidance",
             category="STAR/sampling",
             search_aliases=["cfg", "rescale cfg", "guidance interval"],
-            description="How guidance (cfg) acts: its contrast, and the steps in which it runs. "
-            "STAR's published models want it with any cfg above 1.",
+            description="Rescales the guidance (cfg) and limits it to some of the steps. Use it "
+            "with STAR's published models whenever cfg is above 1.",
             inputs=[
-                io.Model.Input("model", tooltip="A STAR model."),
-                as_the_model_says(
+                io.Model.Input("model", tooltip="MODEL from STAR Load Model."),
+                model_default(
                     io.Float,
                     "cfg_rescale",
                     max=1.0,
                     step=0.05,
-                    tooltip="Pulls the contrast of the guided prediction back to that of the "
-                    "unguided one. 0 leaves it, STAR takes 0.2.",
+                    tooltip="Moves the contrast of the guided prediction towards that of the "
+                    "prediction without guidance. 0 keeps it; STAR uses 0.2.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -143,7 +132,8 @@ class StarGuidance(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where in the noise levels guidance begins; 0 is the first step.",
+                    tooltip="Fraction of the noise levels at which guidance begins; 0 is the "
+                    "first step.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -151,8 +141,8 @@ class StarGuidance(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where guidance ends; 1 is the last step. Steps without guidance "
-                    "take half the time.",
+                    tooltip="Fraction of the noise levels at which guidance ends; 1 is the last "
+                    "step. Steps without guidance take half the time.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with this guidance, for CFGGuider.")],
@@ -160,7 +150,7 @@ class StarGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, cfg_rescale, start_percent, end_percent) -> io.NodeOutput:
-        with named("STAR Guidance"):
+        with node_errors("STAR Guidance"):
             sampling = sampling_of(model, cfg_rescale=cfg_rescale)
             return io.NodeOutput(
                 patch_guidance(model, sampling.cfg_rescale, start_percent, end_percent)
@@ -175,25 +165,25 @@ class StarFast(io.ComfyNode):
             display_name="STAR Fast",
             category="STAR/sampling",
             search_aliases=["speed", "DeepCache", "window attention", "faster"],
-            description="Leaves work out at the same number of steps. What this costs in quality "
-            "on STAR's published weights is not yet known.",
+            description="Skips part of the computation at the same number of steps. The effect on "
+            "quality with STAR's published weights has not been measured.",
             inputs=[
-                io.Model.Input("model", tooltip="A STAR model."),
+                io.Model.Input("model", tooltip="MODEL from STAR Load Model."),
                 io.Int.Input(
                     "attention_window",
                     default=FAST.attention_window or 0,
                     min=0,
                     max=1024,
-                    tooltip="Limits full-resolution attention to windows of this many latents a "
-                    "side, shifted in every other layer. 0 for whole frames.",
+                    tooltip="Limits full-resolution attention to windows of N x N latents, "
+                    "shifted in every other layer. 0 uses whole frames.",
                 ),
                 io.Int.Input(
                     "reuse",
                     default=FAST.reuse,
                     min=0,
                     max=1000,
-                    tooltip="Reuses deep features for up to so many of the 1000 timesteps. 0 "
-                    "computes them at every step.",
+                    tooltip="Reuses deep features for up to N of the 1000 timesteps. 0 computes "
+                    "them at every step.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with these shortcuts.")],
@@ -201,7 +191,7 @@ class StarFast(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, attention_window, reuse) -> io.NodeOutput:
-        with named("STAR Fast"):
+        with node_errors("STAR Fast"):
             star_of(model)
             shortcuts = Shortcuts(attention_window=attention_window or None, reuse=reuse)
             return io.NodeOutput(
@@ -221,19 +211,19 @@ class StarSampling(io.ComfyNode):
             display_name="STAR Sampling",
             category="STAR/sampling",
             search_aliases=["sampler", "scheduler", "noise", "sigmas", "seed", "KSampler"],
-            description="STAR's own noise, solver and noise levels, for SamplerCustomAdvanced. "
-            "Noise belongs to the frame: a frame gets the same noise whatever the length of the "
-            "clip and the windows.",
+            description="Provides STAR's noise, solver and noise levels for "
+            "SamplerCustomAdvanced. A frame gets the same noise whatever the length of the clip "
+            "and of the windows.",
             inputs=[
-                io.Model.Input("model", tooltip="A STAR model."),
-                degradation_input("its noise level is taken where noise_level is -1."),
+                io.Model.Input("model", tooltip="MODEL from STAR Load Model."),
+                degradation_input("Its noise level is used if noise_level is -1."),
                 seed_input(),
-                as_the_model_says(
+                model_default(
                     io.Combo,
                     "solver",
                     options=list(SAMPLERS),
-                    tooltip="dpmpp_2m_sde is STAR's, dpmpp_2m_sde_renewed CogVideoX's. heun takes "
-                    "two evaluations a step.",
+                    tooltip="dpmpp_2m_sde is STAR's solver on I2VGen-XL, dpmpp_2m_sde_renewed "
+                    "that on CogVideoX. heun evaluates the network twice per step.",
                 ),
                 *steps_inputs(),
                 advanced(
@@ -241,20 +231,21 @@ class StarSampling(io.ComfyNode):
                         "solver_noise",
                         options=list(SOLVER_NOISE),
                         default="frame",
-                        tooltip="Noise that the solver adds: frame belongs to each frame, "
-                        "brownian is one random path as in the original.",
+                        tooltip="Noise that the solver adds: frame draws it for each frame; "
+                        "brownian draws one random path, as the original STAR does.",
                     )
                 ),
                 advanced(
                     io.Boolean.Input(
                         "start_of_run",
                         default=True,
-                        tooltip="On: start as STAR does. Off: go on where another sampler stopped.",
+                        tooltip="On: starts as STAR does. Off: continues from the latents of "
+                        "another sampler.",
                     )
                 ),
             ],
             outputs=[
-                io.Noise.Output(tooltip="The noise to start from, for SamplerCustomAdvanced."),
+                io.Noise.Output(tooltip="The initial noise, for SamplerCustomAdvanced."),
                 io.Sampler.Output(tooltip="The solver, for SamplerCustomAdvanced."),
                 io.Sigmas.Output(tooltip="The noise levels, for SamplerCustomAdvanced."),
             ],
@@ -264,7 +255,7 @@ class StarSampling(io.ComfyNode):
     def execute(
         cls, model, seed, solver, steps, noise_level, solver_noise, start_of_run, degradation=None
     ) -> io.NodeOutput:
-        with named("STAR Sampling"):
+        with node_errors("STAR Sampling"):
             sampling = sampling_of(
                 model, degradation, sampler=solver, steps=steps, noise_level=noise_level
             )

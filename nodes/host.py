@@ -1,4 +1,4 @@
-"""Between the host's types and the core's."""
+"""Conversions between the host's types and the core's, and inputs that several nodes share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,27 +13,27 @@ from ..star_core.star_checkpoint import FAITHFUL, SHARP
 from ..star_core.windows.tiling import Tile
 from .host_features import check_host
 
-# What choices call "as the model file says"; numbers say it with -1.
+# Stands for the value of the model file in choices; in numbers it is -1.
 AUTO = "auto"
 
-# Recommended settings: `star_core.degradation.recommend.Recommendation`.
+# Carries a `star_core.degradation.recommend.Recommendation`.
 DegradationType = io.Custom("STAR_DEGRADATION")
 
 
 def video_from_images(images: Tensor) -> Tensor:
-    """IMAGE (f h w c) in [0, 1] -> frames (f c h w), float32; a view where it can be."""
+    """Converts IMAGE (f h w c) in [0, 1] to frames (f c h w), float32; a view if possible."""
     return images.movedim(-1, 1).float()
 
 
 def images_from_video(frames: Tensor) -> Tensor:
-    """Frames (f c h w) in [0, 1] -> IMAGE (f h w c), where the host keeps its intermediates."""
+    """Converts frames (f c h w) in [0, 1] to IMAGE (f h w c) on the host's intermediate device."""
     return frames.movedim(1, -1).float().to(mm.intermediate_device())
 
 
 class Progress:
-    """The host's progress bar: call it with what is done and the total.
+    """The host's progress bar; each call sets it.
 
-    Raises the host's interruption if the user asked for it.
+    A call raises the host's interruption if the user has asked for one.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Progress:
 
 
 def free_memory() -> int:
-    """Bytes of the device that the host could clear for a model."""
+    """Returns how many bytes of the device the host could free for a model."""
     check_host(mm, "current_loaded_models", "get_free_memory", "extra_reserved_memory")
     device = mm.get_torch_device()
     loaded = (each for each in mm.current_loaded_models if each.device == device)
@@ -54,44 +54,44 @@ def free_memory() -> int:
 
 
 def memory_limit(gib: float) -> int:
-    """Bytes to plan for: so many GiB, or, for 0, what the host can clear now less a tenth."""
+    """Converts GiB to bytes; 0 stands for nine tenths of what the host can free now."""
     return int(gib * 2**30) if gib else int(0.9 * free_memory())
 
 
 def report_ui(report: str, picture: Tensor | None = None) -> dict[str, Any]:
-    """What a node with a `report` output gives as `ui`: the report, and an IMAGE to show with it.
+    """Returns the `ui` of a node with a `report` output, which `web/report.js` shows in the node.
 
-    `web/report.js` shows the report in the node.
+    picture: an IMAGE to show with it.
     """
-    shown = {} if picture is None else ui.PreviewImage(picture).as_dict()
-    return {"text": (report,), **shown}
+    preview = {} if picture is None else ui.PreviewImage(picture).as_dict()
+    return {"text": (report,), **preview}
 
 
 @contextmanager
-def named(node: str) -> Iterator[None]:
-    """Puts the node's name before what the core says is wrong."""
+def node_errors(node: str) -> Iterator[None]:
+    """Puts the node's name before the message of a ValueError from the core."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{node}: {error}") from error
 
 
-def as_the_model_says(kind: Any, id: str, *, tooltip: str, **options: Any) -> io.Input:
-    """An input that the model file answers where the user does not: -1 in numbers, auto in choices.
+def model_default(kind: Any, id: str, *, tooltip: str, **options: Any) -> io.Input:
+    """Returns an input whose default, -1 or auto, stands for the value of the model file.
 
-    kind: `io.Int`, `io.Float` or `io.Combo`, whose other arguments are `options`.
+    kind: `io.Int`, `io.Float` or `io.Combo`, which also gets `options`.
     """
     default = AUTO if "options" in options else -1
     if default == AUTO:
         options["options"] = [AUTO, *options["options"]]
     else:
         options["min"] = default
-    tooltip = f"{tooltip} {default}: as the model file says."
+    tooltip = f"{tooltip} {default}: the model's default."
     return kind.Input(id, default=default, tooltip=tooltip, **options)
 
 
-def told(**values: Any) -> dict[str, Any]:
-    """Those values of `as_the_model_says` inputs that the user has set."""
+def overrides(**values: Any) -> dict[str, Any]:
+    """Returns the values of `model_default` inputs that the user has set."""
     return {name: value for name, value in values.items() if value != AUTO and not _below_0(value)}
 
 
@@ -99,23 +99,28 @@ def _below_0(value: Any) -> bool:
     return isinstance(value, int | float) and value < 0
 
 
+def scale_input() -> io.Input:
+    """Returns the input `scale`."""
+    return io.Float.Input(
+        "scale",
+        default=4.0,
+        min=1.0,
+        max=8.0,
+        step=0.01,
+        tooltip="Factor by which the video is enlarged; 1 restores it at the same size.",
+    )
+
+
 def size_inputs() -> list[io.Input]:
-    """How large the result is."""
+    """Returns the inputs `scale`, `width` and `height`, which set the size of the result."""
     return [
-        io.Float.Input(
-            "scale",
-            default=4.0,
-            min=1.0,
-            max=8.0,
-            step=0.01,
-            tooltip="How much larger the result is; 1 restores at the same size.",
-        ),
+        scale_input(),
         io.Int.Input(
             "width",
             default=0,
             min=0,
             max=16384,
-            tooltip="Width of the result, instead of scale. 0: follows from the height or from "
+            tooltip="Width of the result in pixels, instead of scale. 0: follows from height or "
             "scale.",
         ),
         io.Int.Input(
@@ -123,116 +128,137 @@ def size_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=16384,
-            tooltip="Height of the result, instead of scale. 0: follows from the width or from "
+            tooltip="Height of the result in pixels, instead of scale. 0: follows from width or "
             "scale.",
         ),
     ]
 
 
-def strength_input() -> io.Input:
+def strength_input(
+    tooltip: str = "How far each prediction moves away from the input: 0 keeps the enlarged input, "
+    "1 gives the full restoration.",
+) -> io.Input:
+    """Returns the input `strength`, from 0 to 1."""
     return io.Float.Input(
         "strength",
         default=1.0,
         min=0.0,
         max=1.0,
         step=0.05,
-        tooltip="How far each prediction goes from the input: 0 stays at the enlarged input, 1 is "
-        "the full result.",
+        tooltip=tooltip,
     )
 
 
 def preset_input() -> io.Input:
+    """Returns the input `preset`, which chooses among learned prompts."""
     return io.Combo.Input(
         "preset",
         options=[FAITHFUL, SHARP],
         default=FAITHFUL,
-        tooltip="For a model with learned prompts, such as tiny: faithful keeps to what is "
-        "certain, sharp shows more detail. Other models take text instead.",
+        tooltip="For models with learned prompts, such as tiny: faithful adds little, sharp shows "
+        "more detail. Other models use text instead.",
     )
 
 
 def degradation_input(use: str) -> io.Input:
-    """use: what this node does with the recommended settings."""
+    """Returns the optional input `degradation`; use: what the node does with it, a sentence."""
     return DegradationType.Input(
         "degradation",
         optional=True,
-        tooltip=f"degradation from STAR Analyze Degradation: {use}",
+        tooltip=f"degradation from STAR Analyze Degradation. {use}",
     )
 
 
-def seed_input() -> io.Input:
+def seed_input(
+    default: int = 666,
+    *,
+    control: bool = True,
+    tooltip: str = "The same seed gives the same result.",
+) -> io.Input:
+    """Returns the input `seed`; control: show the host's choice to change it after each run."""
     return io.Int.Input(
         "seed",
-        default=666,
+        default=default,
         min=0,
         max=2**64 - 1,
-        control_after_generate=True,
-        tooltip="Same seed, same result.",
+        control_after_generate=control,
+        tooltip=tooltip,
     )
 
 
 def steps_inputs() -> list[io.Input]:
+    """Returns the inputs `steps` and `noise_level`."""
     return [
-        as_the_model_says(
+        model_default(
             io.Int,
             "steps",
             max=1000,
-            tooltip="Number of evenly spaced steps. STAR's published models have 14 fast ones of "
-            "their own.",
+            tooltip="Number of evenly spaced sampling steps. By default, STAR's published models "
+            "run 14 steps at noise levels of their own.",
         ),
-        as_the_model_says(
+        model_default(
             io.Int,
             "noise_level",
             max=1000,
-            tooltip="How much of the input is forgotten before it is restored, 0 to 1000; STAR "
-            "takes 900. Lower invents less.",
+            tooltip="Noise added to the input before sampling, as a timestep from 0 to 1000. STAR "
+            "uses 900. Lower values invent less.",
         ),
     ]
 
 
 def chunk_inputs() -> list[io.Input]:
-    """Windows of frames."""
+    """Returns the inputs `chunk_frames` and `chunk_overlap`, the windows of the network."""
     return [
-        as_the_model_says(
+        model_default(
             io.Int,
             "chunk_frames",
             max=1024,
-            tooltip="Most frames that the network sees together. More is steadier and needs more "
-            "memory. STAR takes 32.",
+            tooltip="Maximum number of frames that the network processes together. More frames "
+            "give a steadier result and need more memory. STAR uses 32.",
         ),
         io.Int.Input(
             "chunk_overlap",
             default=-1,
             min=-1,
             max=1023,
-            tooltip="Frames that neighbouring windows share, fewer than chunk_frames. More hides "
-            "the joints and takes longer. -1: 3 of every 16.",
+            tooltip="Number of frames that neighbouring windows share, fewer than chunk_frames. "
+            "More frames hide the transitions better and take longer. -1: 3 of every 16.",
         ),
     ]
 
 
-def tile_inputs() -> list[io.Input]:
-    """Spatial tiles of the VAE."""
+def tile_inputs(
+    size: int = 0,
+    overlap: int = 64,
+    *,
+    note: str = "If memory runs out, smaller tiles are tried automatically.",
+) -> list[io.Input]:
+    """Returns the inputs `tile_size` and `tile_overlap`; the defaults are those of VAE nodes.
+
+    note: the end of the tooltip of `tile_size`.
+    """
     return [
         io.Int.Input(
             "tile_size",
-            default=0,
+            default=size,
             min=0,
             max=8192,
             step=32,
-            tooltip="Largest side of a tile in pixels, 0 for whole frames. Smaller tiles take less "
-            "memory and more time. Where memory runs out, smaller ones are tried by themselves.",
+            tooltip="Maximum side of a tile in pixels; 0 processes whole frames. Smaller tiles "
+            f"need less memory and more time. {note}",
         ),
         io.Int.Input(
             "tile_overlap",
-            default=64,
+            default=overlap,
             min=0,
             max=4096,
             step=8,
-            tooltip="Pixels that neighbouring tiles share and blend. Too few show as seams.",
+            tooltip="Number of pixels that neighbouring tiles share and blend. Too few leave "
+            "visible seams.",
         ),
     ]
 
 
 def tile_of(size: int, overlap: int) -> Tile | None:
+    """Returns the tile of the values of `tile_inputs`, None for whole frames."""
     return Tile(size=size, overlap=overlap) if size else None

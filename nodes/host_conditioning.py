@@ -1,4 +1,4 @@
-"""The low-quality video and the prompts as the host's LATENT and CONDITIONING."""
+"""Converts the low-quality video and the prompts to the host's LATENT and CONDITIONING."""
 
 from typing import Any, NamedTuple
 
@@ -16,17 +16,18 @@ from ..star_core.star_checkpoint import FAITHFUL, ModelFile, check_preset
 from ..star_core.text.prompts import STAR_PROMPTS, join_prompt
 from ..star_core.windows.geometry import output_size, shrunk, upsample
 from ..star_core.windows.tiling import Tile
+from .host_features import check_host
 from .host_latent import clip_latent
 from .host_model import HINT, STRENGTH, star_of
 from .host_vae import star_vae
 
 Conditioning = list[list[Any]]
 
-T5_PADDING, T5_END = 0, 1  # tokens
+T5_PADDING, T5_END = 0, 1  # token ids
 
 
 class Prompts(NamedTuple):
-    """CONDITIONING of what the video is and of what it must not look like."""
+    """CONDITIONING of the positive and the negative prompt."""
 
     positive: Conditioning
     negative: Conditioning
@@ -41,20 +42,20 @@ def prompts_for(
     preset: str = FAITHFUL,
     degradation: Recommendation | None = None,
 ) -> Prompts:
-    """The model's learned prompts, or text as STAR reads it, if the model has none.
+    """Returns the model's learned prompts or, if it has none, the encoded texts.
 
-    preset: of learned prompts; other models have nothing but the first. degradation: its words are
-    added to the texts.
+    quality: text added to the prompt. preset: name of the learned prompts; models without any
+    accept only the default. degradation: its words are added to the texts.
 
-    As many tokens as it was trained with, parentheses are no weights, nothing is masked. Where a
-    text is the default of the published models, the model's own is meant. ValueError if a text
-    encoder is missing or another model's.
+    Texts are encoded as in training: with a fixed number of tokens, without a mask, and without a
+    meaning of parentheses. A text equal to the default of the published models is replaced by the
+    default of this model. ValueError if the text encoder is missing or does not fit the model.
     """
     if star.prompts is not None:
         return Prompts(*([[learned.float(), {}]] for learned in star.prompts.of(preset)))
     check_preset(preset, (FAITHFUL,))
     if clip is None:
-        raise ValueError("this model needs a text encoder: connect the CLIP of STAR Load Model")
+        raise ValueError("this model needs a text encoder: connect CLIP from STAR Load Model")
 
     if degradation is not None:
         quality = join_prompt(degradation.positive, quality, ", ")
@@ -65,11 +66,11 @@ def prompts_for(
         # The host continues long prompts in further blocks of 77; STAR was trained with one.
         return clip.encode_from_tokens_scheduled({k: v[:1] for k, v in tokens.items()})
 
-    usual = backbone_of(star.config).prompts
-    if (prompt, quality, negative) != (usual.prompt, usual.positive, usual.negative):
-        prompt = usual.prompt if prompt == STAR_PROMPTS.prompt else prompt
-        quality = usual.positive if quality == STAR_PROMPTS.positive else quality
-    bad = usual.negative if negative in (STAR_PROMPTS.negative, "") else negative
+    defaults = backbone_of(star.config).prompts
+    if (prompt, quality, negative) != (defaults.prompt, defaults.positive, defaults.negative):
+        prompt = defaults.prompt if prompt == STAR_PROMPTS.prompt else prompt
+        quality = defaults.positive if quality == STAR_PROMPTS.positive else quality
+    bad = defaults.negative if negative in (STAR_PROMPTS.negative, "") else negative
     if isinstance(star.config, CogVideoXConfig):
         length = star.config.context_length
 
@@ -77,30 +78,30 @@ def prompts_for(
             return t5_conditioning(clip, text, length)
 
     caption = join_prompt(prompt, quality, DEFAULT.prompt_separator)
-    good = encode(caption)
-    nothing = [[torch.zeros_like(embedding), values] for embedding, values in good]
-    prompts = Prompts(good, nothing if bad is None else encode(bad))
+    positive = encode(caption)
+    zeros = [[torch.zeros_like(embedding), values] for embedding, values in positive]
+    prompts = Prompts(positive, zeros if bad is None else encode(bad))
     width = prompts.positive[0][0].shape[-1]
     if width != star.config.context_dim:
         raise ValueError(
-            f"this CLIP gives embeddings of width {width}, the model takes "
-            f"{star.config.context_dim}: connect the CLIP of STAR Load Model with "
-            "text_encoder auto"
+            f"this CLIP gives embeddings of width {width}, but the model needs "
+            f"{star.config.context_dim}: connect CLIP from STAR Load Model with text_encoder auto"
         )
     return prompts
 
 
 def t5_conditioning(clip: comfy.sd.CLIP, text: str, length: int) -> Conditioning:
-    """A prompt as CogVideoX reads it: `length` tokens with padding that takes part.
+    """Encodes a prompt for CogVideoX: `length` tokens, whose padding is not masked.
 
-    ValueError for a text encoder that is no T5, or one that masks padding.
+    ValueError for a text encoder that is not T5 or that masks the padding.
     """
+    check_host(clip, "cond_stage_model")
     tokens = clip.tokenize(text, disable_weights=True)
     masked = getattr(getattr(clip.cond_stage_model, "t5xxl", None), "enable_attention_masks", True)
     if set(tokens) != {"t5xxl"} or masked:
         raise ValueError(
-            "this model takes the text encoder t5-v1_1-xxl without a mask: connect the CLIP of "
-            "STAR Load Model, or Load CLIP with type cogvideox, in older ComfyUI pixart"
+            "this model needs the text encoder t5-v1_1-xxl without a mask: connect CLIP from STAR "
+            "Load Model, or Load CLIP with type cogvideox, in older ComfyUI pixart"
         )
     ids = [pair[0] for block in tokens["t5xxl"] for pair in block]
     ids = [token for token in ids if token not in (T5_PADDING, T5_END)][: length - 1] + [T5_END]
@@ -110,13 +111,19 @@ def t5_conditioning(clip: comfy.sd.CLIP, text: str, length: int) -> Conditioning
 
 
 def target_size(images: Tensor, scale: float, width: int, height: int) -> tuple[int, int]:
-    """(width, height) of the result: as given, or by scale; one side of 0 follows the other."""
+    """Returns (width, height) of the result for images (f h w c).
+
+    scale: used where width and height are 0. If only one of them is 0, it follows the other.
+    """
     _, rows, columns, _ = images.shape
     return size_of(columns, rows, scale, width, height)
 
 
 def size_of(columns: int, rows: int, scale: float, width: int, height: int) -> tuple[int, int]:
-    """The same of frames of that many columns and rows."""
+    """Returns (width, height) of the result for frames of that many columns and rows.
+
+    scale: used where width and height are 0. If only one of them is 0, it follows the other.
+    """
     if not (width or height):
         return output_size(columns, rows, scale)
     size = (width or round(columns * height / rows), height or round(rows * width / columns))
@@ -133,10 +140,11 @@ def low_quality_latent(
     tile: Tile | None = None,
     shrink: float = 1.0,
 ) -> dict[str, Any]:
-    """LATENT of images (f h w c), enlarged to `size` and padded to what the network takes.
+    """Returns the LATENT of images (f h w c), enlarged to `size` and padded for the network.
 
-    It remembers size and padding for STAR VAE Decode. upsampling: bilinear or bicubic, None as the
-    model file says. shrink: how much smaller frames are made first, from 1.
+    It stores size and padding for STAR VAE Decode. size: (width, height). upsampling: bilinear or
+    bicubic, None for the model's default. shrink: factor from 1 by which frames are downscaled
+    first. ValueError for another upsampling or a VAE that does not fit the model.
     """
     star = star_of(model)
     check_vae(star_vae(vae).video_vae, star.config, star.latents)
@@ -153,6 +161,6 @@ def low_quality_latent(
 
 
 def with_hint(prompts: Prompts, latent: dict[str, Any], strength: float = 1.0) -> Prompts:
-    """The prompts together with the low-quality video, and how far the result may go from it."""
+    """Returns the prompts with the low-quality video and the strength of the restoration added."""
     values = {HINT: latent["samples"], STRENGTH: strength}
     return Prompts(*(node_helpers.conditioning_set_values(prompt, values) for prompt in prompts))

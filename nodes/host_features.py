@@ -1,6 +1,6 @@
-"""What a host has or lacks, from ComfyUI v0.3.64 on: asked of the host itself, and only here.
+"""Differences between hosts from ComfyUI v0.3.64 on, which only this module checks.
 
-Version numbers say nothing, because forks and branches count in their own way.
+It tests for features, because forks and branches have version numbers of their own.
 """
 
 import inspect
@@ -16,25 +16,25 @@ from ..star_core.memory import is_out_of_memory
 
 
 def schema(*, search_aliases: list[str], **fields: Any) -> io.Schema:
-    """A node's schema. Hosts up to 0.3.64 have no `search_aliases`, which are left out there."""
+    """Returns a node's schema; without `search_aliases` on hosts up to 0.3.64, which lack them."""
     if "search_aliases" in inspect.signature(io.Schema).parameters:
         fields["search_aliases"] = search_aliases
     return io.Schema(**fields)
 
 
 def advanced(input: io.Input) -> io.Input:
-    """An input for experts, which the frontend folds away.
+    """Marks an input as advanced, so that the frontend folds it away, and returns it.
 
-    In the `extra_dict`, because hosts up to 0.3.64 take no argument of that name.
+    The mark is in `extra_dict`, because inputs of hosts up to 0.3.64 have no argument for it.
     """
     input.extra_dict["advanced"] = True
     return input
 
 
 def trim_of(video: Any) -> tuple[float, float]:
-    """Start and duration of a VIDEO in seconds of its file's timestamps; 0 lasts to the end.
+    """Returns start and duration of a VIDEO in seconds of its file; duration 0 is to the end.
 
-    Hosts up to 0.19 keep to themselves what those of 2025 do not have.
+    Hosts up to 0.19 have this only in private attributes, those of 2025 not at all.
     """
     if hasattr(video, "get_active_trim_window"):
         return video.get_active_trim_window()
@@ -45,9 +45,9 @@ def trim_of(video: Any) -> tuple[float, float]:
 
 
 def crop_corner_of(video: Any) -> tuple[int, int] | None:
-    """Column and row where the crop of a VIDEO begins; its size is that of the VIDEO.
+    """Returns column and row where the crop of a VIDEO begins, None if it is not cropped.
 
-    Hosts of late 2026 crop, and keep it to themselves.
+    Hosts of late 2026 have this in a private attribute. The size of the crop is the VIDEO's.
     """
     crop = getattr(video, "_VideoFromFile__crop", None)
     if crop is None:
@@ -57,44 +57,44 @@ def crop_corner_of(video: Any) -> tuple[int, int] | None:
 
 
 def bit_depth_of(video: Any) -> int:
-    """Bits of a component that a VIDEO is to be stored with; 8 where hosts know nothing else."""
+    """Returns the bits per component of a VIDEO; 8 on hosts without that property."""
     return video.get_bit_depth() if hasattr(video, "get_bit_depth") else 8
 
 
 def color_space_of(video: Any) -> str:
-    """In the host's words; sRGB where hosts know nothing else."""
+    """Returns the host's name for the colour space of a VIDEO; sRGB on hosts without one."""
     return video.get_color_space() if hasattr(video, "get_color_space") else "sRGB"
 
 
 def alpha_of(components: Any) -> Any:
-    """Opacity beside the images of VideoComponents, None without; hosts of 2025 have no such."""
+    """Returns the alpha channel of VideoComponents, None if there is none, as on hosts of 2025."""
     return getattr(components, "alpha", None)
 
 
 def patcher_class(disable_dynamic: bool = False) -> type[comfy.model_patcher.ModelPatcher]:
-    """The class that keeps the weights of a network made of the host's layers.
+    """Returns the class that manages the weights of a network made of the host's layers.
 
-    Where the host has dynamic VRAM and has switched it on, the one that loads weights as they are
-    used. disable_dynamic: the plain one all the same.
+    If the host has dynamic VRAM and it is enabled, this class loads weights as they are used.
+    disable_dynamic: return the plain class in any case.
     """
     plain = comfy.model_patcher.ModelPatcher
     return plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
 
 
 def memory_ran_out(error: Exception) -> bool:
-    """Whether an error says that the device's memory is full.
+    """Returns whether an error means that the device is out of memory.
 
-    Newer hosts are told first: drivers report it in several ways, and leave an error behind that
-    the host clears away.
+    Newer hosts have a check of their own, which comes first: it knows the messages of several
+    drivers and clears the error state that they leave.
     """
-    asked = getattr(mm, "is_oom", None)
-    return (asked is not None and asked(error)) or is_out_of_memory(error)
+    is_oom = getattr(mm, "is_oom", None)
+    return (is_oom is not None and is_oom(error)) or is_out_of_memory(error)
 
 
 def check_host(part: Any, *names: str) -> None:
-    """Raises RuntimeError unless a part of the host has these attributes, which are private there.
+    """Raises RuntimeError unless a part of the host has these attributes.
 
-    The error says which hosts have them.
+    They are private, so another version may lack them; the error names the versions that work.
     """
     missing = [name for name in names if not hasattr(part, name)]
     if missing:
@@ -106,8 +106,10 @@ def check_host(part: Any, *names: str) -> None:
 
 
 def lacking_for(formats: Iterable[str]) -> str:
-    """What this host lacks to compute with weights quantised in these formats of its own, and the
-    cure; "" if it lacks nothing."""
+    """Returns why this host cannot compute with weights in these quantised formats, and what to do.
+
+    formats: names that the host uses in quantised files. Returns "" if it can.
+    """
     known = comfy.ops.QUANT_ALGOS if hasattr(comfy.ops, "mixed_precision_ops") else {}
     if unknown := set(formats) - set(known):
         return (

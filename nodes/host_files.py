@@ -1,4 +1,4 @@
-"""Which files the host's model folders offer, and where a chosen one lies."""
+"""Lists the files of the host's model folders and finds or downloads the chosen ones."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ DOWNLOAD = " (download)"
 
 
 def add_own_folder() -> None:
-    """Makes models/star known to the host, besides those of extra_model_paths.yaml."""
+    """Registers models/star with the host, beside the folders of extra_model_paths.yaml."""
     folder_paths.add_model_folder_path(OWN_FOLDER, str(Path(folder_paths.models_dir) / OWN_FOLDER))
     places, _ = folder_paths.folder_names_and_paths[OWN_FOLDER]
     folder_paths.folder_names_and_paths[OWN_FOLDER] = (
@@ -33,10 +33,10 @@ def add_own_folder() -> None:
 
 
 def choices(folders: tuple[str, ...], *more: str) -> list[str]:
-    """What a file picker shows: `more`, then the files of these folders, then published ones.
+    """Returns the choices of a file picker: `more`, files of these folders, published files.
 
-    The published ones stay when they are there: hosts since 0.8 refuse a workflow whose choice is
-    no longer in the list.
+    A published file stays in the list after its download, because hosts from 0.8 on reject a
+    workflow whose choice is not in the list.
     """
     files = sorted({name for folder in folders for name in folder_paths.get_filename_list(folder)})
     published = [name + DOWNLOAD for name, file in PUBLISHED.items() if file.folder in folders]
@@ -44,9 +44,10 @@ def choices(folders: tuple[str, ...], *more: str) -> list[str]:
 
 
 def resolve(name: str, folders: tuple[str, ...], kinds: tuple[FileKind, ...]) -> Path:
-    """The file that a choice stands for; a published one is fetched first unless it is there.
+    """Returns the file of a choice; downloads a published one unless a copy is there.
 
-    kinds: what a copy of the published one has to be.
+    kinds: the kinds of file that count as a copy of the published one. ValueError if there is no
+    file of that name.
     """
     for folder in folders:
         if path := folder_paths.get_full_path(folder, name):
@@ -54,11 +55,11 @@ def resolve(name: str, folders: tuple[str, ...], kinds: tuple[FileKind, ...]) ->
     if name.endswith(DOWNLOAD) and (known := name.removesuffix(DOWNLOAD)) in PUBLISHED:
         return _fetched(known, folders, kinds)
     places = ", ".join(f"models/{folder}" for folder in folders)
-    raise ValueError(f"{name} is not there: put it into one of {places}, or choose another file")
+    raise ValueError(f"{name} was not found: put it into one of {places}, or choose another file")
 
 
 def model_file(name: str) -> Path:
-    """The network's file."""
+    """Returns the file of the network for a choice of STAR Load Model."""
     if name == BUILT_IN_NAME:
         return BUILT_IN["tiny"][0]
     return resolve(name, MODEL_FOLDERS, tuple(backbone.kind for backbone in BACKBONES.values()))
@@ -74,20 +75,20 @@ def part_of_model(
     width: int | None = None,
     channels: int | None = None,
 ) -> Path:
-    """The VAE or text encoder that belongs to a model, which takes these kinds of file.
+    """Returns the file of a model's VAE or text encoder.
 
-    name: the choice in the input `input_name`. "auto" finds a file in these folders by its
-    tensors; if there is none, the published one is fetched where `fetch` allows it. width: of the
-    text encoder's embeddings. channels: of the VAE's latents. ValueError for a file of another
-    kind, or none at all.
+    name: the choice in the input `input_name`; "auto" finds a file in `folders` by its tensors.
+    kinds: the kinds of file that fit the model. fetch: download the published file if none is
+    found. width: embedding width of the text encoder. channels: latent channels of the VAE.
+    ValueError if the file is of another kind or none is found.
     """
     known = published_of(kinds)
     if name != AUTO:
         path = resolve(name, folders, kinds)
         if (kind := identify(open_tensors(path))) not in kinds:
             raise ValueError(
-                f"{path.name} seems to be a {kind.title}: this model takes the "
-                f"{PUBLISHED[known].title}, choose {AUTO} for {input_name}"
+                f"{path.name} seems to be a {kind.title}, but this model needs the "
+                f"{PUBLISHED[known].title}: choose {AUTO} for {input_name}"
             )
         return path
     if path := first_of(_files(folders), kinds, width=width, channels=channels):
@@ -102,11 +103,11 @@ def part_of_model(
 
 
 def _fetched(known: str, folders: tuple[str, ...], kinds: tuple[FileKind, ...]) -> Path:
-    """A published file: a copy in these folders that goes by its name, else fetched."""
+    """Returns a copy of a published file by its name in these folders, or downloads it."""
     file = PUBLISHED[known]
     if not file.within(folder_paths.models_dir).exists():
-        named = [path for path in _files(folders) if file.is_named(path)]
-        if copy := first_of(named, kinds):
+        copies = [path for path in _files(folders) if file.is_named(path)]
+        if copy := first_of(copies, kinds):
             return copy
     return download(known, folder_paths.models_dir, on_progress=Progress())
 

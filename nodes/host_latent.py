@@ -1,4 +1,4 @@
-"""The LATENT of a clip: encoding to it, and what it remembers until it is decoded."""
+"""Encodes a clip to a LATENT, which stores size and padding until it is decoded."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from ..star_core.windows.tiling import Tile
 from .host import Progress, video_from_images
 from .host_vae import encode_video, star_vae
 
-# The down-samplings of the published networks. One with fewer takes the sizes that they take.
+# Down-samplings of the published networks. A network with fewer accepts the same sizes.
 MOST_LEVELS = 3
 
 
@@ -27,10 +27,10 @@ def clip_latent(
     noise: FrameNoise | None = None,
     tile: Tile | None = None,
 ) -> dict[str, Any]:
-    """The LATENT of images (f h w c), padded to what a network with `levels` takes.
+    """Returns the LATENT of images (f h w c), padded for a network with `levels` down-samplings.
 
-    size: (width, height) that `enlarge` makes of a frame (3 h w) in [0, 1]; None for as it is.
-    noise: for a sample of the posterior, None for its mean.
+    size: (width, height) of the frames that `enlarge` makes of frames (3 h w) in [0, 1]; None for
+    the size of the images. noise: noise of the posterior's sample, None for its mean.
     """
     width, height = size or (images.shape[2], images.shape[1])
     factor = star_vae(vae).video_vae.factor
@@ -49,19 +49,19 @@ def clip_latent(
 
 
 def padding_of(latent: dict[str, Any], factor: int) -> Padding | None:
-    """What to crop of decoded frames, None for a LATENT that remembers nothing.
+    """Returns the padding to crop from decoded frames, None for a LATENT that stores none.
 
-    factor: by how much latents are smaller than frames. ValueError for latents that were resized.
+    factor: pixels per latent of the VAE. ValueError for latents that were resized.
     """
     if "star_padding" not in latent:
         return None
     left, right, top, bottom = padding = Padding(*latent["star_padding"])
     width, height = latent["star_size"]
     padded = (height + top + bottom, width + left + right)
-    given = tuple(side * factor for side in latent["samples"].shape[-2:])
-    if given != padded:
+    decoded = tuple(side * factor for side in latent["samples"].shape[-2:])
+    if decoded != padded:
         raise ValueError(
-            f"the latents are those of {given[1]}x{given[0]} pixels, but were encoded at "
+            f"the latents stand for {decoded[1]}x{decoded[0]} pixels, but were encoded at "
             f"{padded[1]}x{padded[0]}: resize frames instead of latents, or decode with "
             "ComfyUI's VAE Decode, which does not crop"
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..star_core.backbones import NetworkConfig, build_network
 from ..star_core.checkpoints.quantization import formats_of
+from ..star_core.checkpoints.tensors import load_into
 from ..star_core.diffusion.levels import trained_schedule
 from ..star_core.diffusion.shortcuts import BatchedFeatures, DeepFeatures
 from ..star_core.models.attention import in_rows
@@ -24,24 +25,24 @@ from ..star_core.models.slicing import Slicing
 from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
 from ..star_core.planning.cost import Pass, peak_of
 from ..star_core.sampling_defaults import SamplingDefaults
-from ..star_core.star_checkpoint import ModelFile, load_into
+from ..star_core.star_checkpoint import ModelFile
 from ..star_core.windows.tiling import Tile
 from .host_features import lacking_for, patcher_class
 
-# Of CONDITIONING: raw latents (b c f h w) of the low-quality video, and how far predictions may go
-# from them, 0 to 1.
+# Keys of CONDITIONING: raw latents (b c f h w) of the low-quality video, and how far predictions
+# may move away from them, 0 to 1.
 HINT, STRENGTH = "star_hint", "star_strength"
-# Of transformer_options: the frames (a range) that the latents at hand are a window of; how the
-# network works, arguments of `ControlledVideoUNet.working` and `reuse` of Shortcuts; and the deep
-# features of this run, those of a key.
+# Keys of transformer_options: the window (a range of frames) that is being denoised; arguments of
+# `ControlledVideoUNet.working` and `reuse` of Shortcuts; and a function from a key to the deep
+# features of the current run.
 WINDOW, WORK_OPTIONS, DEEP = "star_window", "star_how", "star_deep"
 
-# Solvers of the host need finite noise levels; the schedule ends in pure noise, which is infinite.
-# The host stands in this level for it with its own zero-terminal-SNR models.
+# The host's solvers need finite noise levels, but the schedule ends in pure noise, whose level is
+# infinite. The host uses this value instead for its own models with zero terminal SNR.
 PURE_NOISE = 4518.0
 
-# Where the host's schedulers end before 0: the level of Stable Diffusion, which its solvers are
-# made for. STAR's own, 0.001, is one long step away, and solvers of second order overshoot in it.
+# The lowest level above 0 of the host's schedulers: that of Stable Diffusion, for which its solvers
+# were made. STAR's own, 0.001, is a long step further, in which second-order solvers overshoot.
 LEAST_NOISE = 0.03
 
 WEIGHT_TYPES = {
@@ -59,8 +60,8 @@ class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_samp
     def __init__(self, sampling: SamplingDefaults) -> None:
         super().__init__()
         self.schedule, noise_level = trained_schedule(sampling), sampling.noise_level
-        # The host's schedulers begin at the last of these: where the model wants to begin. From
-        # pure noise the host's solvers of second order would blow up.
+        # The host's schedulers begin at the last of these, the model's own noise level. From pure
+        # noise the host's second-order solvers would diverge.
         self.set_sigmas(self.schedule.log_edm_sigmas[:noise_level].exp().clamp(max=PURE_NOISE))
 
     @property
@@ -75,13 +76,13 @@ class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_samp
         return self.schedule.x_0(self.calculate_input(sigma, model_input), model_output, t)
 
     def noise_scaling(self, sigma, noise: Tensor, latent_image: Tensor, max_denoise=False):
-        # Not the host's way at its highest level, which would leave out the latents' share.
-        kept = latent_image if sigma < PURE_NOISE else 0 * latent_image
-        return super().noise_scaling(sigma, noise, kept)
+        # The host leaves the latents out at its highest level, which is not always pure noise here.
+        latents = latent_image if sigma < PURE_NOISE else 0 * latent_image
+        return super().noise_scaling(sigma, noise, latents)
 
 
 class HostAttention:
-    """The host's attention for the core's layers; `options` are those of the call under way."""
+    """The host's attention for the core's layers; `options` are those of the current call."""
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}
@@ -94,12 +95,13 @@ class HostAttention:
 
 
 class Hosted:
-    """What makes one of the core's networks be called as the host calls its own."""
+    """Mixin that gives a network of the core the interface of the host's networks."""
 
     def __init__(self, config: Any, *, dtype: torch.dtype, device, operations) -> None:
         attention = HostAttention()
-        how = {"operations": operations, "attention": attention, "device": device, "dtype": dtype}
-        super().__init__(config, **how)  # pyright: ignore[reportCallIssue]
+        options = {"operations": operations, "attention": attention}
+        options |= {"device": device, "dtype": dtype}
+        super().__init__(config, **options)  # pyright: ignore[reportCallIssue]
         self.attention = attention
         self.dtype = dtype
         self.slicing = Slicing()
@@ -123,7 +125,7 @@ class Hosted:
         ).execute(x, timesteps, context, hint, transformer_options)
 
     def velocity(self, x, timesteps, context, hint, transformer_options) -> Tensor:
-        """v of x (b c f h w), which may be a window of the clip that the hint shows."""
+        """Returns the velocity of x (b c f h w), which may be a window of the clip in `hint`."""
         frames = x.shape[2]
         if (window := transformer_options.get(WINDOW)) is not None and hint.shape[2] != frames:
             hint = hint[:, :, window.start : window.stop]
@@ -133,14 +135,14 @@ class Hosted:
             hint = window.get_tensor(hint, dim=2)
         override = "optimized_attention_override" in transformer_options
         self.attention.options = transformer_options if override else {}
-        how = {"slicing": self.slicing, **transformer_options.get(WORK_OPTIONS, {})}
+        work = {"slicing": self.slicing, **transformer_options.get(WORK_OPTIONS, {})}
         deep = None
-        if how.pop("reuse", 0) and (prompts := transformer_options.get("uuids")):
-            features = features_of(prompts, transformer_options)
+        if work.pop("reuse", 0) and (prompts := transformer_options.get("uuids")):
+            features = features_for(prompts, transformer_options)
             deep = BatchedFeatures(features) if features else None
         try:
             # Clones of a MODEL share this module.
-            with self.working(**how):  # pyright: ignore[reportAttributeAccessIssue]
+            with self.working(**work):  # pyright: ignore[reportAttributeAccessIssue]
                 return super().forward(  # pyright: ignore[reportAttributeAccessIssue]
                     x, timesteps.long(), context, hint, deep=deep
                 )
@@ -149,14 +151,14 @@ class Hosted:
 
 
 class HostUNet(Hosted, ControlledVideoUNet):
-    pass
+    """STAR's network on I2VGen-XL, called as the host calls its own."""
 
 
 def host_network(config: NetworkConfig, **options: Any) -> Any:
-    """The network of a size for the host; options: dtype, device, operations."""
+    """Builds the network of a configuration for the host; options: dtype, device, operations."""
     if isinstance(config, UNetConfig):
         return HostUNet(config, **options)
-    # Not at the top: diffusers takes seconds to import, and most graphs do without.
+    # Imported here because diffusers takes seconds to import, and most graphs do not need it.
     from ..star_core.models.cogvideox_dit import CogVideoXDiT
 
     class HostDiT(Hosted, CogVideoXDiT):
@@ -165,10 +167,13 @@ def host_network(config: NetworkConfig, **options: Any) -> Any:
     return HostDiT(config, **options)
 
 
-def features_of(prompts: Sequence[Any], options: dict[str, Any]) -> list[DeepFeatures]:
-    """Of each prompt, named by the host, for the window of a call's transformer_options."""
+def features_for(prompts: Sequence[Any], options: dict[str, Any]) -> list[DeepFeatures]:
+    """Returns the deep features of each prompt for the window in a call's transformer_options.
+
+    prompts: the host's ids of them. The list is empty outside a run that reuses features.
+    """
     features = options.get(DEEP)
-    if features is None:  # no run that could keep any
+    if features is None:
         return []
     context = options.get("context_window")
     window = (options.get(WINDOW), context and tuple(context.index_list))
@@ -176,7 +181,7 @@ def features_of(prompts: Sequence[Any], options: dict[str, Any]) -> list[DeepFea
 
 
 class StarBaseModel(comfy.model_base.BaseModel):
-    """What the host samples; `star` says how the model wants to be used."""
+    """The model that the host samples; `star` holds its file with the sampling defaults."""
 
     def __init__(
         self, config: "StarConfig", star: ModelFile, device: torch.device | str = "meta"
@@ -185,19 +190,20 @@ class StarBaseModel(comfy.model_base.BaseModel):
         super().__init__(config, v_prediction, device=device, unet_model=host_network)
         self.model_sampling = ModelSampling(star.sampling)
         self.star = star
-        self.how: dict[str, Any] = {}  # HOW of the run under way
+        self.work_options: dict[str, Any] = {}  # WORK_OPTIONS of the current run
 
     def extra_conds(self, **kwargs) -> dict[str, Any]:
+        """Returns the host's conditions with hint and strength; ValueError if the hint is wrong."""
         hint, noise = kwargs.get(HINT), kwargs["noise"]
         if hint is None:
             raise ValueError(
-                "the conditioning of this STAR model holds no low-quality video: pass positive "
-                "and negative through STAR Conditioning, and take both from it"
+                "the conditioning of this STAR model has no low-quality video: connect positive "
+                "and negative to STAR Conditioning, and take both from its outputs"
             )
         if hint.shape[1:] != noise.shape[1:]:
             raise ValueError(
-                f"the latents to sample are {list(noise.shape)}, the low-quality video of STAR "
-                f"Conditioning is {list(hint.shape)}, [batch, channels, frames, height, width]: "
+                f"the latents to sample have the shape {list(noise.shape)}, the low-quality video "
+                f"of STAR Conditioning {list(hint.shape)} (batch channels frames height width): "
                 "take the LATENT from the same STAR Conditioning, or one of the same size"
             )
         hint = comfy.conds.CONDNoiseShape(self.process_latent_in(hint))
@@ -207,23 +213,23 @@ class StarBaseModel(comfy.model_base.BaseModel):
     def resize_cond_for_context_window(
         self, cond_key, cond_value, window, x_in, device, retain_index_list=()
     ):
-        """What of a condition belongs to a window of the host; None for what the host does itself.
+        """Returns a condition for a window of the host; None where the host is to cut it itself.
 
-        The host goes by sizes: it would cut text with as many channels as the clip has frames.
+        The host decides by size, and would cut text with as many channels as the clip has frames.
         """
         return cond_value if cond_key == "c_crossattn" else None
 
     def memory_required(self, input_shape, cond_shapes=None) -> float:
-        """Bytes of activations for latents (b c f h w), all frames at once."""
+        """Returns the bytes of activations for latents (b c f h w), all frames at once."""
         dtype = self.manual_cast_dtype or self.get_dtype()
-        how = {name: self.how[name] for name in ("slicing", "tile") if name in self.how}
-        return activations(self.star.config, input_shape, dtype, **how)
+        options = {k: v for k, v in self.work_options.items() if k in ("slicing", "tile")}
+        return activations(self.star.config, input_shape, dtype, **options)
 
 
-def hold_back(args: dict[str, Any]) -> Tensor:
-    """A guided prediction, which stays near the low-quality latents as the conditioning asks.
+def apply_strength(args: dict[str, Any]) -> Tensor:
+    """Returns a guided prediction, pulled towards the low-quality latents by the strength.
 
-    After guidance, as in the core: before it, the rescaling of guidance would see other contrasts.
+    This is done after guidance, as in the core; before it, guidance would be rescaled differently.
     """
     x_0, conds = args["denoised"], args["cond"][0]["model_conds"]
     if (strength := conds["strength"].cond) == 1:
@@ -242,9 +248,9 @@ def activations(
     slicing: Slicing | None = None,
     tile: Tile | None = None,
 ) -> float:
-    """Bytes of a forward pass in slices, for latents (b c f h w) or their tiles.
+    """Returns the peak bytes of one sliced forward pass on latents (b c f h w) or their tiles.
 
-    Those of all tensors, asked of the network itself, and a tenth more for what libraries take.
+    Counted on the meta device, plus a tenth for what libraries allocate.
     """
     b, _, *sides = shape
     f, h, w = sides if len(sides) == 3 else (1, *sides)
@@ -254,7 +260,7 @@ def activations(
 
 
 class StarConfig(comfy.supported_models_base.BASE):
-    """What the host asks about a model before it builds it."""
+    """The properties of a model that the host reads before it builds the model."""
 
     unet_extra_config = {}
 
@@ -264,7 +270,7 @@ class StarConfig(comfy.supported_models_base.BASE):
 
 
 def latent_format(star: ModelFile) -> comfy.latent_formats.LatentFormat:
-    """Five-dimensional latents with the model's scale and previews."""
+    """Returns the format of the model's latents (b c f h w): scale and preview colours."""
     format = comfy.latent_formats.SD15(star.latents.scale)
     format.latent_channels = star.config.in_dim
     format.latent_dimensions = 3
@@ -272,16 +278,17 @@ def latent_format(star: ModelFile) -> comfy.latent_formats.LatentFormat:
         format.latent_rgb_factors = None
     if star.latents.rgb is not None:
         format.latent_rgb_factors = [list(row) for row in star.latents.rgb]
-    format.taesd_decoder_name = None  # it takes pictures, not videos
+    format.taesd_decoder_name = None  # it decodes images, not videos
     return format
 
 
 def load_patcher(
     star: ModelFile, weight_type: str = "auto", disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of an open file, which the host can make anew, for a second device for example.
+    """Returns the MODEL of an open file; the host can repeat the call, for a second device say.
 
-    weight_type: a key of `WEIGHT_TYPES`. disable_dynamic: without the host's dynamic VRAM.
+    weight_type: a key of `WEIGHT_TYPES`. disable_dynamic: do not use the host's dynamic VRAM.
+    ValueError for an unknown type, or quantised weights that this host cannot compute with.
     """
     if weight_type not in WEIGHT_TYPES:
         raise ValueError(f"unknown weight type {weight_type!r}: use {', '.join(WEIGHT_TYPES)}")
@@ -292,18 +299,18 @@ def load_patcher(
     dtype = WEIGHT_TYPES[weight_type]
     packed = dtype is None and is_quantized(star)
     if dtype is None:
-        kept = next(tensor.dtype for tensor in star.tensors.values())
-        dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=types, weight_dtype=kept)
+        stored = next(tensor.dtype for tensor in star.tensors.values())
+        dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=types, weight_dtype=stored)
     if packed:
-        config.quant_config = {"mixed_ops": True}  # what the host sets; the rest is in the layers
+        config.quant_config = {"mixed_ops": True}  # as the host sets it; the layers hold the rest
     config.set_inference_dtype(dtype, mm.unet_manual_cast(None if packed else dtype, device, types))
-    # The host's quantised layers put what they load where they were made.
+    # The host's quantised layers load weights on the device on which they were created.
     model = StarBaseModel(config, star, offload_device if packed else "meta")
     load_into(
         model.diffusion_model,
         star.tensors,
-        # Of plain layers: where weights are streamed from the disk, the host's have none as yet.
-        wanted=build_network(star.config, device="meta").state_dict(),
+        # From plain layers, because the host's have no weights yet where it streams them from disk.
+        expected=build_network(star.config, device="meta").state_dict(),
         device=offload_device,
         dtype=dtype,
         packed=packed,
@@ -314,13 +321,13 @@ def load_patcher(
     patcher = patcher_class(disable_dynamic)(
         model, load_device=device, offload_device=offload_device
     )
-    patcher.set_model_sampler_post_cfg_function(hold_back)
+    patcher.set_model_sampler_post_cfg_function(apply_strength)
     patcher.cached_patcher_init = (load_patcher, (star, weight_type))
     return patcher
 
 
 def is_quantized(star: ModelFile) -> bool:
-    """Whether a file's weights are. ValueError if they are and this host does not take them."""
+    """Returns whether a file has quantised weights; ValueError if this host cannot use them."""
     formats = formats_of(star.tensors)
     if lacking := lacking_for(formats):
         raise ValueError(
@@ -331,18 +338,18 @@ def is_quantized(star: ModelFile) -> bool:
 
 
 def star_of(model: comfy.model_patcher.ModelPatcher) -> ModelFile:
-    """What a MODEL's file says; ValueError if the MODEL is not STAR's."""
-    # By name: a second copy of this pack has classes of its own, and its models serve as well.
+    """Returns the file of a STAR MODEL; ValueError for another MODEL."""
+    # By attribute, not class: a second copy of this pack has other classes, but its models work.
     network = getattr(model, "model", model)
     star = getattr(network, "star", None)
     if star is None:
         raise ValueError(
-            f"the MODEL is a {type(network).__name__}, not STAR's: connect STAR Load Model"
+            f"the MODEL is a {type(network).__name__}, not a STAR model: connect STAR Load Model"
         )
     return star
 
 
 def network_of(model: comfy.model_patcher.ModelPatcher) -> tuple[NetworkConfig, torch.dtype]:
-    """The size of a MODEL's network and what it computes in; ValueError if it is another's."""
+    """Returns configuration and compute dtype of a STAR MODEL; ValueError for another MODEL."""
     config, network = star_of(model).config, model.model
     return config, network.manual_cast_dtype or network.get_dtype()

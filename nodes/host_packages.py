@@ -1,4 +1,4 @@
-"""What the pack needs of the packages in ComfyUI's Python, which it never changes itself."""
+"""Checks the packages in ComfyUI's Python, which the pack itself never changes."""
 
 import re
 import sys
@@ -6,8 +6,8 @@ from importlib import metadata
 from pathlib import Path
 
 INSTALL = Path(__file__).resolve().parents[1] / "install.py"
-# The oldest versions that work; None for any. pyproject.toml says the same to pip, but nobody
-# installs from there into ComfyUI's environment: a newer torch would be another ComfyUI.
+# The oldest versions that work; None for any. pyproject.toml has the same for pip, but nobody
+# should install from there into ComfyUI's environment, because it could replace ComfyUI's torch.
 NEEDED = {
     "torch": "2.4",
     "diffusers": "0.35.2",
@@ -22,27 +22,28 @@ NEEDED = {
 
 
 def unmet() -> list[str]:
-    """Of each package that is missing or too old a sentence with the command that mends it."""
-    told = []
+    """Returns a sentence with the command to run for each package that is missing or too old."""
+    problems = []
     for name, oldest in NEEDED.items():
         try:
-            found = metadata.version(name)
+            installed = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found = None
-        if found is not None and (oldest is None or _release(found) >= _release(oldest)):
+            installed = None
+        if installed is not None and (oldest is None or _release(installed) >= _release(oldest)):
             continue
-        wanted = f"{name} {oldest} or later" if oldest else name
-        if found is None:  # install.py moves nothing that is there
-            told.append(f'needs {wanted}, it is not installed: run "{sys.executable}" "{INSTALL}"')
+        required = f"{name} {oldest} or later" if oldest else name
+        if installed is None:  # install.py does not change installed packages
+            command = f'"{sys.executable}" "{INSTALL}"'
+            problems.append(f"needs {required}, which is not installed: run {command}")
         else:
-            told.append(
-                f"needs {wanted}, found {found}: run "
+            problems.append(
+                f"needs {required}, found {installed}: run "
                 f'"{sys.executable}" -m pip install "{name}>={oldest}"'
             )
-    return told
+    return problems
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version that order releases: (2, 9, 0) of 2.9.0+cu128."""
+    """Returns the numbers of a version: (2, 9, 0) for 2.9.0+cu128."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()

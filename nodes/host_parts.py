@@ -1,4 +1,4 @@
-"""The VAE and the text encoder that belong to a model, as the host's VAE and CLIP."""
+"""Loads the VAE and the text encoder of a model as the host's VAE and CLIP."""
 
 import comfy.sd
 import folder_paths
@@ -15,13 +15,16 @@ NONE = "none"
 
 
 def load_vae(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.VAE:
-    """The VAE of a choice; "auto" is the built-in one for a model of its latents."""
-    own_model, own_vae = BUILT_IN["tiny"]
-    own = open_model(own_model)
-    if name == AUTO and (own.config.in_dim, own.latents) == (star.config.in_dim, star.latents):
+    """Returns the VAE of a choice; "auto" is the built-in VAE for a model with its latents.
+
+    fetch: download the published VAE if "auto" finds none. ValueError if the VAE does not fit.
+    """
+    tiny_model, tiny_vae = BUILT_IN["tiny"]
+    tiny = open_model(tiny_model)
+    if name == AUTO and (tiny.config.in_dim, tiny.latents) == (star.config.in_dim, star.latents):
         name = BUILT_IN_NAME
     if name == BUILT_IN_NAME:
-        path = own_vae
+        path = tiny_vae
     else:
         kinds = backbone_of(star.config).vae
         channels = star.config.in_dim
@@ -33,13 +36,16 @@ def load_vae(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.VAE:
 
 
 def load_clip(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.CLIP | None:
-    """The text encoder of a choice; None for a model that takes no text."""
+    """Returns the text encoder of a choice; None for "none" and for a model that needs no text.
+
+    fetch: download the published text encoder if "auto" finds none.
+    """
     if name == NONE or (name == AUTO and star.prompts is not None):
         return None
     kinds = tuple(
         kind
         for kind in backbone_of(star.config).text_encoder
-        if kind in (CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5)  # the host finds it in no other file
+        if kind in (CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5)  # the host loads no other kind
     )
     path = part_of_model(
         name,
@@ -49,7 +55,7 @@ def load_clip(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.CLIP | Non
         fetch=fetch,
         width=star.config.context_dim,
     )
-    # Of the types that the host knows for T5, this one masks nothing.
+    # The host has several types for T5; this one does not mask the padding.
     types = comfy.sd.CLIPType
     return comfy.sd.load_clip(
         ckpt_paths=[str(path)],

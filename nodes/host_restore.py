@@ -50,7 +50,7 @@ def settings_for(
     tile_size: int,
     tile_overlap: int,
 ) -> tuple[Settings, Prompts]:
-    """What the inputs of a node that does everything ask for, named as they are."""
+    """Returns settings and prompts for the inputs, of the same names, of a node that restores."""
     star = star_of(model)
     settings = Settings(
         sampling=sampling_of(
@@ -76,10 +76,10 @@ def restore_images(
     *,
     stills: bool = False,
 ) -> Tensor:
-    """IMAGE (f h w c) of one clip -> restored IMAGE of `size` (width, height); alpha is enlarged.
+    """Restores an IMAGE (f h w c) of one clip at `size` (width, height); alpha is enlarged.
 
-    The same as `pipeline.restore` in its default behaviour, through the host's sampling. stills:
-    each picture is a clip of its own.
+    It does the same as `pipeline.restore` in its default behaviour, with the host's sampling.
+    stills: treat each picture as a clip of its own.
     """
     if stills and len(images) > 1:
         pictures = images.split(1)
@@ -88,7 +88,7 @@ def restore_images(
         )
     frames, sampling = video_from_images(images), settings.sampling
 
-    def enlarged(frame: Tensor, mode: Any = "bicubic") -> Tensor:
+    def enlarge(frame: Tensor, mode: Any = "bicubic") -> Tensor:
         return upsample(frame, size, mode).clamp(0, 1)
 
     latent = decoded = None
@@ -106,15 +106,15 @@ def restore_images(
     progress = Progress()
 
     def fixed(decoded: Tensor, i: int) -> Tensor:
-        reference = enlarged(frames[i, :3], sampling.upsample)[None]
+        reference = enlarge(frames[i, :3], sampling.upsample)[None]
         return next(fix_colors(decoded[i : i + 1], reference, method=sampling.color_fix))
 
     for i, source in enumerate(frames):
-        frame = enlarged(source)
+        frame = enlarge(source)
         if decoded is not None:
             result = fixed(decoded, i)
             if unchanged is not None:
-                # Whatever the VAE adds or takes must be gone at strength 0.
+                # At strength 0 no change by the VAE may remain.
                 lost = frame[:3] - fixed(unchanged, i)
                 result = (result + (1 - settings.strength) * lost).clamp(0, 1)
             frame = torch.cat([result, frame[3:]])
@@ -159,13 +159,14 @@ def _decoded(vae: VAE, latents: Tensor, latent: dict[str, Any], settings: Settin
 
 
 def compared(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """IMAGE of the middle frame, left half before, right half after; IMAGE of both side by side.
+    """Returns an IMAGE of the middle frame, half before and half after, and one of all frames.
 
-    before: (f h w c), enlarged to the size of after. ValueError unless they have as many frames.
+    The second has before and after side by side. before: (f h w c), enlarged to the size of
+    `after`. ValueError unless both have the same number of frames.
     """
     if len(before) != len(after):
         raise ValueError(
-            f"there are {len(before)} frames before and {len(after)} after: give the same frames"
+            f"there are {len(before)} frames before and {len(after)} after: connect the same frames"
         )
     height, width = after.shape[1:3]
     frames = torch.empty((len(after), height, 2 * width, 3), device=mm.intermediate_device())
@@ -181,12 +182,13 @@ def compared(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compare_ui(picture: Tensor, side_by_side: Tensor) -> dict[str, Any]:
-    """What STAR Compare gives as `ui` of the results of `compared`.
+    """Returns the `ui` of STAR Compare for the two results of `compared`.
 
-    The picture, which every frontend shows, and both halves of that frame for `web/compare.js`.
+    It holds the picture, which every frontend shows, and the middle frame before and after for
+    `web/compare.js`.
     """
     middle = side_by_side[len(side_by_side) // 2][None]
     before, after = middle.chunk(2, dim=2)
-    # The names by which frontends find pictures for their slider.
-    shown = {"images": picture, "a_images": before, "b_images": after}
-    return {name: ui.PreviewImage(image).as_dict()["images"] for name, image in shown.items()}
+    # Frontends expect these names for their slider.
+    pictures = {"images": picture, "a_images": before, "b_images": after}
+    return {name: ui.PreviewImage(image).as_dict()["images"] for name, image in pictures.items()}

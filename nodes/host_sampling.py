@@ -1,4 +1,4 @@
-"""STAR's sampling in the host's terms: NOISE, SIGMAS, SAMPLER, and patches of a MODEL."""
+"""STAR's sampling in the host's types: NOISE, SIGMAS, SAMPLER, and patches of a MODEL."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,7 @@ from ..star_core.diffusion.denoiser import guided_velocity
 from ..star_core.diffusion.levels import guidance_of, levels_of, trained_schedule
 from ..star_core.diffusion.noise import FrameNoise, brownian_noise
 from ..star_core.diffusion.samplers import SAMPLERS, SolverNoise
-from ..star_core.diffusion.shortcuts import DeepFeatures, in_step
+from ..star_core.diffusion.shortcuts import DeepFeatures, clear_unless_in_step
 from ..star_core.parity import DEFAULT
 from ..star_core.planning.plan import Plan
 from ..star_core.sampling_defaults import SamplingDefaults
@@ -31,9 +31,9 @@ from ..star_core.windows.chunking import (
     usual_overlap,
 )
 from ..star_core.windows.tiling import Tile
-from .host import told
+from .host import overrides
 from .host_features import check_host
-from .host_model import DEEP, PURE_NOISE, WINDOW, WORK_OPTIONS, Slicing, features_of, star_of
+from .host_model import DEEP, PURE_NOISE, WINDOW, WORK_OPTIONS, Slicing, features_for, star_of
 
 Options = dict[str, Any]
 
@@ -46,21 +46,22 @@ SOLVER_NOISE: dict[str, Callable[[int, tuple[int, ...], Tensor], SolverNoise]] =
 def sampling_of(
     model: ModelPatcher, degradation: Recommendation | None = None, **inputs: Any
 ) -> SamplingDefaults:
-    """How to sample a MODEL: as its file says, as `degradation` recommends, as the user has set.
+    """Returns the sampling settings of a MODEL.
 
-    inputs: fields of SamplingDefaults as the node's inputs have them, see `host.told`. A number of
-    steps is one of evenly spaced steps.
+    The user's values come before those that `degradation` recommends, and these before those of
+    the file. inputs: fields of SamplingDefaults, values of `host.model_default` inputs. If `steps`
+    is set, the steps are evenly spaced.
     """
-    own, chosen = star_of(model).sampling, told(**inputs)
+    sampling, values = star_of(model).sampling, overrides(**inputs)
     if degradation is not None:
-        own = replace(own, noise_level=degradation.noise_level, cfg=degradation.cfg)
-    if "steps" in chosen:
-        own = replace(own, solver_mode="normal")
-    return replace(own, **chosen)
+        sampling = replace(sampling, noise_level=degradation.noise_level, cfg=degradation.cfg)
+    if "steps" in values:
+        sampling = replace(sampling, solver_mode="normal")
+    return replace(sampling, **values)
 
 
 def chunk_of(star: ModelFile, frames: int, overlap: int) -> ChunkConfig:
-    """Windows of so many frames, -1 for the model's own; overlap -1 for the usual share of them."""
+    """Returns the windows of two inputs; -1 stands for the model's length and the usual overlap."""
     length = star.sampling.chunk_frames if frames < 0 else frames
     if overlap < 0:
         overlap = usual_overlap(length, DEFAULT.overlap, star.latents.frames)
@@ -68,7 +69,7 @@ def chunk_of(star: ModelFile, frames: int, overlap: int) -> ChunkConfig:
 
 
 class FrameNoiseSource:
-    """The host's NOISE: `core.noise.FrameNoise` for the latents to be sampled."""
+    """The host's NOISE that draws from `star_core.diffusion.noise.FrameNoise`."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.noise = seed, FrameNoise(seed)
@@ -78,15 +79,15 @@ class FrameNoiseSource:
 
 
 def finite_sigmas(sampling: SamplingDefaults) -> Tensor:
-    """STAR's noise levels with a trailing 0; pure noise has the host's finite stand-in."""
+    """Returns STAR's noise levels with a final 0; pure noise has the host's finite value."""
     return levels_of(sampling).sigmas.clamp(max=PURE_NOISE)
 
 
 def star_sampler(name: str, noise: str, start_of_run: bool = True) -> comfy.samplers.KSAMPLER:
-    """A solver of the core as a SAMPLER.
+    """Returns a solver of the core as a SAMPLER; ValueError for an unknown name.
 
-    start_of_run: multiply the start by the first noise level as STAR does (see
-    `diffusion.samplers`), right for noised latents only. noise: a key of SOLVER_NOISE.
+    name: a key of SAMPLERS. noise: a key of SOLVER_NOISE. start_of_run: scale the noised latents as
+    STAR does (see `diffusion.samplers`); False for the latents of another sampler.
     """
     for what, value, known in (("sampler", name, SAMPLERS), ("noise", noise, SOLVER_NOISE)):
         if value not in known:
@@ -95,7 +96,7 @@ def star_sampler(name: str, noise: str, start_of_run: bool = True) -> comfy.samp
     def sample(model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None):
         extra_args = extra_args or {}
         finite = sigmas.cpu()  # solvers branch on them at every step
-        if len(finite) < 2:  # nothing to do
+        if len(finite) < 2:
             return x
         start = x / ((finite[0] ** 2 + 1).sqrt() if start_of_run else finite[0])
         levels = torch.where(finite < PURE_NOISE, finite, torch.inf)
@@ -112,8 +113,8 @@ def star_sampler(name: str, noise: str, start_of_run: bool = True) -> comfy.samp
                     {"i": step - 1, "x": x_0, "denoised": x_0, "sigma": sigma, "sigma_hat": sigma}
                 )
 
-        draws = SOLVER_NOISE[noise](extra_args.get("seed") or 0, tuple(x.shape), levels)
-        return SAMPLERS[name](denoise, start, levels, noise=draws, on_step=on_step)
+        solver_noise = SOLVER_NOISE[noise](extra_args.get("seed") or 0, tuple(x.shape), levels)
+        return SAMPLERS[name](denoise, start, levels, noise=solver_noise, on_step=on_step)
 
     return comfy.samplers.KSAMPLER(sample)
 
@@ -121,9 +122,10 @@ def star_sampler(name: str, noise: str, start_of_run: bool = True) -> comfy.samp
 def patch_chunks(
     model: ModelPatcher, chunk: ChunkConfig, merge: Merge, mode: WindowMode = "balanced"
 ) -> ModelPatcher:
-    """A MODEL that predicts x_0 window by window.
+    """Returns a copy of a MODEL that predicts x_0 window by window.
 
-    The windows lie outside guidance, so that its statistics are those of a window, as in STAR.
+    Guidance is computed within each window, so that its statistics are those of a window, as in
+    STAR.
     """
     model = model.clone()
     length, overlap = chunk.in_latents(star_of(model).latents.frames)
@@ -148,42 +150,43 @@ def patch_chunks(
 
 
 def _wrap(model: ModelPatcher, kind: str, key: str, wrapper: Callable) -> None:
-    """Puts a wrapper in the place of an earlier one of the same key."""
+    """Adds a wrapper and removes an earlier one with the same key."""
     model.remove_wrappers_with_key(kind, key)
     model.add_wrapper_with_key(kind, key, wrapper)
 
 
 def _options_of(window: range, model_options: Options) -> Options:
-    """The options of a call for one window.
+    """Returns the options of a call for one window.
 
-    EasyCache and LazyCache compare a call with the one before it: each window has its own.
+    EasyCache and LazyCache compare a call with the previous one, so each window needs its own.
     """
     options = model_options["transformer_options"]
-    mine: Options = {WINDOW: window}
+    changed: Options = {WINDOW: window}
     if (cache := options.get("easycache")) is not None:
         caches = options.setdefault("star_caches", {})
         if window not in caches:
-            own = caches[window] = cache.clone()
-            own.start_t, own.end_t = cache.start_t, cache.end_t
-        mine["easycache"] = caches[window]
-    return {**model_options, "transformer_options": {**options, **mine}}
+            copy = caches[window] = cache.clone()
+            copy.start_t, copy.end_t = cache.start_t, cache.end_t
+        changed["easycache"] = caches[window]
+    return {**model_options, "transformer_options": {**options, **changed}}
 
 
 def patch_guidance(
     model: ModelPatcher, rescale: float, start_percent: float = 0.0, end_percent: float = 1.0
 ) -> ModelPatcher:
-    """A MODEL whose guidance is rescaled and runs between two shares of the noise levels.
+    """Returns a copy of a MODEL whose guidance is rescaled and limited to an interval.
 
-    The scale swings where that is how the model was made to be guided.
+    start_percent, end_percent: ends of the interval as fractions of the noise levels. The guidance
+    scale varies with the timestep for a model whose default `cfg_mode` is dynamic.
     """
     model = model.clone()
-    own = star_of(model).sampling
-    schedule = trained_schedule(own)
+    defaults = star_of(model).sampling
+    schedule = trained_schedule(defaults)
 
     def scale_of(args: Options, t: Tensor) -> float:
         steps = args["model_options"].get("transformer_options", {}).get("sample_sigmas", ())
-        known = replace(own, cfg=args["cond_scale"], steps=max(len(steps) - 1, 1))
-        scale = guidance_of(known)
+        sampling = replace(defaults, cfg=args["cond_scale"], steps=max(len(steps) - 1, 1))
+        scale = guidance_of(sampling)
         return scale(t) if callable(scale) else scale
 
     def guide(args: Options) -> Tensor:
@@ -198,7 +201,7 @@ def patch_guidance(
         v = guided_velocity(v_c, v_u, scale_of(args, t), rescale)
         return x - schedule.x_0(x_t, v, t)
 
-    if rescale or own.cfg_mode == "dynamic":
+    if rescale or defaults.cfg_mode == "dynamic":
         model.set_model_sampler_cfg_function(guide)
     sampling = model.get_model_object("model_sampling")
     begin, end = sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent)
@@ -208,7 +211,7 @@ def patch_guidance(
 
 
 def _guide_where(model: ModelPatcher, inside: Callable[[Tensor], bool]) -> None:
-    """Guides at noise levels () that are `inside` only."""
+    """Limits guidance to the noise levels () for which `inside` is true."""
 
     def predict(executor, x: Tensor, sigma: Tensor, model_options: Options, seed=None) -> Tensor:
         guider = executor.class_obj
@@ -216,7 +219,7 @@ def _guide_where(model: ModelPatcher, inside: Callable[[Tensor], bool]) -> None:
         if inside(sigma[0]):
             return executor(x, sigma, model_options, seed)
         scale = guider.cfg
-        guider.cfg = 1.0  # the host then leaves the negative prompt out
+        guider.cfg = 1.0  # the host then skips the negative prompt
         try:
             return executor(x, sigma, model_options, seed)
         finally:
@@ -225,44 +228,46 @@ def _guide_where(model: ModelPatcher, inside: Callable[[Tensor], bool]) -> None:
     _wrap(model, WrappersMP.PREDICT_NOISE, "star_guidance", predict)
 
 
-def patch_work(model: ModelPatcher, **how: Any) -> ModelPatcher:
-    """A MODEL whose network works in another way, beside what earlier patches say of it.
+def patch_work(model: ModelPatcher, **work: Any) -> ModelPatcher:
+    """Returns a copy of a MODEL with other options of the network; earlier patches stay.
 
-    how: arguments of `ControlledVideoUNet.working`, and `reuse` of Shortcuts.
+    work: arguments of `ControlledVideoUNet.working`, and `reuse` of Shortcuts.
     """
     model = model.clone()
     options = model.model_options["transformer_options"]
-    options[WORK_OPTIONS] = {**options.get(WORK_OPTIONS, {}), **how}
-    _wrap(model, WrappersMP.OUTER_SAMPLE, "star_work", _sample_as_asked)
-    _wrap(model, WrappersMP.CALC_COND_BATCH, "star_work", _keep_in_step)
+    options[WORK_OPTIONS] = {**options.get(WORK_OPTIONS, {}), **work}
+    _wrap(model, WrappersMP.OUTER_SAMPLE, "star_work", _sample_with_options)
+    _wrap(model, WrappersMP.CALC_COND_BATCH, "star_work", _synchronize_reuse)
     return model
 
 
-def _sample_as_asked(executor, *args, **kwargs) -> Tensor:
-    """A run of its own: its memory is asked for by how it works, its features end with it."""
+def _sample_with_options(executor, *args, **kwargs) -> Tensor:
+    """Samples with memory reserved for the network's options, and features of this run alone."""
     guider = executor.class_obj
     check_host(guider, "model_options", "model_patcher")
     model_options, star = guider.model_options, guider.model_patcher.model
-    options, before = model_options["transformer_options"], star.how
-    how = options[WORK_OPTIONS]
-    features = cache(lambda key: DeepFeatures(within=how.get("reuse", 0)))
+    options, before = model_options["transformer_options"], star.work_options
+    work = options[WORK_OPTIONS]
+    features = cache(lambda key: DeepFeatures(max_age=work.get("reuse", 0)))
     guider.model_options = {**model_options, "transformer_options": {**options, DEEP: features}}
-    star.how = how
+    star.work_options = work
     try:
         return executor(*args, **kwargs)
     finally:
-        guider.model_options, star.how = model_options, before
+        guider.model_options, star.work_options = model_options, before
 
 
-def _keep_in_step(executor, model, conds, x_in, timestep, model_options: Options) -> list[Tensor]:
-    """Prompts may be batched or not: all of them are seen here."""
+def _synchronize_reuse(
+    executor, model, conds, x_in, timestep, model_options: Options
+) -> list[Tensor]:
+    """Lets all prompts of a step reuse features or none; later they may come one by one."""
     prompts = [cond["uuid"] for group in conds for cond in group or ()]
-    in_step(features_of(prompts, model_options["transformer_options"]))
+    clear_unless_in_step(features_for(prompts, model_options["transformer_options"]))
     return executor(model, conds, x_in, timestep, model_options)
 
 
 def patch_plan(model: ModelPatcher, plan: Plan) -> ModelPatcher:
-    """A MODEL that works in the windows, slices and tiles of a plan."""
+    """Returns a copy of a MODEL that works in the windows, slices and tiles of a plan."""
     model = patch_chunks(model, plan.chunk, plan.task.behaviour.merge)
     return patch_work(model, tile=plan.network_tile, slicing=plan.slicing)
 
@@ -270,10 +275,10 @@ def patch_plan(model: ModelPatcher, plan: Plan) -> ModelPatcher:
 def patch_tiles(
     model: ModelPatcher, tile: Tile | None, *, factor: int, offload: bool = False
 ) -> ModelPatcher:
-    """A MODEL that works in overlapping tiles, inside guidance and joined at every step.
+    """Returns a copy of a MODEL whose network works in overlapping tiles, merged at every step.
 
-    tile: in pixels of the result, of which a latent has `factor` a side. offload: skips wait in
-    main memory. ValueError for a tile that is too small.
+    tile: in pixels of the result. factor: pixels per latent of the VAE. offload: keep skip
+    connections in system RAM. ValueError for a tile that is too small.
     """
     step = 2 ** star_of(model).config.downsamplings
     latents = tile and tile.in_latents(factor, step=step)

@@ -1,8 +1,8 @@
 """STAR's VAE as a host VAE: latents of whole clips (b c f h w), time mixed inside windows.
 
-The host's own nodes work on it. What they cannot do (tiles without doubled memory, smaller tiles
-when memory runs out, one frame on the device at a time) is `encode_video` and `decode_video`.
-Everything that depends on the insides of the host's VAE class is in `host_vae`.
+The host's own nodes work with it. `encode_video` and `decode_video` do what those cannot: tiles
+without doubled memory, smaller tiles when memory runs out, one frame on the device at a time.
+Only `host_vae` depends on private parts of the host's VAE class.
 """
 
 import logging
@@ -29,7 +29,7 @@ from .host_features import check_host, memory_ran_out
 
 logger = logging.getLogger(__name__)
 
-# What `host_vae` sets in the host's VAE.
+# Attributes that `host_vae` sets in the host's VAE.
 _SET = (
     *("first_stage_model", "patcher", "device", "vae_dtype", "disable_offload"),
     *("latent_dim", "latent_channels", "memory_used_encode", "memory_used_decode"),
@@ -40,11 +40,11 @@ Step = Callable[[int, int], None]
 
 
 class FirstStageModel(nn.Module):
-    """What the host calls a VAE's `first_stage_model`: video in [-1, 1] to raw latents and back.
+    """The host's `first_stage_model` of a VAE: converts video in [-1, 1] to raw latents and back.
 
-    Raw: not multiplied by the scaling factor, which is the latent format's work in the host. All
-    (b c f h w); results are float32 where the host keeps its intermediates, because only a window
-    of the clip is ever worked on. The children are those of the network, so the state dict has
+    Raw means not multiplied by the scaling factor, which the host's latent format does. All tensors
+    are (b c f h w). Results are float32 on the host's intermediate device, because only a window of
+    the clip is processed at a time. The children are those of the network, so the state dict has
     the names of diffusers.
     """
 
@@ -57,46 +57,51 @@ class FirstStageModel(nn.Module):
         self.overlap = overlap
 
     def encode(self, video: Tensor) -> Tensor:
+        """Returns raw latents of a video (b 3 f h w), encoded frame by frame."""
         return torch.stack([self.encode_frame(frame) for frame in video.unbind(2)], dim=2)
 
     def encode_clip(
         self,
-        looks: Iterator[Tensor],
+        frames: Iterator[Tensor],
         *,
         noise: Callable[[int, tuple[int, ...]], Tensor] | None = None,
         tile: Tile | None = None,
         on_step: Callable[[int], None],
     ) -> Tensor:
-        """Latents (1 c f h w) of frames (1 3 h w), of which one at a time is looked at.
+        """Returns latents (1 c f h w) of frames (1 3 h w), which are encoded one at a time.
 
-        noise: index and shape of latents (1 c h w) -> for a sample of the posterior. on_step: is
-        told the number of frames done.
+        noise: called with index and shape (1 c h w), returns the noise of the posterior's sample;
+        None for the mean. on_step: called with the number of finished frames.
         """
         latents = []
-        for i, look in enumerate(looks):
-            shape = (1, self.video_vae.latent_channels, *self._latent_sides(look))
+        for i, frame in enumerate(frames):
+            shape = (1, self.video_vae.latent_channels, *self._latent_sides(frame))
             sample = noise(i, shape) if noise else None
-            latents.append(self.encode_frame(look, noise=sample, tile=tile))
+            latents.append(self.encode_frame(frame, noise=sample, tile=tile))
             on_step(i + 1)
         return torch.stack(latents, dim=2)
 
-    def _latent_sides(self, look: Tensor) -> tuple[int, int]:
-        height, width = look.shape[-2:]
+    def _latent_sides(self, frame: Tensor) -> tuple[int, int]:
+        height, width = frame.shape[-2:]
         return height // self.video_vae.factor, width // self.video_vae.factor
 
     def frames_of(self, latents: int) -> int:
-        """How many frames of the video latents stand for."""
+        """Returns how many frames of the video so many latents stand for."""
         return latents
 
     def encode_frame(
         self, frame: Tensor, *, noise: Tensor | None = None, tile: Tile | None = None
     ) -> Tensor:
-        """As `VideoVAE.encode_frame`, but raw, and the host may interrupt."""
+        """Returns raw latents (b c h w) of a frame (b 3 h w) in [-1, 1]; the host may interrupt.
+
+        noise: noise of the posterior's sample, None for its mean.
+        """
         mm.throw_exception_if_processing_interrupted()
         latents = self.video_vae.encode_frame(frame.float(), noise=noise, tile=tile)
         return (latents / self.video_vae.scaling_factor).to(mm.intermediate_device())
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Returns the whole video (b 3 f h w) of raw latents; ValueError if they do not fit."""
         check_latents(latents, self.video_vae)
         b, _, f, h, w = latents.shape
         factor = self.video_vae.factor
@@ -115,7 +120,10 @@ class FirstStageModel(nn.Module):
         overlap: int | None = None,
         tile: Tile | None = None,
     ) -> Iterator[Tensor]:
-        """As `VideoVAE.decode_windows`, but of raw latents, and the host may interrupt."""
+        """Yields parts of the video (b 3 f h w) of raw latents; the host may interrupt.
+
+        window, overlap: frames decoded together and shared by neighbours, None for the defaults.
+        """
         mm.throw_exception_if_processing_interrupted()
         for part in self.video_vae.decode_windows(
             latents.float() * self.video_vae.scaling_factor,
@@ -127,16 +135,16 @@ class FirstStageModel(nn.Module):
             mm.throw_exception_if_processing_interrupted()
 
     def encode_memory(self, frames: int, height: int, width: int) -> int:
-        """Bytes on the device at the peak of encoding frames (or tiles) of that many pixels.
+        """Returns the peak bytes on the device of encoding frames (or tiles) of that many pixels.
 
-        Measured by following allocations on fake tensors: 5 maps of the first level's channels at
-        full size here and 8 in the decoder, whatever the size and the window. A quarter is added
-        for what convolution libraries take. Frames are encoded one by one.
+        Allocations on fake tensors show 5 maps of the first level's channels at full size here and
+        8 in the decoder, whatever the size and the window. A quarter is added for what convolution
+        libraries allocate. Frames are encoded one by one.
         """
         return int(1.25 * 5 * height * width * self._bytes_per_pixel)
 
     def decode_memory(self, frames: int, height: int, width: int) -> int:
-        """As `encode_memory`, for a window of frames."""
+        """Returns the peak bytes on the device of decoding a window of frames (or their tiles)."""
         return int(1.25 * 8 * frames * height * width * self._bytes_per_pixel)
 
     @property
@@ -145,9 +153,10 @@ class FirstStageModel(nn.Module):
 
 
 class CausalFirstStageModel(FirstStageModel):
-    """The same for a VAE whose latents hold several frames: whole clips, 4k+1 frames long.
+    """The first stage of a VAE whose latents hold several frames: works on whole clips.
 
-    Others are filled up with their last frame. window, overlap: of latents, of no effect.
+    Clips that are not 4k+1 frames long are filled up with their last frame. `window` and `overlap`
+    have no effect.
     """
 
     video_vae: CausalVideoVAE
@@ -166,21 +175,21 @@ class CausalFirstStageModel(FirstStageModel):
 
     def encode_clip(
         self,
-        looks: Iterator[Tensor],
+        frames: Iterator[Tensor],
         *,
         noise: Callable[[int, tuple[int, ...]], Tensor] | None = None,
         tile: Tile | None = None,
         on_step: Callable[[int], None],
     ) -> Tensor:
         mm.throw_exception_if_processing_interrupted()
-        video = torch.stack(list(looks), dim=2)
-        frames, video, sample = video.shape[2], self._filled(video), None
+        clip = torch.stack(list(frames), dim=2)
+        video, sample = self._filled(clip), None
         if noise:
             shape = (1, self.video_vae.latent_channels, *self._latent_sides(video))
             count = (video.shape[2] - 1) // self.video_vae.latent_frames + 1
             sample = torch.stack([noise(i, shape) for i in range(count)], dim=2)
         latents = self._raw(self.video_vae.encode(video, noise=sample, tile=tile))
-        on_step(frames)
+        on_step(clip.shape[2])
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -203,15 +212,15 @@ class CausalFirstStageModel(FirstStageModel):
         return (latents - 1) * self.video_vae.latent_frames + 1
 
     def encode_memory(self, frames: int, height: int, width: int) -> int:
-        """As there, of a whole clip in tiles of at most the trained size; asked of the code."""
+        """Returns the peak bytes of encoding a clip in tiles of at most the trained size."""
         frames = filled_to(frames, self.video_vae.latent_frames)
-        return self._asked(encoding, frames, height, width)
+        return self._peak(encoding, frames, height, width)
 
     def decode_memory(self, frames: int, height: int, width: int) -> int:
-        """As there; beyond the second group of latents it does not grow."""
-        return self._asked(decoding, 4 * self.video_vae.latent_frames + 1, height, width)
+        """Returns the peak bytes of decoding; they do not grow after two groups of latents."""
+        return self._peak(decoding, 4 * self.video_vae.latent_frames + 1, height, width)
 
-    def _asked(self, cost: Callable[..., Cost], frames: int, height: int, width: int) -> int:
+    def _peak(self, cost: Callable[..., Cost], frames: int, height: int, width: int) -> int:
         geometry, dtype = self.video_vae.geometry, self.video_vae.model.dtype
         sides = geometry.tiles((height, width), None)
         height, width = (geometry.factor * max(map(len, side)) for side in sides)
@@ -221,15 +230,15 @@ class CausalFirstStageModel(FirstStageModel):
 def host_vae(
     video_vae: VideoVAE | CausalVideoVAE, *, window: int = 3, overlap: int = DEFAULT.decode_overlap
 ) -> VAE:
-    """A host VAE of a core one, which is taken over: the host decides where its weights are.
+    """Wraps a VAE of the core as a VAE of the host, which from then on places its weights.
 
     window, overlap: frames decoded together, and shared by neighbouring windows. The host's tiled
-    nodes cut a clip into longer pieces first.
+    nodes cut a clip into longer pieces first. ValueError unless 0 <= overlap < window.
     """
     if not 0 <= overlap < window:
         raise ValueError(f"window overlap must be in [0, {window}), got {overlap}")
-    # The constructor guesses a class from weights and takes no other. This one is a single number,
-    # and all that is not set below stays as for pictures.
+    # The constructor picks a class by the weights and accepts no other. These weights are a single
+    # number; whatever is not set below stays as for images.
     vae = VAE(sd={"pixel_space_vae": torch.ones(())})
     check_host(vae, *_SET)
     kind = CausalFirstStageModel if video_vae.latent_frames > 1 else FirstStageModel
@@ -261,7 +270,7 @@ def host_vae(
     vae.downscale_index_formula = vae.upscale_index_formula = (each, factor, factor)
     vae.memory_used_encode = memory_used_encode
     vae.memory_used_decode = memory_used_decode
-    vae.disable_offload = True  # diffusers' layers cannot be streamed: all on the device, or none
+    vae.disable_offload = True  # diffusers' layers cannot be loaded in part
     vae.patcher = ModelPatcher(
         model, load_device=vae.device, offload_device=mm.vae_offload_device()
     )
@@ -275,9 +284,10 @@ def load_host_vae(
     window: int = 3,
     overlap: int = DEFAULT.decode_overlap,
 ) -> VAE:
-    """`host_vae` of a file, which the host can make anew, for a second device for example.
+    """Loads a VAE file as a VAE of the host, which can repeat the call, for a second device say.
 
-    scale: as in `vae.load.load_vae`.
+    scale: scaling factor of the latents, None for that of the file. window, overlap: frames decoded
+    together, and shared by neighbouring windows.
     """
     vae = host_vae(load_vae(path, scale=scale), window=window, overlap=overlap)
     vae.patcher.cached_patcher_init = (_load_patcher, (path, scale, window, overlap))
@@ -291,35 +301,35 @@ def _load_patcher(
     overlap: int,
     disable_dynamic: bool = True,
 ) -> ModelPatcher:
-    """As the host calls it; the patcher of a VAE is never a dynamic one."""
+    """Loads the patcher again when the host asks; `disable_dynamic` has no effect on a VAE."""
     return load_host_vae(path, scale=scale, window=window, overlap=overlap).patcher
 
 
 def star_vae(vae: VAE) -> FirstStageModel:
-    """STAR's part of a host VAE; ValueError if it is another model's."""
+    """Returns the first stage of a VAE of STAR; ValueError for another VAE."""
     model = vae.first_stage_model
-    # By name: a second copy of this pack has a class of its own, and that one serves as well.
+    # By attribute, not class: a second copy of this pack has other classes, but its VAEs work.
     if not hasattr(model, "video_vae"):
         raise ValueError(
-            f"the VAE is another model's ({type(model).__name__}): connect the VAE of STAR Load "
-            "Model"
+            f"the VAE belongs to another model ({type(model).__name__}): connect the VAE of STAR "
+            "Load Model"
         )
     return model
 
 
 def check_latents(latents: Tensor, video_vae: VideoVAE | CausalVideoVAE) -> None:
-    """ValueError unless these are latents (b c f h w) with this VAE's channels."""
+    """Raises ValueError unless these are latents (b c f h w) with the channels of this VAE."""
     shape = "x".join(map(str, latents.shape))
     if latents.ndim != 5:
         raise ValueError(
-            f"the latents ({shape}) are those of pictures, not of a clip (batch, channels, frames, "
+            f"the latents ({shape}) are those of images, not of a clip (batch, channels, frames, "
             "height, width): take them from STAR Conditioning or STAR VAE Encode, or encode with "
             "the VAE of STAR Load Model"
         )
     if latents.shape[1] != video_vae.latent_channels:
         raise ValueError(
-            f"the latents ({shape}) have {latents.shape[1]} channels and are another VAE's, this "
-            f"one has {video_vae.latent_channels}: decode with the VAE that encoded them"
+            f"the latents ({shape}) have {latents.shape[1]} channels and belong to another VAE, "
+            f"this one has {video_vae.latent_channels}: decode with the VAE that encoded them"
         )
 
 
@@ -332,15 +342,16 @@ def encode_video(
     tile: Tile | None = None,
     on_step: Step | None = None,
 ) -> Tensor:
-    """Raw latents (1 c f h w) of frames (f c h w) in [0, 1], one of them on the device at a time.
+    """Returns raw latents (1 c f h w) of frames (f c h w) in [0, 1], encoded one at a time.
 
-    prepare: a frame (c h w) -> what is encoded of it (3 h w) in [-1, 1], sizes that the VAE takes.
-    noise: for a sample of the posterior, None for its mean. on_step: frames done and in all.
+    prepare: converts a frame (c h w) to (3 h w) in [-1, 1] in a size that the VAE accepts. noise:
+    noise of the posterior's sample, None for its mean. on_step: called with the number of finished
+    frames and the total. If memory runs out, smaller tiles are tried.
     """
     model = star_vae(vae)
     size = prepare(frames[0]).shape[-2:]
 
-    def encoded(tile: Tile | None) -> Tensor:
+    def encode(tile: Tile | None) -> Tensor:
         _load(vae, model.encode_memory(len(frames), *_largest(size, tile)))
         return model.encode_clip(
             (prepare(frame)[None] for frame in frames),
@@ -349,7 +360,7 @@ def encode_video(
             on_step=lambda done: on_step(done, len(frames)) if on_step else None,
         )
 
-    return _with_smaller_tiles(encoded, tile, size, model.video_vae.factor)
+    return _with_smaller_tiles(encode, tile, size, model.video_vae.factor)
 
 
 def decode_video(
@@ -363,10 +374,11 @@ def decode_video(
     frames: int | None = None,
     on_step: Step | None = None,
 ) -> Tensor:
-    """IMAGE (b*f h w c) in [0, 1] of raw latents (b c f h w), without `padding`.
+    """Returns an IMAGE (b*f h w c) in [0, 1] of raw latents (b c f h w), without `padding`.
 
     frames: how many to keep of each clip, None for all. window, overlap: of frames, None for the
-    VAE's own. on_step: frames done and in all. Nothing but the result is as large as the clip.
+    VAE's defaults. on_step: called with the number of finished frames and the total. Only the
+    result is as large as the clip. If memory runs out, smaller tiles are tried.
     """
     model = star_vae(vae)
     check_latents(latents, model.video_vae)
@@ -377,7 +389,7 @@ def decode_video(
     left, right, top, bottom = padding or (0, 0, 0, 0)
     shape = (b * keep, size[0] - top - bottom, size[1] - left - right, 3)
 
-    def decoded(tile: Tile | None) -> Tensor:
+    def decode(tile: Tile | None) -> Tensor:
         _load(vae, model.decode_memory(min(window or model.window, f), *_largest(size, tile)))
         images, done = torch.empty(shape, device=mm.intermediate_device()), 0
         for number, clip in enumerate(latents.split(1)):
@@ -390,7 +402,7 @@ def decode_video(
                     on_step(done, len(images))
         return images
 
-    return _with_smaller_tiles(decoded, tile, size, model.video_vae.factor)
+    return _with_smaller_tiles(decode, tile, size, model.video_vae.factor)
 
 
 def _load(vae: VAE, memory: int) -> None:
@@ -398,14 +410,14 @@ def _load(vae: VAE, memory: int) -> None:
 
 
 def _largest(size: Sequence[int], tile: Tile | None) -> list[int]:
-    """Height and width of the largest tile of a frame of `size` (height, width)."""
+    """Returns height and width of the largest tile of a frame of `size` (height, width)."""
     return [min(side, tile.size) if tile else side for side in size]
 
 
 def _with_smaller_tiles(
     run: Callable[[Tile | None], Tensor], tile: Tile | None, size: Sequence[int], factor: int
 ) -> Tensor:
-    """run(tile), again and again with tiles of half the size while the device has no memory."""
+    """Returns run(tile); each time the device is out of memory, the tiles are halved."""
     while True:
         smaller = max(_largest(size, tile)) // 2
         try:
@@ -413,7 +425,7 @@ def _with_smaller_tiles(
         except Exception as error:
             if smaller < 8 * factor or not memory_ran_out(error):
                 raise
-        # Outside the handler, or the exception would keep the tensors that fill the memory.
+        # Not in the handler, where the exception still holds the tensors that fill the memory.
         mm.soft_empty_cache()
         tile = Tile(size=smaller, overlap=smaller // 4)
         logger.warning("Out of memory: trying again with tiles of %d pixels", smaller)

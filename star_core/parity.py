@@ -1,7 +1,6 @@
-"""Two behaviours as data: what the reference implementation does, and the repaired default.
+"""Two behaviours as data: the reference implementation's, and the default with its faults repaired.
 
-`docs/parity.md` says what differs and why. Code reads a field; it never asks which behaviour it is
-in.
+`docs/parity.md` lists what differs and why. Code reads a field and never compares `name`.
 """
 
 from dataclasses import dataclass, replace
@@ -10,22 +9,24 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
-    """Choices that change numbers, one field each.
+    """Choices that change the numbers of a result, one field each.
 
     padding: "white" pads to at least 720x1280 with the value 1; "replicate" pads as little as the
         network needs, centred, by repeating the edge.
     posterior: latents are a sample of the VAE's posterior, or its mean.
     noise: "reference" draws from one generator in the reference's order; "frame" gives each frame
         noise of its own, independent of windows, tiles and clip length.
-    overlap: share of a window that the next one sees as well, where no number of frames is given.
-    windows, merge: temporal windows and how their x_0 are joined at every step.
-    long_clips: windows of a long clip are all "merged" at every step, or "handed" on one by one.
-    color_reference: whose colour statistics the result takes: the source or the up-sampled input.
-    prompt_separator: stands between the user's prompt and the positive prompt.
+    overlap: default overlap of neighbouring windows, as a fraction of a window.
+    windows, merge: modes of `overlapping_windows` and `window_weights` for temporal windows.
+    long_clips: "merged" merges all windows of a long clip at every step; "handed" runs them one
+        after the other and hands the shared frames' x_0 to the next.
+    color_reference: the fix takes colour statistics of the source or of the up-sampled input.
+    prompt_separator: text between the user's prompt and the positive prompt.
     decode_overlap: frames that neighbouring VAE decode windows share.
     rounding: how floats become 8 bit.
-    previews: a few frames or a crop show the "whole" run, or are restored "alone", as a cut clip.
-    refuses_crashes: inputs on which the reference crashes are a ValueError that names the cure.
+    previews: a few frames or a crop equal that part of the "whole" run, or are restored "alone",
+        as if cut out beforehand.
+    refuses_crashes: inputs on which the reference crashes raise a ValueError that names the remedy.
     """
 
     name: str

@@ -14,15 +14,14 @@ from .diffusion.samplers import refuse_crashes
 from .memory import DevicePlacement, MemoryLimits
 from .progress import Counter, Progress
 from .resume import Work
-from .settings import Settings
+from .settings import Execution, Settings
 from .shot_run import Frames, PerFrameRestorer, PerWindowRestorer, ShotJob, ShotRestorer
 from .star_checkpoint import StarModel
 from .vae.cogvideox import CausalVideoVAE
 from .vae.frame_vae import VideoVAE
 from .windows.canvas import Canvas
-from .windows.tiling import Tile
 
-__all__ = ["Frames", "Settings", "ShotJob", "store_latents", "restore"]
+__all__ = ["Execution", "Frames", "Settings", "ShotJob", "store_latents", "restore"]
 
 
 @torch.inference_mode()
@@ -51,7 +50,7 @@ def restore(
     start = shots[0].span.needed.start
     to_encode = Frames(frames, start, held=_read_again(shots))
     for_colors = Frames(frames, start)
-    with placement or _placement(shots[0].settings) as placement:
+    with placement or _placement(shots[0].execution) as placement:
         for number, shot in enumerate(shots):
             restorer = _restorer(number, shot, model, vae, canvas, work, placement, count)
             yield from restorer.frames(to_encode, for_colors)
@@ -77,7 +76,7 @@ def store_latents(
     _refuse_crashes(shot)
     count = Counter(_totals([shot]), on_progress)
     to_encode = Frames(frames, shot.span.needed.start, held=_read_again([shot]))
-    with _placement(shot.settings) as placement:
+    with _placement(shot.execution) as placement:
         restorer = _restorer(number, shot, model, vae, canvas, work, placement, count)
         for _ in restorer.restore_latents(to_encode) if shot.settings.strength else ():
             pass
@@ -90,8 +89,8 @@ def _read_again(shots: Sequence[ShotJob]) -> int:
     return max([0, *between, *(group.shared for span in parts for group in span.groups)])
 
 
-def _placement(settings: Settings) -> DevicePlacement:
-    return DevicePlacement(settings.device, one_at_a_time=settings.slicing.offload)
+def _placement(execution: Execution) -> DevicePlacement:
+    return DevicePlacement(execution.device, one_at_a_time=execution.slicing.offload)
 
 
 def _restorer(
@@ -104,9 +103,6 @@ def _restorer(
     placement: DevicePlacement,
     count: Counter,
 ) -> ShotRestorer:
-    def in_latents(tile: Tile) -> Tile:
-        return tile.in_latents(vae.factor, step=2**model.config.downsamplings)
-
     # Most of a run is the same for either VAE; how frames become latents and back is not.
     kind: type[ShotRestorer] = PerWindowRestorer if vae.latent_frames > 1 else PerFrameRestorer
     return kind(
@@ -119,9 +115,10 @@ def _restorer(
         limits=MemoryLimits(
             vae_tile=shot.settings.tile,
             latent_tile=shot.settings.latent_tile,
-            slicing=shot.settings.slicing,
+            slicing=shot.execution.slicing,
             view=canvas.view_size,
-            in_latents=in_latents,
+            vae_factor=vae.factor,
+            downsamplings=model.config.downsamplings,
             placement=placement,
         ),
         placement=placement,
@@ -139,7 +136,7 @@ def _totals(shots: Sequence[ShotJob]) -> dict[str, int]:
         "denoise": sum(
             shot.settings.evaluations * n for shot, n in zip(looked_at, windows, strict=True)
         ),
-        "decode": sum(len(shot.span.wanted) for shot in shots),
+        "decode": sum(len(shot.span.requested) for shot in shots),
     }
 
 

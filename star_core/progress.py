@@ -1,25 +1,26 @@
-"""How far a run is, told as it goes."""
+"""Progress reports of a run."""
 
 from collections.abc import Callable, Mapping
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 class Counter:
-    """Counts what is done in each stage and says so: `on_progress(stage, done, total)`."""
+    """Counts finished units of work in each stage and reports them to a callback."""
 
     def __init__(self, totals: Mapping[str, int], on_progress: Progress | None) -> None:
+        """totals: units of work in each stage. on_progress: called as (stage, done, total)."""
         self._totals, self._done = totals, {}
-        self._tell = on_progress or (lambda stage, done, total: None)
+        self._report = on_progress or (lambda stage, done, total: None)
 
     def begin(self, stage: str) -> None:
-        """Tell that a stage begins, with nothing done, unless it has begun before."""
+        """Reports the start of a stage, unless it has already started."""
         if stage not in self._done:
             self._done[stage] = 0
-            self._tell(stage, 0, self._totals[stage])
+            self._report(stage, 0, self._totals[stage])
 
     def add(self, stage: str, count: int = 1) -> None:
-        """Tell that so much more is done."""
+        """Reports that `count` more units of a stage are done."""
         self.begin(stage)
         self._done[stage] += count
-        self._tell(stage, self._done[stage], self._totals[stage])
+        self._report(stage, self._done[stage], self._totals[stage])

@@ -1,8 +1,8 @@
-"""What a run has finished, kept in a folder, so that the same run goes on after whatever ended it.
+"""Finished parts of a run, stored in a folder, so that an interrupted run can be resumed.
 
-Every entry is a safetensors file named after the run it belongs to, what it holds and the hash of
-its content. It gets its name only when it is complete and on the disk; one whose content does not
-fit its name, after a power cut, is thrown away and made again.
+Every entry is a safetensors file named after its run, its content and the hash of its data. It gets
+its name only once it is complete and on the disk. An entry whose data does not match its name, for
+example after a power cut, is deleted and computed again.
 """
 
 import hashlib
@@ -11,34 +11,52 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 
 _LOG = logging.getLogger(__name__)
 _MARK = "what this folder is.txt"
+_LOCK = "in use"
+_LARGE = 10**8  # bytes
+_LONGEST_NAME = 255  # bytes, of the common file systems
 _NOTE = (
-    "Finished parts of a video that is being restored. The same command goes on from here; when "
-    "it is done, this folder goes. It may be deleted, the work then begins anew.\n"
+    "Finished parts of a video that is being restored. The same command continues from here and "
+    "removes this folder when it is done. You may delete it; the work then starts from scratch.\n"
 )
 
 
 class Work:
-    """A folder with entries of one run: `keep` and `recall` tensors by name.
+    """A folder with the finished parts of one run: `keep` and `recall` store and load tensors.
 
-    `with Work(folder) as work: work.begin(identity)`. When the block ends well, the folder goes;
-    if it fails, the folder stays where there is something in it to go on from. ValueError where the
-    folder holds something else, or cannot be written to.
+    Use it as `with Work(folder) as work: work.begin(identity)`. The folder is removed if the block
+    succeeds, or if there is nothing in it to resume from. It is locked meanwhile. Entering raises
+    ValueError if another run uses the folder, or if it contains other files or cannot be written
+    to.
     """
 
-    def __init__(self, folder: Path, *, keep: bool = False, shared: bool = False) -> None:
-        """keep: the folder stays however the block ends. shared: other processes work in it too,
-        so that only what is this one's is removed.
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        out: Path | None = None,
+        keep: bool = False,
+        shared: bool = False,
+    ) -> None:
+        """Names the folder; entering the block creates it.
+
+        out: the result that the work is for, named in messages; None for the folder. keep: do not remove the folder when the
+        block succeeds. shared: other processes use the folder too, so it is not locked, and neither
+        it nor other entries are removed.
         """
-        self.folder, self._stays, self._shared = folder, keep, shared
+        self.folder, self._out = folder, out or folder
+        self._keep, self._shared = keep, shared
+        self._lock = FileLock(folder / _LOCK)
         self._identity = ""
 
     def __enter__(self) -> "Work":
@@ -48,8 +66,17 @@ class Work:
                 raise ValueError(f"{folder} holds other files: remove it, or choose another output")
             folder.mkdir(exist_ok=True)
             (folder / _MARK).write_text(_NOTE)
+            if not self._shared:
+                self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"another run is writing {self._out}: wait until it has finished, or choose another "
+                "output"
+            ) from None
         except OSError as error:
-            raise ValueError(f"{folder} cannot be written: {error.strerror}") from None
+            raise ValueError(
+                f"{self._out} cannot be written: {error.strerror} ({folder})"
+            ) from None
         return self
 
     def __exit__(
@@ -60,11 +87,16 @@ class Work:
     ) -> None:
         if self._shared:
             return
-        if kind is None and not self._stays or not any(self.folder.glob("*.safetensors")):
+        self._lock.release()
+        if kind is None and not self._keep or not any(self.folder.glob("*.safetensors")):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def begin(self, identity: str) -> None:
-        """Remove what other runs, and this one when it was killed, have left unfinished."""
+        """Starts or resumes a run, and removes unfinished files.
+
+        identity: a hash of everything that the results depend on, see `identity_of`. Entries of
+        other runs stay until this run has stored its first one.
+        """
         self._identity = identity
         if self._shared:
             return
@@ -72,31 +104,36 @@ class Work:
         others = [path for path in entries if not path.name.startswith(f"{identity}.")]
         if others:
             _LOG.warning(
-                "%s held the work of a run with other settings, input or model: it begins anew",
+                "%s contains the work of a run with other settings, input or model: starting from "
+                "scratch. To continue that run, stop this one now and repeat the command of before; "
+                "its work is removed once the first part of this one is finished",
                 self.folder,
             )
-        for path in (*others, *self.folder.glob("*.part")):
+        for path in self.folder.glob("*.part"):
             path.unlink()
         for path in self.folder.glob(".star-*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if len(entries) > len(others):
-            _LOG.warning("going on with what is in %s", self.folder)
+            _LOG.warning("continuing with the finished parts in %s", self.folder)
 
     def recall(self, name: str) -> dict[str, Tensor] | None:
-        """What was kept under a name; None if nothing was, or if it is damaged."""
+        """Loads the tensors stored under a name; None if there are none or they are damaged."""
         for path in self.folder.glob(f"{self._identity}.{name}.*.safetensors"):
             try:
                 data = path.read_bytes()
-            except FileNotFoundError:  # another process was faster
+            except FileNotFoundError:  # another process has just removed it
                 continue
             if path.name == self._name(name, data):
                 return load(data)
-            _LOG.warning("%s is damaged: that part is done again", path.name)
+            _LOG.warning("%s is damaged: that part is computed again", path.name)
             path.unlink(missing_ok=True)
         return None
 
     def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors under a name; on return they are on the disk. ValueError if it is full."""
+        """Stores tensors under a name; on return they are on the disk.
+
+        Raises ValueError if they cannot be written, for example because the disk is full.
+        """
         data = save({key: tensor.contiguous() for key, tensor in tensors.items()})
         path = self.folder / self._name(name, data)
         part = path.with_suffix(f".{secrets.token_hex(4)}.part")
@@ -106,15 +143,22 @@ class Work:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
+            if not self._shared:
+                self._remove_others()
         except OSError as error:
             part.unlink(missing_ok=True)
             raise ValueError(
-                f"{self.folder} cannot take more ({error.strerror}): make room and give the same "
-                "command again, it goes on from here"
+                f"cannot write to {self.folder} ({error.strerror}): free some space and run the "
+                "same command again, it continues from here"
             ) from None
 
+    def _remove_others(self) -> None:
+        for path in self.folder.glob("*.safetensors"):
+            if not path.name.startswith(f"{self._identity}."):
+                path.unlink(missing_ok=True)
+
     def forget(self, pattern: str) -> None:
-        """Remove the entries whose names fit a pattern like `0001-*`."""
+        """Removes the entries whose names match a glob pattern like `0001-*`."""
         for path in self.folder.glob(f"{self._identity}.{pattern}.*.safetensors"):
             path.unlink(missing_ok=True)
 
@@ -123,24 +167,47 @@ class Work:
 
 
 def identity_of(facts: Mapping[str, object]) -> str:
-    """A short hash of everything that the result depends on; facts: plain values, or `repr`s."""
+    """Returns a short hash of everything that a result depends on.
+
+    facts: plain values; for others their `repr` is hashed.
+    """
     text = json.dumps(facts, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file, or of the files in a folder and their names."""
+def hash_of(files: Sequence[Path]) -> str:
+    """Returns the SHA-256 of files, in this order, with their names."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+    for file in files:
+        digest.update(os.fsencode(file.name) + f"\0{file.stat().st_size}\0".encode())
         with file.open("rb") as data:
             while block := data.read(2**22):
                 digest.update(block)
     return digest.hexdigest()
 
 
+def cached_hash(path: Path) -> str:
+    """Returns the `hash_of` one file, from `FILE.hash` beside a large one that has not changed.
+
+    That file is written if it can be, because hashing a checkpoint takes as long as reading it.
+    """
+    status = path.stat()
+    if status.st_size < _LARGE:
+        return hash_of([path])
+    stamp = f"{status.st_size} {status.st_mtime_ns}"
+    cache = path.with_name(f"{path.name}.hash")
+    with suppress(OSError):
+        digest, _, known = cache.read_text().strip().partition(" ")
+        if known == stamp:
+            return digest
+    digest = hash_of([path])
+    with suppress(OSError):
+        cache.write_text(f"{digest} {stamp}\n")
+    return digest
+
+
 def tensor_hash(*tensors: Tensor) -> str:
-    """SHA-256 of the values of tensors."""
+    """Returns the SHA-256 of the shapes, dtypes and values (as float32) of tensors."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -149,7 +216,14 @@ def tensor_hash(*tensors: Tensor) -> str:
 
 
 def work_folder(out: Path) -> Path:
-    """Where the work on a result lies: hidden, in the innermost folder of it that is there."""
+    """Returns the path of the hidden folder for the work on a result.
+
+    It lies in `out` itself if that is a folder, otherwise in its closest existing parent.
+    """
     out = out.absolute()
-    place = next(folder for folder in (out, *out.parents) if folder.is_dir())
-    return place / f".{'-'.join((*out.relative_to(place).parts, 'star-work'))}"
+    parent = next(folder for folder in (out, *out.parents) if folder.is_dir())
+    name = "-".join(out.relative_to(parent).parts)
+    folder = f".{name}-star-work" if name else ".star-work"
+    if len(os.fsencode(folder)) > _LONGEST_NAME:
+        folder = f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}-star-work"
+    return parent / folder

@@ -1,4 +1,4 @@
-"""What a model brings along as data."""
+"""Properties of a model as data: its default sampling settings and its latent format."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -6,17 +6,19 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingDefaults:
-    """How a model wants to be sampled where the user says nothing.
+    """Sampling settings of a model, used unless the user chooses others.
 
-    The values here are those of the published I2VGen-XL checkpoints (specification, section 8); a
-    model file that carries others in its metadata overrides them.
+    The defaults are those of the published I2VGen-XL checkpoints (specification, section 8); the
+    metadata of a model file overrides them.
+
     steps: network evaluations in normal mode. noise_level: 0 to 1000, where sampling starts.
-    cfg: guidance scale, 1 switches guidance off. upsample: how the input gets to its final size.
+    cfg: guidance scale, 1 switches guidance off. upsample: how the input is enlarged.
     decode_window: frames that the VAE decodes together.
-    schedule: of the noise, see `diffusion.levels`; the rest is about "scaled_linear" alone. shift:
-    of its SNR. levels: which of its levels a run takes, see `diffusion.scaled_linear.run_levels`.
-    cfg_mode: "dynamic" lets the scale swing between 1 and 1 + cfg.
-    chunk_frames: how many frames the network sees together.
+    schedule: noise schedule, see `diffusion.levels`.
+    shift: shift of the SNR, for "scaled_linear" only. spacing: timestep spacing of a run, for
+    "scaled_linear" only, see `diffusion.scaled_linear.run_levels`.
+    cfg_mode: "dynamic" varies the scale between 1 and 1 + cfg.
+    chunk_frames: frames of one window of the network.
     same_size_strength: see `usual_strength`.
     """
 
@@ -31,24 +33,27 @@ class SamplingDefaults:
     decode_window: int = 3
     schedule: Literal["cosine", "scaled_linear"] = "cosine"
     shift: float = 1.0
-    levels: Literal["star", "diffusers"] = "star"
+    spacing: Literal["star", "diffusers"] = "star"
     cfg_mode: Literal["constant", "dynamic"] = "constant"
     chunk_frames: int = 32
     same_size_strength: float = 1.0
 
     def usual_strength(self, scale: float) -> float:
-        """Of a run (`Settings.strength`) whose result is `scale` times as large as the input: from
-        `same_size_strength` at 1, where most of the input must stay as it is, to 1 at 2."""
+        """Returns the default strength (`Settings.strength`) for a result `scale` times as large.
+
+        It grows from `same_size_strength` at scale 1, where the input needs the least change, to 1
+        at scale 2.
+        """
         return self.same_size_strength + (1 - self.same_size_strength) * min(scale - 1, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentFormat:
-    """How a model sees its VAE's latents; the defaults are Stable Diffusion's.
+    """Format of the latents that a model takes; the defaults are Stable Diffusion's.
 
-    scale: what raw latents are multiplied by. frames: how many frames of the video one of latents
-    holds; where it is more than 1, the first holds one alone. rgb: one row of (r, g, b) a channel
-    that turns scaled latents into a small picture in [-1, 1]; None where a host has its own.
+    scale: factor that raw VAE latents are multiplied by. frames: video frames per latent frame; if
+    more than 1, the first latent frame holds a single frame. rgb: one row (r, g, b) per channel
+    that maps scaled latents to a small preview in [-1, 1]; None if the host has its own.
     """
 
     scale: float = 0.18215
@@ -59,7 +64,7 @@ class LatentFormat:
 SD_LATENTS = LatentFormat()
 
 
-# A run of CogVideoX starts from pure noise: from less it was never trained to go on as it does.
+# CogVideoX starts from pure noise: it was not trained to continue from less, as a run would do.
 COGVIDEOX_SAMPLING = SamplingDefaults(
     steps=50,
     solver_mode="normal",
@@ -74,6 +79,6 @@ COGVIDEOX_SAMPLING = SamplingDefaults(
 )
 COGVIDEOX_LATENTS = LatentFormat(scale=0.7, frames=4)
 
-# CogVideoX-2B as published; with which numbers STAR trained a network of its size is unknown.
+# CogVideoX-2B as published; the values that STAR used with a network of this size are unknown.
 COGVIDEOX_2B_SAMPLING = replace(COGVIDEOX_SAMPLING, shift=3.0)
 COGVIDEOX_2B_LATENTS = replace(COGVIDEOX_LATENTS, scale=1.15258426)

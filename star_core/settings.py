@@ -1,4 +1,4 @@
-"""What a user chooses about a run."""
+"""What a user chooses about a run: what the result is to be, and how it is computed."""
 
 import math
 from dataclasses import dataclass, field
@@ -20,14 +20,27 @@ from .windows.tiling import Tile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a user chooses.
+class Execution:
+    """How a run is computed, which changes nothing in its result.
 
-    strength: how far each prediction of x_0 goes from the input's latents, 0 to 1; at 0 the result
-    is the bicubic input. shrink: from 1, how much smaller the input is made before it is enlarged
-    for the model; the result's size stays. seed: 0 to 2^64-1. tile: spatial tiles of the VAE.
-    latent_tile: spatial tiles of the network. slicing: its work at a time. shortcuts: work that it
-    leaves out. device: where to compute.
+    device: where the modules work. slicing: how much the network's layers work on at a time, and
+    whether idle weights and skip connections are offloaded to main memory.
+    """
+
+    device: torch.device | str = "cpu"
+    slicing: Slicing = field(default_factory=Slicing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that the result depends on besides the model, the prompts and the frames.
+
+    strength: how far each prediction of x_0 moves away from the input's latents, 0 to 1; at 0 the
+    result is the bicubic enlargement. shrink: by what factor, at least 1, the input is reduced
+    before it is enlarged for the model; the size of the result stays the same. seed: 0 to 2^64-1.
+    chunk: temporal windows. tile, latent_tile: spatial tiles of the VAE and of the network, in
+    pixels of the result; None for whole frames. shortcuts: work that the network leaves out.
+    behaviour: the repaired default or that of the reference. ValueError for values out of range.
     """
 
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
@@ -37,10 +50,8 @@ class Settings:
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
     tile: Tile | None = None
     latent_tile: Tile | None = None
-    slicing: Slicing = field(default_factory=Slicing)
     shortcuts: Shortcuts = field(default_factory=Shortcuts)
     behaviour: Behaviour = DEFAULT
-    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
         sampling = self.sampling
@@ -68,17 +79,17 @@ class Settings:
 
     @property
     def levels(self) -> NoiseLevels:
-        """Schedule and EDM noise levels; ValueError if there are none."""
+        """The schedule and the EDM noise levels of the run. ValueError if there are none."""
         return levels_of(self.sampling, exact=self.behaviour.noise != "reference")
 
     @property
     def sigmas(self) -> Tensor:
-        """EDM noise levels of the run with a trailing 0, float32."""
+        """The EDM noise levels of the run with a trailing 0, float32 on the CPU."""
         return self.levels.sigmas
 
     @property
     def evaluations(self) -> int:
-        """How often the network looks at each window, once for both prompts."""
+        """Evaluations of each window, both prompts counted as one."""
         steps = len(self.sigmas) - 1
-        # two a step, but for the last
+        # Two a step, except in the last one.
         return 2 * steps - 1 if steps and self.sampling.sampler == "heun" else steps

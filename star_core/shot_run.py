@@ -21,7 +21,7 @@ from .diffusion.samplers import SAMPLERS
 from .memory import DevicePlacement, MemoryLimits, retry_on_oom
 from .progress import Counter
 from .resume import Work
-from .settings import Settings
+from .settings import Execution, Settings
 from .star_checkpoint import StarModel
 from .windows.canvas import Canvas, FrameSpan, WindowGroup
 from .windows.chunking import blend_windows, chunked, decode_in_windows, ramp
@@ -30,15 +30,16 @@ from .windows.geometry import shrunk, upsample
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShotJob:
-    """Frames between two cuts and how they are to be restored; they see no others.
+    """A shot or a segment of it, and how it is restored. Shots are independent of each other.
 
-    positive, negative: text embeddings (1 l d).
+    span: its frames. positive, negative: text embeddings (1 l d).
     """
 
     span: FrameSpan
     positive: Tensor
     negative: Tensor
     settings: Settings
+    execution: Execution = Execution()
 
 
 class Frames:
@@ -85,7 +86,7 @@ class ShotRestorer(ABC):
 
     def frames(self, to_encode: Frames, for_colors: Frames) -> Iterator[Tensor]:
         """Restored frames (c h w) in [0, 1]."""
-        canvas, strength, wanted = self.canvas, self.settings.strength, self.shot.span.wanted
+        canvas, strength, wanted = self.canvas, self.settings.strength, self.shot.span.requested
         fix = COLOR_FIXES[self.settings.sampling.color_fix]
 
         def bicubic(frame: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ class ShotRestorer(ABC):
     def _vae_input(self, source: Tensor) -> Tensor:
         """What is encoded (1 3 h w) of a frame, in [-1, 1]."""
         enlarged = self._enlarged(shrunk(source[:3], self.settings.shrink))
-        return self.canvas.look(enlarged * 2 - 1, self.settings.behaviour)[None]
+        return self.canvas.network_input(enlarged * 2 - 1, self.settings.behaviour)[None]
 
     def _sample(self, frames: range, size: Sequence[int]) -> Tensor | None:
         """Noise (1 c f h w) for a sample of the posterior; None where its mean is taken.
@@ -286,7 +287,7 @@ class PerFrameRestorer(ShotRestorer):
         latents = (each[kind] for each in found)
         videos = decode_in_windows(decode, latents, span.decode_windows)
         frames = (frame for video in videos for frame in video[0].unbind(1))
-        before = span.wanted.start - span.needed.start - span.decode_windows[0].start
+        before = span.requested.start - span.needed.start - span.decode_windows[0].start
         return islice(frames, before, None)
 
 
@@ -355,4 +356,4 @@ class PerWindowRestorer(ShotRestorer):
 
         videos = blend_windows(map(video, found, windows), windows)
         frames = (frame for video in videos for frame in video[0].unbind(1))
-        return islice(frames, span.wanted.start - span.needed.start, None)
+        return islice(frames, span.requested.start - span.needed.start, None)

@@ -1,20 +1,17 @@
-"""Model files of this project and of STAR: told apart, loaded, written, converted.
+"""Reads and writes the network files of this project and of STAR.
 
-A file is self-describing if its safetensors metadata has the key `star`: JSON with `config`, the
-fields of `UNetConfig`, `sampling`, those of `SamplingDefaults`, `latents`, those of `LatentFormat`,
-and `backbone`, a key of `networks.BACKBONES` (`i2vgenxl` if it is missing), for which the config is
-that backbone's. The tensors `prompts.positive` and `prompts.negative` (1 l d) stand for the text
-embeddings of a model without text encoder, `prompts.sharp` for its second preset. STAR's published
-files have none of these; `networks` says how they are sampled.
+A file is self-describing if its safetensors metadata has the key `star`: JSON with `backbone`, a
+key of `backbones.BACKBONES` ("i2vgenxl" if it is missing), and the fields of three settings:
+`config` (the backbone's config class), `sampling` (`SamplingDefaults`) and `latents`
+(`LatentFormat`). The tensors `prompts.positive` and `prompts.negative` (1 l d) are the text
+embeddings of a model that needs no text encoder, and `prompts.sharp` is its second preset. STAR's
+published files have none of these; their settings come from `backbones`.
 """
 
 import json
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,41 +20,18 @@ from torch import Tensor, nn
 
 from .backbones import (
     BACKBONES,
-    COGVIDEOX,
     Backbone,
     Network,
     NetworkConfig,
     backbone_of,
     build_network,
+    identify_backbone,
 )
-from .checkpoints.kinds import VENHANCER, VIDEO_UNET, identify
-from .checkpoints.quantization import CONFIG, Format, formats_of, quantized, stored, usual_type
-from .checkpoints.tensors import (
-    LazyTensors,
-    TensorFile,
-    cast,
-    compare,
-    load_into,
-    open_tensors,
-    write_tensors,
-)
+from .checkpoints.quantization import formats_of
+from .checkpoints.tensors import TensorFile, load_into, open_tensors, write_tensors
 from .models.attention import Attention, scaled_dot_product
 from .models.slicing import Slicing
 from .sampling_defaults import SD_LATENTS, LatentFormat, SamplingDefaults
-
-__all__ = [
-    "FileInfo",
-    "LearnedPrompts",
-    "ModelFile",
-    "StarModel",
-    "convert",
-    "describe",
-    "load_into",
-    "load_model",
-    "open_model",
-    "open_tensors",
-    "save_model",
-]
 
 _PROMPTS = "prompts."
 
@@ -66,19 +40,19 @@ FAITHFUL, SHARP = "faithful", "sharp"
 
 
 def check_preset(preset: str | None, known: Sequence[str]) -> None:
-    """ValueError unless a model with these presets has this one. None is whatever comes first."""
+    """Raises ValueError unless `preset` is in `known`, the model's presets, or None."""
     if preset is None or preset in known:
         return
     if not known:
-        raise ValueError("presets are for models with learned prompts; tell this one what you want")
+        raise ValueError("this model has no presets: leave the preset out and write a prompt")
     raise ValueError(f"this model has no preset {preset!r}: choose {', '.join(known)}")
 
 
 class LearnedPrompts(NamedTuple):
-    """Embeddings (1 l d) that take the place of encoded prompts.
+    """Learned embeddings (1 l d) that replace encoded prompts.
 
-    positive: what restores faithfully. negative: what leaves the video as it is. sharp: what shows
-    more detail than is certain; None where a model has not learned that.
+    positive: restores faithfully. negative: leaves the video as it is. sharp: adds detail that the
+    video does not determine; None where a model has not learned such a preset.
     """
 
     positive: Tensor
@@ -87,15 +61,20 @@ class LearnedPrompts(NamedTuple):
 
     @property
     def presets(self) -> tuple[str, ...]:
+        """The names of the presets, the default first."""
         return (FAITHFUL,) if self.sharp is None else (FAITHFUL, SHARP)
 
     def of(self, preset: str | None) -> tuple[Tensor, Tensor]:
-        """Positive and negative of a preset, None for the first; ValueError if it has none such."""
+        """Returns the positive and the negative embedding of a preset, None for the default.
+
+        Raises ValueError for a preset that is not in `presets`.
+        """
         check_preset(preset, self.presets)
         positive = self.sharp if preset == SHARP and self.sharp is not None else self.positive
         return positive, self.negative
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None) -> "LearnedPrompts":
+        """Returns the prompts on a device and, unless dtype is None, in another type."""
         sharp = None if self.sharp is None else self.sharp.to(device=device, dtype=dtype)
         positive, negative = (p.to(device=device, dtype=dtype) for p in self[:2])
         return LearnedPrompts(positive, negative, sharp)
@@ -103,7 +82,7 @@ class LearnedPrompts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """What a network's file holds: `tensors` are those of the network, still memory-mapped."""
+    """A network's file, opened: its settings, and the network's tensors, still memory-mapped."""
 
     path: Path
     config: NetworkConfig
@@ -115,7 +94,7 @@ class ModelFile:
 
 @dataclass(frozen=True, kw_only=True)
 class StarModel:
-    """A network ready for sampling, and what its file says about itself."""
+    """A network that is ready for sampling, and the settings of its file."""
 
     network: Network
     config: NetworkConfig
@@ -125,16 +104,16 @@ class StarModel:
 
 
 def open_model(path: str | os.PathLike[str]) -> ModelFile:
-    """What a file of STAR's network, published or self-describing, says and holds.
+    """Opens the file of a network of STAR's, published or self-describing.
 
-    Raises ValueError for a file that is unreadable; what it lacks shows when it is loaded.
+    Raises ValueError for an unreadable file. Missing tensors are found only when it is loaded.
     """
     file = open_tensors(path)
-    config, sampling, latents = _described(file)
-    tensors = _network_tensors(file)
+    config, sampling, latents = network_settings(file)
+    tensors = network_tensors(file)
     if formats_of(file) and not formats_of(tensors):
         raise ValueError(
-            f"{file.path} is quantised under the names of SAT, which no loader takes: write it "
+            f"{file.path} is quantised under the names of SAT, which no loader supports: write it "
             "again with `convert`, quantised under diffusers' names or not at all"
         )
     return ModelFile(
@@ -142,7 +121,7 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
         config=config,
         sampling=sampling,
         latents=latents,
-        prompts=_prompts(file),
+        prompts=learned_prompts(file),
         tensors=tensors,
     )
 
@@ -155,9 +134,11 @@ def load_model(
     operations: Any = nn,
     attention: Attention = scaled_dot_product,
 ) -> StarModel:
-    """Load STAR's network, published or self-describing, for inference.
+    """Loads a network of STAR's, published or self-describing, for inference.
 
-    dtype: None keeps the file's. Raises ValueError for a file that is no such network.
+    dtype: of the weights and the learned prompts; None keeps the file's. operations: torch.nn, or a
+    host's layers. attention: see `models.attention`. Raises ValueError for an unreadable file and
+    for one that lacks tensors of such a network.
     """
     file = open_model(path)
     network = build_network(file.config, operations=operations, attention=attention, device="meta")
@@ -184,7 +165,11 @@ def save_model(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a self-describing file that `load_model` reads; further metadata is added to it."""
+    """Writes a self-describing safetensors file that `load_model` can read.
+
+    dtype: of the weights and prompts; None keeps theirs. metadata: further text for the file's
+    metadata. Raises ValueError if the file exists while `overwrite` is off, or cannot be written.
+    """
     tensors = network.state_dict()
     if prompts is not None:
         learned = prompts._asdict().items()
@@ -193,12 +178,15 @@ def save_model(
         path,
         tensors,
         dtype=dtype,
-        metadata={**(metadata or {}), "star": _description(network.config, sampling, latents)},
+        metadata={**(metadata or {}), "star": self_description(network.config, sampling, latents)},
         overwrite=overwrite,
     )
 
 
-def _description(config: NetworkConfig, sampling: SamplingDefaults, latents: LatentFormat) -> str:
+def self_description(
+    config: NetworkConfig, sampling: SamplingDefaults, latents: LatentFormat
+) -> str:
+    """Returns the JSON that a self-describing file has as `star` in its metadata."""
     star = {
         "backbone": backbone_of(config).name,
         "config": asdict(config),
@@ -208,237 +196,48 @@ def _description(config: NetworkConfig, sampling: SamplingDefaults, latents: Lat
     return json.dumps(star)
 
 
-def convert(
-    source: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
-    dtype: torch.dtype | Format | None = None,
-    *,
-    shift: float | None = None,
-    latent_scale: float | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write any checkpoint as safetensors, floating-point tensors as float16, bfloat16 or float32.
-
-    dtype: None keeps each tensor's. One of `quantization.WRITTEN` quantises the linear layers in
-    the transformer blocks of STAR's network, see `quantized_layers`; what else is wider than 16
-    bits becomes float16. Keys and metadata stay, and so do other types of tensors; but STAR's
-    network on CogVideoX gets diffusers' names, its LoRA merged, and describes itself. One tensor at
-    a time is in memory. shift, latent_scale: what such a network is to be used with.
-    Raises ValueError for an unreadable source, an existing destination unless `overwrite`, values
-    that `dtype` cannot hold, a network of the second sort that lacks tensors or has others, and for
-    another kind of file that is to be quantised.
-    """
-    if not isinstance(dtype, Format) and dtype not in (
-        None,
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-    ):
-        raise ValueError(f"{dtype} is not a type for weights: choose float16, bfloat16 or float32")
-    if (
-        Path(destination).exists()
-        and Path(source).exists()
-        and os.path.samefile(source, destination)
-    ):
-        raise ValueError(f"{destination} is the source itself: choose another name")
-    file = open_tensors(source)
-    tensors, metadata = file, file.metadata
-    backbone = backbone_of(file)
-    weights = backbone.weights(file)
-    if weights is not file or shift or latent_scale:
-        if backbone is not COGVIDEOX:
-            raise ValueError(
-                f"{source} is no network on CogVideoX: leave out shift and latent scale"
-            )
-        config, sampling, latents = _described(file)
-        sampling = replace(sampling, shift=shift or sampling.shift)
-        latents = replace(latents, scale=latent_scale or latents.scale)
-        differences = compare(weights, build_network(config, device="meta").state_dict())
-        if str(differences):
-            raise ValueError(f"{source} is no complete network on CogVideoX: {differences}")
-        tensors, metadata = weights, {**metadata, "star": _description(config, sampling, latents)}
-    if isinstance(dtype, Format):
-        tensors, dtype = _quantized(file, tensors, dtype), None
-    elif dtype is None:
-        tensors = stored(tensors) if tensors is file else tensors
-    write_tensors(destination, tensors, dtype=dtype, metadata=metadata, overwrite=overwrite)
-
-
-def quantized_layers(network: nn.Module, format: Format) -> list[str]:
-    """Which layers of a network are quantised: what ComfyUI computes so and what bears it.
-
-    Those are the linear layers of attention and feed-forward in the transformer blocks. Norms, with
-    what modulates them, LIEM, embeddings, the first and the last layers stay as they are.
-    """
-    return [
-        name
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear)
-        and "transformer_blocks." in name
-        and not re.search(r"norm|local", name)
-        and format.takes(layer.weight.shape)
-    ]
-
-
-def _quantized(file: TensorFile, tensors: Mapping[str, Tensor], format: Format) -> LazyTensors:
-    """The tensors of STAR's network with its layers quantised, each made when it is asked for."""
-    network = build_network(_described(file)[0], device="meta")
-    differences = compare(tensors, network.state_dict())
-    if differences.missing or differences.mismatched:
-        raise ValueError(
-            f"{file.path} is no complete network of STAR's, and only those are quantised here: "
-            f"{differences}. It seems to be a {identify(file).title}"
-        )
-    layers = set(quantized_layers(network, format))
-    usual = usual_type(file.values())
-    narrow = usual if usual.itemsize == 2 else torch.float16
-
-    @lru_cache(1)  # the parts of a layer are asked for one after the other
-    def parts(key: str) -> dict[str, Tensor]:
-        return quantized(cast(key, tensors[key], torch.float32), format)
-
-    def part(key: str, name: str) -> Tensor:
-        return parts(key)[name]
-
-    def kept(key: str) -> Tensor:
-        tensor = tensors[key]
-        return cast(key, tensor, narrow if tensor.dtype.itemsize > 2 else None)
-
-    make: dict[str, Callable[[], Tensor]] = {}
-    for key in tensors:
-        stem, _, end = key.rpartition(".")
-        if end == "weight" and stem in layers:
-            names = (end, *format.scales, CONFIG)
-            make |= {f"{stem}.{name}": partial(part, key, name) for name in names}
-        else:
-            make[key] = partial(kept, key)
-    return LazyTensors(make)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileInfo:
-    """What a file is. `dtypes` counts stored tensors by type, `quantization` layers by format.
-
-    `problems` says how a network differs from STAR's, and what to do with a file of a kind that
-    cannot be used; "" if there is nothing to say.
-
-    `backbone` (its name), `config`, `sampling` and `latents` are those of STAR's network, None for
-    other kinds of file. `presets`: of a network with learned prompts.
-    """
-
-    path: str
-    kind: str
-    title: str
-    format: str
-    tensors: int
-    parameters: int
-    bytes: int
-    dtypes: dict[str, int]
-    quantization: dict[str, int]
-    backbone: str | None
-    config: dict | None
-    sampling: dict | None
-    latents: dict | None
-    presets: tuple[str, ...]
-    problems: str
-    metadata: dict[str, str]
-
-    @property
-    def size(self) -> NetworkConfig:
-        """Of STAR's network."""
-        assert self.backbone is not None and self.config is not None
-        return BACKBONES[self.backbone].config(**self.config)
-
-    def __str__(self) -> str:
-        dtypes = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
-        lines = [
-            f"{self.path}: {self.title}",
-            f"format: {self.format}, {self.bytes / 1e6:,.1f} MB",
-            f"tensors: {self.tensors} ({dtypes}), {self.parameters:,} values",
-        ]
-        if self.quantization:
-            layers = (f"{count} layers as {name}" for name, count in self.quantization.items())
-            lines.append(f"quantised: {', '.join(layers)}")
-        for name in ("config", "sampling"):
-            if fields := getattr(self, name):
-                lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in fields.items()))
-        if self.presets:
-            lines.append("prompts: embedded, no text encoder needed")
-            lines.append(f"presets: {', '.join(self.presets)}")
-        if self.problems:
-            lines.append(f"problems: {self.problems}")
-        lines += [f"metadata: {k}: {v}" for k, v in self.metadata.items() if k != "star"]
-        return "\n".join(lines)
-
-
-def describe(path: str | os.PathLike[str]) -> FileInfo:
-    """Say what a checkpoint is, without loading it. Raises ValueError if it is none."""
-    file = open_tensors(path)
-    kind = _backbone(file).kind if "star" in file.metadata else identify(file)
-    backbone = config = sampling = latents = prompts = None
-    problems = [kind.advice]
-    own = kind in [backbone.kind for backbone in BACKBONES.values()]
-    if own or kind in (VENHANCER, VIDEO_UNET):
-        described = _described(file)
-        wanted = build_network(described[0], device="meta").state_dict()
-        problems.insert(0, str(compare(_network_tensors(file), wanted)))
-        if own:
-            backbone = _backbone(file).name
-            config, sampling, latents = map(asdict, described)
-            prompts = _prompts(file)
-    return FileInfo(
-        path=str(file.path),
-        kind=kind.name,
-        title=kind.title,
-        format=file.format,
-        tensors=len(stored(file)),
-        parameters=sum(tensor.numel() for tensor in file.values()),
-        bytes=file.path.stat().st_size,
-        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in stored(file).values())),
-        quantization=formats_of(file),
-        backbone=backbone,
-        config=config,
-        sampling=sampling,
-        latents=latents,
-        presets=prompts.presets if prompts else (),
-        problems="; ".join(filter(None, problems)),
-        metadata=file.metadata,
-    )
-
-
-def _network_tensors(file: TensorFile) -> Mapping[str, Tensor]:
-    tensors = _backbone(file).weights(file)
+def network_tensors(file: TensorFile) -> Mapping[str, Tensor]:
+    """Returns the tensors of a file's network under the network's names, without the prompts."""
+    tensors = file_backbone(file).weights(file)
     if tensors is not file:
         return tensors
     return {key: tensor for key, tensor in file.items() if not key.startswith(_PROMPTS)}
 
 
-def _prompts(file: TensorFile) -> LearnedPrompts | None:
-    found = {
+def learned_prompts(file: TensorFile) -> LearnedPrompts | None:
+    """Returns a file's learned prompts, None without any; ValueError if one is missing."""
+    prompts = {
         name: file[_PROMPTS + name] for name in LearnedPrompts._fields if _PROMPTS + name in file
     }
-    if not found:
+    if not prompts:
         return None
     for name in ("positive", "negative"):
-        if name not in found:
+        if name not in prompts:
             missing = repr(_PROMPTS + name)
             raise ValueError(f"{file.path} is incomplete: {missing} is missing; write it again")
-    return LearnedPrompts(**found)
+    return LearnedPrompts(**prompts)
 
 
-def _backbone(file: TensorFile) -> Backbone:
-    """Of a file that says it, else judged by its tensors."""
+def file_backbone(file: TensorFile) -> Backbone:
+    """Returns the backbone that a file states, or that its tensors suggest if it states none.
+
+    Raises ValueError if the file's description of itself is unknown to this version.
+    """
     if "star" not in file.metadata:
-        return backbone_of(file)
+        return identify_backbone(file)
     try:
         return BACKBONES[json.loads(file.metadata["star"]).get("backbone", "i2vgenxl")]
     except (ValueError, KeyError, AttributeError) as error:
         raise _unknown(file, error) from None
 
 
-def _described(file: TensorFile) -> tuple[NetworkConfig, SamplingDefaults, LatentFormat]:
-    """What the metadata says, else from shapes and STAR's."""
-    backbone = _backbone(file)
+def network_settings(file: TensorFile) -> tuple[NetworkConfig, SamplingDefaults, LatentFormat]:
+    """Returns the settings that a file states.
+
+    Without any, the config is inferred from the tensors' shapes, and the others are STAR's. Raises
+    ValueError if the file's description of itself is unknown to this version.
+    """
+    backbone = file_backbone(file)
     if "star" not in file.metadata:
         config = backbone.infer(file)
         return config, *backbone.published(config)

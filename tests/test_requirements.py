@@ -117,7 +117,7 @@ def test_where_all_is_well_the_log_says_nothing(installed, caplog):
         ("torch", "2.3.1+cu121", 'torch 2.4 or later, found 2.3.1.cu121: run .*"torch>=2.4"'),
         ("diffusers", "0.29.2", 'diffusers 0.35.2 or later, found 0.29.2: .*"diffusers>=0.35.2"'),
         ("transformers", "4.9.0", 'transformers [0-9.]+ or later, found 4.9.0: .*"transformers>='),
-        ("einops", None, r'einops, it is not installed: run ".*" ".*install\.py"'),
+        ("einops", None, r'einops, which is not installed: run ".*" ".*install\.py"'),
     ],
 )
 def test_loading_says_what_is_too_old_or_missing_and_the_command(

@@ -1,8 +1,8 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
-// STAR Compare shows the frontend's slider where nodes are drawn that can hold one (Nodes 2.0).
-// Elsewhere the frontend shows the picture of the node by itself, half before and half after.
+// STAR Compare shows the frontend's slider in Nodes 2.0, the only nodes that support one.
+// Otherwise the frontend shows the node's picture, half before and half after.
 app.registerExtension({
   name: "STAR.Compare",
   nodeCreated(node) {
@@ -18,7 +18,7 @@ app.registerExtension({
       onExecuted?.apply(this, arguments);
       const urls = (images) =>
         images.map((image) => api.apiURL(`/view?${new URLSearchParams(image)}${app.getRandParam()}`));
-      // Newer frontends take both from the output by themselves.
+      // Newer frontends set both from the output themselves.
       slider.value = { beforeImages: urls(output.a_images), afterImages: urls(output.b_images) };
       slider.callback?.(slider.value);
     };

@@ -1,8 +1,8 @@
 import { app } from "../../scripts/app.js";
 
 // A STAR node with an output called `report` shows it in a widget of that name. The widget's value
-// is kept with the workflow, so it is there after a reload, but stays out of the prompt: a node
-// whose inputs did not change is not run again.
+// is saved with the workflow, so it survives a reload, but is not part of the prompt: a node whose
+// inputs did not change is not run again.
 const NAME = "report";
 
 function reports({ nodeData }) {
@@ -13,7 +13,7 @@ function show(node, output) {
   const report = output?.text?.[0];
   const widget = node.widgets?.find(({ name }) => name === NAME);
   if (!widget || report === undefined || report === widget.value) return;
-  // The frontend remembers a workflow for the next reload only when it is told of a change.
+  // The frontend saves a workflow for the next reload only after these events.
   app.canvas.emitBeforeChange();
   widget.value = report;
   app.canvas.emitAfterChange();
@@ -37,7 +37,7 @@ app.registerExtension({
       show(this, output);
     };
   },
-  // Results that came while another workflow was on the canvas.
+  // For results that arrived while another workflow was open.
   onNodeOutputsUpdated(outputs) {
     for (const node of app.graph.nodes)
       if (reports(node.constructor)) show(node, outputs[node.id]);

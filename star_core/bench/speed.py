@@ -1,8 +1,8 @@
-"""How fast the network runs on this machine: `python -m star_core bench`.
+"""Measures how fast the network runs on this machine: `python -m star_core bench`.
 
-A share of the matrix-multiply peak says more than seconds: it compares machines and sizes. The
-peak, the network and the same network with plain torch layers are measured in turn, round after
-round, so that whatever else the machine does slows all three alike; every figure is a median.
+Speed is also given as a share of the rate of matrix multiplication, which compares machines and
+sizes. Multiplication, the network and the same network with plain torch layers are measured in
+turn, round after round, so that other load slows all three alike; figures are medians.
 """
 
 import json
@@ -28,7 +28,7 @@ PLAIN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.Lay
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A network and the latents it is given: (1, config.in_dim, frames, height, width)."""
+    """A network and the size of its latents: (1, config.in_dim, frames, height, width)."""
 
     name: str
     config: UNetConfig
@@ -37,7 +37,7 @@ class Case:
     width: int
 
     def network(self, device: str, dtype: torch.dtype) -> ControlledVideoUNet:
-        """With random weights: speed does not depend on them as long as they are ordinary."""
+        """Returns the network with random weights, or without any on the device "meta"."""
         network = ControlledVideoUNet(self.config, device="meta", dtype=dtype).eval()
         network.requires_grad_(False)
         if device != "meta":
@@ -48,7 +48,7 @@ class Case:
         return network
 
     def inputs(self, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x, t, y and hint of one forward pass."""
+        """Returns x, t, y and hint of one forward pass."""
         size = (1, self.config.in_dim, self.frames, self.height, self.width)
         x = torch.ones(size, device=device, dtype=dtype)
         y = torch.ones(1, TEXT_TOKENS, self.config.context_dim, device=device, dtype=dtype)
@@ -57,13 +57,15 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One case. seconds: of a forward pass; share_of_peak: of the matrix multiplication's rate.
+    """Figures of one case.
 
-    plain_seconds, plain_share_of_peak: the same network with every layer a plain torch layer.
-    share_to_plain: the first share over the second, 1 or more where our layers pay.
-    sliced_to_whole: time in slices over time in whole layers, each the shortest of its rounds.
-    memory: most bytes in use during a forward pass beyond those in use before it; None where the
-    system does not tell.
+    parameters: number of weights. flops: of a forward pass, two for each multiply-add. seconds: of
+    a forward pass. share_of_peak: its rate as a share of that of matrix multiplication.
+    plain_seconds, plain_share_of_peak: the same with every layer a plain torch layer.
+    share_to_plain: ratio of the two shares, above 1 if this package's layers are faster.
+    sliced_to_whole: ratio of the times with and without slices, each the shortest of all rounds.
+    memory: peak bytes of a forward pass beyond those in use before it; None if the system has no
+    /proc.
     """
 
     name: str
@@ -80,7 +82,7 @@ class Measurement:
 
 @contextmanager
 def plain_layers(network: nn.Module) -> Iterator[None]:
-    """Inside, every layer of the network is the torch.nn class that it derives from."""
+    """Turns every layer of the network into the torch.nn class that it derives from, inside."""
     ours: list[tuple[nn.Module, type[nn.Module], type[nn.Module]]] = [
         (layer, type(layer), plain)
         for layer in network.modules()
@@ -97,7 +99,7 @@ def plain_layers(network: nn.Module) -> Iterator[None]:
 
 
 def count_flops(case: Case) -> int:
-    """FLOPs of one forward pass, two per multiply-add; counted, nothing is computed."""
+    """Counts the FLOPs of one forward pass on meta, two for each multiply-add."""
     network = case.network("meta", torch.float32)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), plain_layers(network):
         network(*case.inputs("meta", torch.float32))
@@ -105,6 +107,7 @@ def count_flops(case: Case) -> int:
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
+    """Returns the time that a function takes, until the device has finished."""
     synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     synchronize()
     start = time.perf_counter()
@@ -114,7 +117,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def matmul_size(device: str, dtype: torch.dtype) -> int:
-    """Side of square matrices large enough that their product takes a tenth of a second."""
+    """Returns the side of square matrices whose product takes a tenth of a second, up to 16384."""
     side = 2048
     while side < 16384:
         a = torch.ones(side, side, device=device, dtype=dtype)
@@ -127,7 +130,7 @@ def matmul_size(device: str, dtype: torch.dtype) -> int:
 
 @torch.inference_mode()
 def measure(case: Case, *, rounds: int, device: str, dtype: torch.dtype, side: int) -> Measurement:
-    """Rounds of peak, network and plain network; side: of the matrices that give the peak."""
+    """Measures a case. side: of the square matrices whose product gives the peak rate."""
     flops = count_flops(case)
     network, inputs = case.network(device, dtype), case.inputs(device, dtype)
     matrix = torch.ones(side, side, device=device, dtype=dtype)
@@ -150,12 +153,12 @@ def measure(case: Case, *, rounds: int, device: str, dtype: torch.dtype, side: i
     for index in range(rounds + 1):  # the first round warms up
         order = list(works) if index % 2 else list(works)[::-1]
         for name in order:
-            taken = seconds(works[name], device)
+            elapsed = seconds(works[name], device)
             if index:
-                times[name].append(taken)
-    rates = [2 * side**3 / taken for taken in times["peak"]]
+                times[name].append(elapsed)
+    rates = [2 * side**3 / elapsed for elapsed in times["peak"]]
     shares = {
-        name: [flops / taken / rate for taken, rate in zip(times[name], rates, strict=True)]
+        name: [flops / elapsed / rate for elapsed, rate in zip(times[name], rates, strict=True)]
         for name in ("ours", "plain")
     }
     return Measurement(
@@ -173,9 +176,9 @@ def measure(case: Case, *, rounds: int, device: str, dtype: torch.dtype, side: i
 
 
 def memory_of_forward(case: Case, device: str, dtype: torch.dtype) -> int | None:
-    """Most bytes in use during a forward pass beyond those before it.
+    """Returns the peak bytes of a forward pass beyond those in use before; None without /proc.
 
-    Measured in a process of its own, because a peak never sinks.
+    It is measured in a process of its own, because a process's peak never falls.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_memory_of_forward, case, device, dtype).result()
@@ -197,13 +200,16 @@ def _memory_of_forward(case: Case, device: str, dtype: torch.dtype) -> int | Non
 
 
 def resident(field: str) -> int:
-    """Resident bytes of this process: VmRSS now, VmHWM at most so far."""
+    """Returns resident bytes of this process: the present ones ("VmRSS") or the peak ("VmHWM").
+
+    OSError on systems without /proc.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
 def cases(tiny: UNetConfig) -> list[Case]:
-    """What is measured. The second is STAR's width at a depth and size that a CPU can take."""
+    """Returns the built-in model, of configuration `tiny`, and STAR's width at a smaller depth."""
     wide = UNetConfig(dim_mult=(1, 2), num_res_blocks=1, attn_scales=(1.0, 0.5))
     return [
         Case(name="tiny, 8 frames of 64x64 latents", config=tiny, frames=8, height=66, width=64),
@@ -219,9 +225,13 @@ def run(
     dtype: torch.dtype = torch.float32,
     as_json: bool = False,
 ) -> None:
-    """Measure and print. tiny: configuration of the built-in model."""
+    """Measures all cases and prints their figures.
+
+    tiny: configuration of the built-in model. as_json: whether to print one JSON object. ValueError
+    for fewer than one round.
+    """
     if rounds < 1:
-        raise ValueError(f"{rounds} rounds measure nothing: ask for at least 1")
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
     side = matmul_size(device, dtype)
     measured = [
         measure(case, rounds=rounds, device=device, dtype=dtype, side=side) for case in cases(tiny)

@@ -1,7 +1,7 @@
-"""What a type of weights costs, in memory and in error: `python -m star_core bench --weights`.
+"""Measures memory and error of weight types: `python -m star_core bench --weights`.
 
-The error is that of the weights alone: they are rounded as they are stored, and all is computed in
-float32. It is relative, the norm of the difference by that of the output in float32.
+The error is that of the weights alone: they are rounded as in a file, and everything is computed in
+float32. It is the norm of the difference divided by the norm of the output with float32 weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from ..backbones import SIZES, Network, NetworkConfig, build_network
 from ..checkpoints.quantization import CONFIG, WRITTEN, Format, PackedTensor, quantized
+from ..conversion import quantized_layers
 from ..model import BUILT_IN
 from ..models.unet import UNetConfig
-from ..star_checkpoint import load_model, quantized_layers
+from ..star_checkpoint import load_model
 
 WeightType = Union[torch.dtype, Format]  # noqa: UP007
-# By the names of `convert` and of the node that loads a model; the casts are ComfyUI's.
+# Names as in the command `convert` and the node that loads a model; the casts are ComfyUI's.
 TYPES: dict[str, WeightType] = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -32,7 +33,7 @@ TYPES: dict[str, WeightType] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A type of weights. errors: by network. bytes: of the weights of networks of full size."""
+    """A weight type. errors: relative, by network. bytes: of the weights of full-size networks."""
 
     type: str
     errors: dict[str, float]
@@ -40,21 +41,23 @@ class Measurement:
 
 
 def rounded(network: nn.Module, type: WeightType) -> dict[str, Tensor]:
-    """The weights of a network as they come back from being stored, in float32."""
+    """Returns the weights of a network in float32 after rounding them to a type."""
     quantised = _quantised(network, type)
     return {
-        key: _unpacked(tensor, type) if key in quantised else tensor.to(_kept(type)).float()
+        key: _unpacked(tensor, type)
+        if key in quantised
+        else tensor.to(_unpacked_dtype(type)).float()
         for key, tensor in network.state_dict().items()
     }
 
 
 def size(network: nn.Module, type: WeightType) -> int:
-    """Bytes of a network's weights when they are stored so; it may be on meta."""
+    """Returns the bytes of a network's weights in a type; the network may be on meta."""
     quantised = _quantised(network, type)
     return sum(
         _packed_bytes(tensor.shape, type)
         if key in quantised
-        else tensor.numel() * _kept(type).itemsize
+        else tensor.numel() * _unpacked_dtype(type).itemsize
         for key, tensor in network.state_dict().items()
     )
 
@@ -64,7 +67,8 @@ def _quantised(network: nn.Module, type: WeightType) -> set[str]:
     return {f"{layer}.weight" for layer in layers}
 
 
-def _kept(type: WeightType) -> torch.dtype:
+def _unpacked_dtype(type: WeightType) -> torch.dtype:
+    """Returns the dtype of the weights that are not quantised."""
     return torch.float16 if isinstance(type, Format) else type
 
 
@@ -78,11 +82,11 @@ def _unpacked(weight: Tensor, type: WeightType) -> Tensor:
 @cache
 def _packed_bytes(shape: torch.Size, type: WeightType) -> int:
     assert isinstance(type, Format)
-    return sum(span.nbytes for span in quantized(torch.ones(shape), type).values())
+    return sum(tensor.nbytes for tensor in quantized(torch.ones(shape), type).values())
 
 
-def drawn(config: NetworkConfig) -> Network:
-    """A network of random weights that keep the size of what passes them."""
+def random_network(config: NetworkConfig) -> Network:
+    """Returns a network with random weights that roughly preserve the scale of activations."""
     network = build_network(config, device="meta").to_empty(device="cpu")
     network.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
@@ -100,15 +104,17 @@ def _built_in() -> Network:
     return load_model(BUILT_IN["tiny"][0], dtype=torch.float32).network
 
 
-# Name -> how it is made, and its latents: frames, height, width.
+# Name -> function that builds the network, and size of its latents: frames, height, width.
 NETWORKS: dict[str, tuple[Callable[[], Network], tuple[int, int, int]]] = {
     "tiny": (_built_in, (4, 34, 32)),
     "320 channels, random": (
-        lambda: drawn(UNetConfig(dim_mult=(1, 2), num_res_blocks=1, attn_scales=(1.0, 0.5))),
+        lambda: random_network(
+            UNetConfig(dim_mult=(1, 2), num_res_blocks=1, attn_scales=(1.0, 0.5))
+        ),
         (4, 18, 16),
     ),
     "3072 channels, random": (
-        lambda: drawn(replace(SIZES["cogvideox-5b"], num_layers=2)),
+        lambda: random_network(replace(SIZES["cogvideox-5b"], num_layers=2)),
         (2, 8, 8),
     ),
 }
@@ -118,7 +124,10 @@ NETWORKS: dict[str, tuple[Callable[[], Network], tuple[int, int, int]]] = {
 def errors(
     network: Network, sides: tuple[int, int, int], types: Mapping[str, WeightType]
 ) -> dict[str, float]:
-    """Of the velocity of drawn latents (frames height width) at half the noise, by type."""
+    """Returns the relative error of the velocity by type, for random latents at timestep 500.
+
+    sides: frames, height and width of the latents. types: weight types by name.
+    """
     config, generator = network.config, torch.Generator().manual_seed(1)
     x, hint = torch.randn(2, 1, config.in_dim, *sides, generator=generator)
     y = torch.randn(1, config.context_length, config.context_dim, generator=generator)
@@ -126,31 +135,31 @@ def errors(
     def velocity() -> Tensor:
         return network(x, torch.tensor([500]), y, hint)
 
-    wanted, weights = velocity(), {k: v.clone() for k, v in network.state_dict().items()}
-    found = {}
+    exact, weights = velocity(), {k: v.clone() for k, v in network.state_dict().items()}
+    by_type = {}
     for name, type in types.items():
         network.load_state_dict(rounded(network, type))
-        found[name] = ((velocity() - wanted).norm() / wanted.norm()).item()
+        by_type[name] = ((velocity() - exact).norm() / exact.norm()).item()
         network.load_state_dict(weights)
-    return found
+    return by_type
 
 
 def measure() -> list[Measurement]:
-    """All types on all networks."""
-    found = {name: errors(make(), sides, TYPES) for name, (make, sides) in NETWORKS.items()}
-    whole = {name: build_network(config, device="meta") for name, config in SIZES.items()}
+    """Measures all types on all networks."""
+    relative = {name: errors(build(), sides, TYPES) for name, (build, sides) in NETWORKS.items()}
+    full_size = {name: build_network(config, device="meta") for name, config in SIZES.items()}
     return [
         Measurement(
             type=name,
-            errors={network: by_type[name] for network, by_type in found.items()},
-            bytes={size_name: size(network, type) for size_name, network in whole.items()},
+            errors={network: by_type[name] for network, by_type in relative.items()},
+            bytes={size_name: size(network, type) for size_name, network in full_size.items()},
         )
         for name, type in TYPES.items()
     ]
 
 
 def table(measured: list[Measurement]) -> str:
-    """In Markdown."""
+    """Returns a Markdown table of measurements, a row for each type."""
     errors = [f"error, {name}" for name in measured[0].errors]
     head = ["weights", *errors, *(f"GiB, {name}" for name in measured[0].bytes)]
     rows = [head, ["---"] * len(head)]

@@ -1,4 +1,4 @@
-"""How well, how fast and in how much memory clips are restored, beside methods that people know."""
+"""Compares quality, time and memory of the built-in model with those of well-known methods."""
 
 from .cases import CLIPS, HELD_OUT, METRICS, RECIPES
 from .methods import METHODS

@@ -1,4 +1,4 @@
-"""What is restored: cuts of public clips, pinned by package and hash, and how they are degraded."""
+"""Test clips, cut from public videos pinned by package and hash, and recipes that degrade them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from ..windows.canvas import cut
 
 SEED = 1
 METRICS = ("psnr", "ssim", "lpips", "flicker", "warping_error")
-# The two that docs/tiny.md trains and judges by, a codec alone, and the two at smaller scales.
+# The two recipes of docs/tiny.md, a codec alone, and the two at smaller scales.
 RECIPES: dict[str, Recipe] = {
     "light": mild(4),
     "heavy": heavy(4),
@@ -28,17 +28,18 @@ RECIPES: dict[str, Recipe] = {
 
 
 def scale_of(recipe: str) -> int:
-    """By how much its result must be enlarged."""
+    """Returns the factor by which a recipe, given by its name, reduces clips."""
     resize = next(stage for stage in RECIPES[recipe].stages if isinstance(stage, Resize))
     return round(1 / resize.scale)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A cut that serves as ground truth; sides are multiples of 16.
+    """A part of a public video that serves as ground truth; its sides are multiples of 16.
 
-    sha256: of the file. frames: (A, B), from 0. crop: width, height, x, y.
-    trained_on: the built-in model has seen the film.
+    file: name of the video. carrier: the package that contains it. sha256: of the video. frames:
+    first frame, from 0, and the one after the last. crop: width, height, x, y in pixels.
+    trained_on: whether the built-in model was trained on this video.
     """
 
     file: str
@@ -107,7 +108,11 @@ HELD_OUT = tuple(name for name, clip in CLIPS.items() if not clip.trained_on)
 
 
 def truth_of(name: str, folder: Path) -> Path:
-    """The ground truth of a clip as a lossless file, fetched and cut first unless it is there."""
+    """Returns the path of a clip's ground truth, a lossless file; fetches and cuts it if needed.
+
+    name: of the clip. folder: where files are stored. ValueError if the video cannot be fetched or
+    differs from the published one.
+    """
     clip = CLIPS[name]
     path = folder / "truth" / f"{name}.mkv"
     if path.exists():
@@ -125,7 +130,10 @@ def truth_of(name: str, folder: Path) -> Path:
 
 
 def degraded(name: str, recipe: str, folder: Path) -> Path:
-    """The bad clip that methods get, as a lossless file."""
+    """Returns the path of the degraded clip, a lossless file, and writes it if needed.
+
+    name, recipe: of clip and recipe. folder: where files are stored. ValueError as in `truth_of`.
+    """
     path = folder / recipe / "input" / f"{name}.mkv"
     if not path.exists():
         source = open_video(truth_of(name, folder))

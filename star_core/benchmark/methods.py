@@ -1,6 +1,6 @@
-"""What restores: plain enlargement, Real-ESRGAN's published networks, the built-in model.
+"""Methods that restore: plain enlargement, Real-ESRGAN's published networks, the built-in model.
 
-Each goes from a file to a lossless file, one frame in memory as far as it can, on the CPU.
+Each reads a file and writes a lossless one on the CPU, frame by frame where possible.
 """
 
 import hashlib
@@ -24,15 +24,18 @@ from ..video_io import open_sink, open_video
 from ..windows.geometry import upsample
 
 Size = tuple[int, int]  # width, height
-# Called when everything is loaded and restoring begins.
+# A function that a method calls when everything is loaded and restoring begins.
 Begin = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """title: for a table. prepare(folder): fetches what is needed and says by which version it is
-    identified; ValueError, one line, where something is missing. restore(source, out, size, folder,
-    begin, threads): makes `out` of (width, height). scales: those that it has, None for all.
+    """A method of restoring clips.
+
+    title: for tables. prepare: called as prepare(folder), fetches what is needed and returns the
+    method's version; ValueError with one line if something is missing. restore: called as
+    restore(source, out, size, folder, begin, threads), writes `out` in `size` (width, height).
+    scales: factors by which it can enlarge; None for all.
     """
 
     title: str
@@ -44,7 +47,7 @@ class Method:
 def _each(
     source: Path, out: Path, size: Size, enlarge: Callable[[Tensor], Tensor], begin: Begin
 ) -> None:
-    """Frame by frame. enlarge: (3 h w) -> (3 height width), clamped here."""
+    """Restores frame by frame. enlarge: (3 h w) -> (3 height width), not yet clamped."""
     video = open_video(source)
     begin()
     with open_sink(out, width=size[0], height=size[1], source=video, overwrite=True) as sink:

@@ -1,4 +1,4 @@
-"""What was measured, as tables and pictures."""
+"""Writes the results of a benchmark as tables and pictures."""
 
 import csv
 import math
@@ -13,17 +13,17 @@ from ..degradation.pipeline import Blur, Codec, Jpeg, Noise, Resize
 from ..drawing import write_png
 from ..evaluation.curves import curves
 from ..metrics import METRICS
+from ..plots import Point, scatter, write_figure
 from .cases import CLIPS, RECIPES, SEED, scale_of
 from .methods import METHODS
-from .plots import Point, scatter
 from .run import Result
 
 HEADER = (
     "# Benchmark\n\n"
     "Made by `python -m star_core benchmark`, which fetches clips and networks by package version "
-    "and hash, degrades the clips, restores them by each method, and measures the result, time "
-    "and memory in the same run. Ended, it goes on where it was; a method or metric that lacks "
-    "something is left out with a line that says what. Look at the clips with\n\n"
+    "and hash, degrades the clips, restores them by each method, and measures quality, time and "
+    "memory in the same run. An interrupted run resumes; a method or metric that lacks a package "
+    "or file is left out with a message. Compare the clips with\n\n"
     "```\npython -m star_core compare OUT/heavy/bicubic OUT/heavy/x4plus OUT/heavy/tiny "
     "--reference OUT/truth\n```\n"
 )
@@ -32,9 +32,9 @@ HEADER = (
 def write_report(
     results: Sequence[Result], data: Path, report: Path, *, draw: bool = True
 ) -> list[Path]:
-    """Write cells.csv and frames.csv into `data`, benchmark.md and its pictures into `report`.
+    """Writes cells.csv and frames.csv to `data`, benchmark.md and its pictures to `report`.
 
-    draw: without it there are no pictures, which need Pillow.
+    draw: whether to draw pictures, which needs matplotlib. Returns the paths of all files.
     """
     for folder in (data, report):
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,17 +76,16 @@ def _frames(results: Sequence[Result], path: Path) -> Path:
     return path
 
 
-def _of(results: Sequence[Result], recipe: str) -> dict[str, list[Result]]:
-    """By method."""
-    found: dict[str, list[Result]] = {}
+def _by_method(results: Sequence[Result], recipe: str) -> dict[str, list[Result]]:
+    by_method: dict[str, list[Result]] = {}
     for result in results:
         if result.recipe == recipe:
-            found.setdefault(result.method, []).append(result)
-    return found
+            by_method.setdefault(result.method, []).append(result)
+    return by_method
 
 
 def _mean(results: Sequence[Result], metric: str) -> float:
-    """Over clips; nan if one has no value, because the others would not be alike."""
+    """Returns the mean over clips; nan if one has no value, so that all means are comparable."""
     return fmean(result.means.get(metric, math.nan) for result in results)
 
 
@@ -95,7 +94,7 @@ def _recipes(results: Sequence[Result]) -> list[str]:
 
 
 def _scatters(results: Sequence[Result], metrics: Sequence[str], folder: Path) -> list[Path]:
-    """Quality against time, one picture for each of two metrics."""
+    """Draws quality over time for two metrics."""
     paths = []
     for metric in [name for name in ("psnr", "lpips") if name in metrics]:
         series = {
@@ -105,20 +104,20 @@ def _scatters(results: Sequence[Result], metrics: Sequence[str], folder: Path) -
                     x=fmean(cell.seconds_per_frame for cell in cells),
                     y=_mean(cells, metric),
                 )
-                for method, cells in _of(results, recipe).items()
+                for method, cells in _by_method(results, recipe).items()
             ]
             for recipe in _recipes(results)
             if scale_of(recipe) == scale_of(results[0].recipe)
         }
         title = f"{METRICS[metric].title} ({METRICS[metric].better} is better)"
         paths.append(folder / f"benchmark_{metric}.png")
-        picture = scatter(series, x_title="processor seconds a frame", y_title=title)
-        write_png(picture, paths[-1])
+        figure = scatter(series, x_title="processor seconds a frame", y_title=title)
+        write_figure(figure, paths[-1])
     return paths
 
 
 def _curves(results: Sequence[Result], metrics: Sequence[str], folder: Path) -> list[Path]:
-    """Values by frame of the first clip under the hardest recipe that was run."""
+    """Draws values over frames of the first clip under the hardest recipe that was run."""
     recipe = "heavy" if "heavy" in _recipes(results) else results[0].recipe
     cells = [r for r in results if (r.clip, r.recipe) == (results[0].clip, recipe)]
     paths = []
@@ -131,17 +130,17 @@ def _curves(results: Sequence[Result], metrics: Sequence[str], folder: Path) -> 
 
 
 def _text(results: Sequence[Result], metrics: Sequence[str], pictures: Sequence[Path]) -> str:
-    parts = [HEADER, _how(results)]
+    parts = [HEADER, _conditions(results)]
     for recipe in _recipes(results):
         parts.append(f"## {recipe.capitalize()}\n\n{_degradation(recipe)}\n")
-        parts.append(_table(_of(results, recipe), metrics))
+        parts.append(_table(_by_method(results, recipe), metrics))
     parts += ["## Pictures\n"] if pictures else []
     parts += [f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in pictures]
     return "\n".join(parts)
 
 
 def _degradation(recipe: str) -> str:
-    """What a recipe does, in words; those here have nothing random but their noise."""
+    """Describes a recipe in words; only the noise of these recipes is random."""
     words = []
     for stage in RECIPES[recipe].stages:
         if isinstance(stage, Blur):
@@ -181,15 +180,16 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
-def _how(results: Sequence[Result]) -> str:
+def _conditions(results: Sequence[Result]) -> str:
+    """Describes clips, methods and machine."""
     lines = []
     for name in dict.fromkeys(result.clip for result in results):
         clip, frames = CLIPS[name], CLIPS[name].frames
         width, height, x, y = clip.crop
-        seen = "; tiny was trained on this film" if clip.trained_on else ""
+        trained_on = "; tiny was trained on this film" if clip.trained_on else ""
         lines.append(
             f"* {name}: {clip.file} of {clip.carrier.requirement}, frames {frames[0]} to "
-            f"{frames[1] - 1}, {width}x{height} at ({x}, {y}){seen}"
+            f"{frames[1] - 1}, {width}x{height} at ({x}, {y}){trained_on}"
         )
     lines += [
         f"* {METHODS[method].title}: {version}"
@@ -200,12 +200,12 @@ def _how(results: Sequence[Result]) -> str:
         f"thread(s), Python {platform.python_version()}, torch {torch.__version__}, float32"
     )
     clock = sum(r.cost.seconds for r in results) / sum(r.cost.cpu_seconds for r in results)
-    lines.append(f"* by the clock, restoring took {clock:.2g} times the processor time")
+    lines.append(f"* elapsed time was {clock:.2g} times the processor time")
     return (
-        "Means over the clips. Time is processor time of the process that restores, "
-        "from the loaded method to the written file: other work on the machine disturbs it less "
-        "than the clock. ffmpeg, which reads and writes the files, is not counted. Memory is the "
-        "most that the process held, Python and libraries included.\n\n" + "\n".join(lines) + "\n"
+        "Means over the clips. Time is processor time of the process that restores, from the "
+        "loaded method to the written file: other work on the machine affects it less than elapsed "
+        "time. ffmpeg, which reads and writes the files, is not counted. Memory is the peak of the "
+        "process, Python and libraries included.\n\n" + "\n".join(lines) + "\n"
     )
 
 

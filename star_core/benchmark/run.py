@@ -1,7 +1,7 @@
-"""The grid of clips, recipes and methods: each cell restored, timed and measured once.
+"""Restores, times and measures every combination (cell) of clip, recipe and method.
 
-A cell is restored in a process of its own, because a peak of memory never sinks. What is done lies
-in the folder, so that a run that was ended goes on, and only what has changed is made again.
+Each cell runs in a process of its own, because a process's peak of memory never falls. Results are
+stored in the folder, so that an interrupted run resumes and only what has changed is repeated.
 """
 
 import json
@@ -27,8 +27,11 @@ from .methods import METHODS
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """seconds, cpu_seconds: from loaded to written, the whole clip. peak: most resident bytes of
-    the process, Python and libraries included; None where the system does not tell."""
+    """Time and memory of restoring a clip.
+
+    seconds, cpu_seconds: for the whole clip, from the loaded method to the written file. peak: most
+    resident bytes of the process, Python and libraries included; None if the system has no /proc.
+    """
 
     seconds: float
     cpu_seconds: float
@@ -37,7 +40,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One cell. version: of the method. per_frame, means: by metric; nan where there is none."""
+    """Result of one cell. version: of the method. per_frame, means: values by metric, maybe nan."""
 
     clip: str
     recipe: str
@@ -51,7 +54,7 @@ class Result:
 
     @property
     def seconds_per_frame(self) -> float:
-        """Of processor time, which other work on the machine disturbs least."""
+        """Processor time per frame, which other work on the machine affects least."""
         return self.cost.cpu_seconds / self.frames
 
 
@@ -66,24 +69,25 @@ def run(
     on_progress: Progress | None = None,
     on_missing: Callable[[str], None] | None = None,
 ) -> list[Result]:
-    """Results of all cells, out of `folder` where they lie there already.
+    """Returns the results of all cells, and computes those that are not stored in `folder`.
 
-    on_missing: is told, in one line each, which methods and metrics are left out, and why.
-    on_progress: the stage is "restore", counted in cells; an exception from it ends the run.
-    ValueError for unknown names, and if a clip cannot be had.
+    clips, methods, recipes, metrics: names. threads: of the processor, for each method.
+    on_progress: called with the stage "restore" and counts of cells; an exception from it ends the
+    run. on_missing: called with one line for each method or metric that is left out.
+    ValueError for unknown names, and if a clip cannot be fetched.
     """
-    for what, names, known in (
+    for kind, names, known in (
         ("clip", clips, CLIPS),
         ("method", methods, METHODS),
         ("recipe", recipes, RECIPES),
         ("metric", metrics, measures.METRICS),
     ):
         if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"no {what} is called {unknown[0]}: choose from {', '.join(known)}")
-    tell = on_missing or (lambda line: None)
-    versions = dict(_versions(methods, folder, tell))
-    wanted = [name for name in metrics if _available(name, tell)]
-    able = {
+            raise ValueError(f"no {kind} is called {unknown[0]}: choose from {', '.join(known)}")
+    report = on_missing or (lambda line: None)
+    versions = dict(_versions(methods, folder, report))
+    available = [name for name in metrics if _available(name, report)]
+    by_recipe = {
         recipe: {
             method: version
             for method, version in versions.items()
@@ -91,7 +95,7 @@ def run(
         }
         for recipe in recipes
     }
-    total = len(clips) * sum(map(len, able.values()))
+    total = len(clips) * sum(map(len, by_recipe.values()))
     counter = Counter({"restore": total}, on_progress)
     counter.begin("restore")
     results = []
@@ -99,12 +103,12 @@ def run(
         truth = truth_of(clip, folder)
         for recipe in recipes:
             source = degraded(clip, recipe, folder)
-            for method, version in able[recipe].items():
+            for method, version in by_recipe[recipe].items():
                 out = folder / recipe / method / f"{clip}.mkv"
-                result = _stored(out, version, threads, wanted)
+                result = _stored(out, version, threads, available)
                 if result is None:
                     cost = _restore(method, source, out, folder, threads)
-                    result = _measured(out, truth, wanted, cost, version, threads)
+                    result = _measured(out, truth, available, cost, version, threads)
                     _store(out, result)
                 results.append(result)
                 counter.add("restore")
@@ -112,21 +116,21 @@ def run(
 
 
 def _versions(
-    methods: Sequence[str], folder: Path, tell: Callable[[str], None]
+    methods: Sequence[str], folder: Path, report: Callable[[str], None]
 ) -> Iterator[tuple[str, str]]:
     for method in methods:
         try:
             yield method, METHODS[method].prepare(folder)
         except ValueError as error:
-            tell(f"{method} is left out: {error}")
+            report(f"{method} is left out: {error}")
 
 
-def _available(name: str, tell: Callable[[str], None]) -> bool:
+def _available(name: str, report: Callable[[str], None]) -> bool:
     try:
         with measures.METRICS[name].meter(measures.Setup()):
             return True
     except ValueError as error:
-        tell(f"{name} is left out: {error}")
+        report(f"{name} is left out: {error}")
         return False
 
 
@@ -137,7 +141,11 @@ def _restore(method: str, source: Path, out: Path, folder: Path, threads: int) -
 
 
 def restore_here(method: str, source: Path, out: Path, folder: Path, threads: int) -> Cost:
-    """Restore in this process."""
+    """Restores a cell in this process and returns what it took.
+
+    method: by name. out: the file to write, RECIPE/METHOD/CLIP in `folder`. threads: of the
+    processor.
+    """
     torch.set_num_threads(threads)
     truth = open_video(folder / "truth" / out.name).info
     size = truth.width, truth.height
@@ -146,12 +154,12 @@ def restore_here(method: str, source: Path, out: Path, folder: Path, threads: in
     def begin() -> None:
         began.append((time.perf_counter(), time.process_time()))
 
-    # Nowhere that an earlier run could have left something to go on from.
+    # A new folder, in which no earlier run has left results to resume from.
     with TemporaryDirectory(dir=out.parent, prefix=".restoring-") as empty:
-        made = Path(empty) / out.name
-        METHODS[method].restore(source, made, size, folder, begin, threads)
+        restored = Path(empty) / out.name
+        METHODS[method].restore(source, restored, size, folder, begin, threads)
         ended = time.perf_counter(), time.process_time()
-        os.replace(made, out)
+        os.replace(restored, out)
     try:
         peak = resident("VmHWM")
     except OSError:  # no /proc: not Linux
@@ -185,7 +193,7 @@ def _store(out: Path, result: Result) -> None:
 
 
 def _stored(out: Path, version: str, threads: int, metrics: Sequence[str]) -> Result | None:
-    """The cell's result if it was made by the same version and has all metrics."""
+    """Returns the stored result if it is by the same version and has all metrics."""
     path = out.with_suffix(".json")
     if not (path.exists() and out.exists()):
         return None
@@ -193,8 +201,8 @@ def _stored(out: Path, version: str, threads: int, metrics: Sequence[str]) -> Re
     same = (content["version"], content["threads"]) == (version, threads)
     if not same or not set(metrics) <= content["means"].keys():
         return None
-    asked_for = {
+    selected = {
         kind: {name: values for name, values in content[kind].items() if name in metrics}
         for kind in ("per_frame", "means")
     }
-    return Result(**{**content, "cost": Cost(**content["cost"]), **asked_for})
+    return Result(**{**content, "cost": Cost(**content["cost"]), **selected})

@@ -1,4 +1,4 @@
-"""Published files, fetched from Hugging Face into a ComfyUI `models` folder on demand."""
+"""Downloads published files from Hugging Face into a ComfyUI `models` folder."""
 
 import hashlib
 import io
@@ -12,15 +12,17 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# Bytes that are there, bytes in all.
+# A function of the bytes that are on disk, and the bytes in total.
 OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
-    """`path` of a repository on Hugging Face, stored as `file` below `folder` of a models folder.
+    """A file on Hugging Face, and its place in a ComfyUI `models` folder.
 
-    beside: further files of the repository, stored beside it under their own names.
+    title: the description in messages. repo, path: the repository and the file's path in it.
+    folder, file: the folder in `models`, and the file's path in that folder. beside: further files
+    of the repository, stored in the same folder under their own names.
     """
 
     title: str
@@ -32,14 +34,15 @@ class PublishedFile:
 
     @property
     def source(self) -> str:
+        """A phrase for messages that says where the file can be downloaded."""
         return f"{self.path} of {self.repo} on Hugging Face"
 
     def within(self, models_dir: str | os.PathLike[str]) -> Path:
-        """Where the file belongs in a ComfyUI `models` folder."""
+        """Returns the file's path in a ComfyUI `models` folder."""
         return Path(models_dir) / self.folder / self.file
 
     def is_named(self, path: str | os.PathLike[str]) -> bool:
-        """Whether a file goes by this one's name, in whichever folder and format it is."""
+        """Tests whether a path has this file's name; its folder and suffix may differ."""
         return PurePath(path).stem == PurePath(self.file).stem
 
 
@@ -98,10 +101,10 @@ PUBLISHED = {
 
 
 def published(name: str) -> PublishedFile:
-    """A published file by its short name. ValueError for an unknown name."""
+    """Returns the published file with a short name. Raises ValueError for an unknown name."""
     if name not in PUBLISHED:
         raise ValueError(
-            f"no published file is called {name!r}: choose among {', '.join(PUBLISHED)}"
+            f"no published file is called {name!r}: choose one of {', '.join(PUBLISHED)}"
         )
     return PUBLISHED[name]
 
@@ -113,16 +116,18 @@ def download(
     on_progress: OnProgress | None = None,
     endpoint: str | None = None,
 ) -> Path:
-    """Where the published file lies below models_dir, fetched first unless it is there.
+    """Returns the path of a published file in `models_dir`; downloads the file if it is missing.
 
-    It gets its name only when its hash is the one that the hub states; `FILE.sha256` beside it,
-    in the form of sha256sum, says so, and with that nothing is asked or computed again. A file put
-    there by hand is checked once. What an interruption left over is resumed.
+    The file appears under its name once its hash equals the one that the hub states. `FILE.sha256`
+    beside it, in the format of sha256sum, records this, so that later calls neither contact the
+    hub nor compute the hash. A file that the user has placed there is checked once. An interrupted
+    download is resumed.
 
-    on_progress: called with the bytes that are there and those in all; an exception from it aborts
-    and is passed on. endpoint: None for huggingface_hub's own, which honours HF_ENDPOINT; HF_TOKEN
-    and HF_HUB_OFFLINE hold too. ValueError for an unknown name, a hub that is out of reach or
-    states no hash, and a wrong hash.
+    name: a key of `PUBLISHED`. on_progress: called with the bytes on disk and the bytes in total;
+    an exception from it aborts the download and is passed on. endpoint: the hub's URL; None for
+    that of huggingface_hub, which honours HF_ENDPOINT. HF_TOKEN and HF_HUB_OFFLINE are honoured
+    too. Raises ValueError for an unknown name, a hub that cannot be reached or states no hash, and
+    a wrong hash.
     """
     file = published(name)
     path = file.within(models_dir)
@@ -131,75 +136,75 @@ def download(
         if not target.exists():
             _fetch(file.repo, extra, target, lambda *_: None, endpoint)
     stamp = path.with_name(path.name + ".sha256")
-    if not (path.exists() and stamp.exists() and _age(stamp) >= _age(path)):
+    if not (path.exists() and stamp.exists() and _modified(stamp) >= _modified(path)):
         sha256 = _fetch(file.repo, file.path, path, on_progress or (lambda *_: None), endpoint)
         if sha256:
             stamp.write_text(f"{sha256}  {path.name}\n", encoding="utf-8")
     return path
 
 
-def _age(path: Path) -> int:
+def _modified(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
 def _fetch(
     repo: str, source: str, target: Path, on_progress: OnProgress, endpoint: str | None
 ) -> str | None:
-    """Fetch a file, or check the one that is there; its hash, None if it could not be checked."""
-    # Not at the top: only who fetches needs it.
+    """Downloads a file or checks an existing one; returns its hash, None if it is unchecked."""
+    # Not at the top: only downloads need it.
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # pyright: ignore[reportPrivateImportUsage]
 
-    # The bases are requests' or httpx's own error, whichever this huggingface_hub is built on.
+    # The bases are requests' or httpx's own error, depending on the version of huggingface_hub.
     unreachable: Any = (OSError, *HfHubHTTPError.__bases__)
-    by_hand = f"get {source} of {repo} on Hugging Face yourself and save it as {target}"
+    by_hand = f"download {source} of {repo} on Hugging Face yourself and save it as {target}"
     url = hf_hub_url(repo, source, endpoint=endpoint)
     try:
-        stated = get_hf_file_metadata(url)
+        metadata = get_hf_file_metadata(url)
     except unreachable as error:
         if target.exists():
-            logger.warning("%s is taken unchecked: %s", target, _reason(error))
+            logger.warning("%s is used unchecked: %s", target, _reason(error))
             return None
-        raise ValueError(f"{target.name} cannot be fetched ({_reason(error)}): {by_hand}") from None
-    expected, size = stated.etag or "", stated.size
+        raise ValueError(
+            f"{target.name} cannot be downloaded ({_reason(error)}): {by_hand}"
+        ) from None
+    expected, size = metadata.etag or "", metadata.size
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", expected) or size is None:
-        raise ValueError(f"the hub states no hash of {source}, it cannot be checked: {by_hand}")
+        raise ValueError(f"the hub states no hash of {source} to check it by: {by_hand}")
     if target.exists():
         if target.stat().st_size == size and _hash(target, expected, on_progress) == expected:
             return expected
-        raise ValueError(
-            f"{target} is not {source} of {repo}: delete or rename it, then it can be fetched"
-        )
+        raise ValueError(f"{target} is not {source} of {repo}: delete or rename it, then try again")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Named by its hash, so that what was begun is never continued with another version.
+    # The name contains the hash, so that a download is never resumed with another version.
     path = target.with_name(f"{target.name}.{expected[:12]}.part")
     if path.exists() and path.stat().st_size > size:
         path.unlink()
     path.touch()
-    there = path.stat().st_size
-    on_progress(there, size)
+    done = path.stat().st_size
+    on_progress(done, size)
     try:
         with _Part(path, size, on_progress) as part:
-            http_get(url, part, resume_size=there, headers=build_hf_headers(), expected_size=size)
+            http_get(url, part, resume_size=done, headers=build_hf_headers(), expected_size=size)
     except unreachable as error:
         raise ValueError(
-            f"{target.name} cannot be fetched ({_reason(error)}): try again, it goes on where it "
-            f"stopped, or {by_hand}"
+            f"{target.name} cannot be downloaded ({_reason(error)}): try again, which resumes the "
+            f"download, or {by_hand}"
         ) from None
     if _hash(path, expected, on_progress) != expected:
         path.unlink()
         raise ValueError(
-            f"{target.name} arrived damaged, its hash is not the one that the hub states, and is "
-            f"removed: try again, or {by_hand}"
+            f"{target.name} arrived damaged and was removed (its hash is not the one that the hub "
+            f"states): try again, or {by_hand}"
         )
     os.replace(path, target)
     return expected
 
 
 class _Part(io.BufferedWriter):
-    """A file that is continued and tells with each write how far it is."""
+    """A file opened for appending that reports its size after each write."""
 
     def __init__(self, path: Path, total: int, on_progress: OnProgress) -> None:
         super().__init__(io.FileIO(str(path), "ab"))
@@ -213,7 +218,7 @@ class _Part(io.BufferedWriter):
 
 
 def _hash(path: Path, like: str, on_progress: OnProgress) -> str:
-    """sha256, or git's hash of a file where `like` is one: small files are kept in git itself."""
+    """Returns sha256, or git's hash if `like` is one: the hub keeps small files in git itself."""
     size = path.stat().st_size
     if len(like) == 64:
         digest = hashlib.sha256()
@@ -227,7 +232,7 @@ def _hash(path: Path, like: str, on_progress: OnProgress) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's own words if it is behind an error: requests buries them in its message."""
+    """Returns the system's message if it caused the error: requests embeds it in a longer one."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and type(inner).__module__ in ("builtins", "socket", "ssl"):

@@ -1,4 +1,4 @@
-"""Where model files lie: the VAE and the text encoder by what they are, published ones by name."""
+"""Finds model files: VAEs and text encoders by their content, published files by their names."""
 
 import os
 import re
@@ -26,16 +26,21 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sought:
-    """A file that a model needs: its usual names, the kinds that will do, the published one."""
+class _Component:
+    """A file that a model needs besides its own.
 
-    what: str
+    title, option: its name in messages, and the option of the command line that names the file.
+    likely_name: a pattern of usual names. kinds: those that can be used. published: the short name
+    of the published file.
+    """
+
+    title: str
     option: str
     likely_name: str
     kinds: tuple[FileKind, ...]
     published: str
 
-    def takes(self, kinds: tuple[FileKind, ...]) -> bool:
+    def has(self, kinds: tuple[FileKind, ...]) -> bool:
         return set(kinds) <= set(self.kinds)
 
     @property
@@ -43,63 +48,65 @@ class _Sought:
         return _FOLDERS[PUBLISHED[self.published].folder]
 
 
-# Where else people keep what belongs into a folder of ComfyUI's `models`.
+# The folders of ComfyUI's `models` in which people keep files that belong into the first of them.
 _FOLDERS = {
     "diffusion_models": ("diffusion_models", "star", "unet", "checkpoints"),
     "vae": ("vae", "checkpoints"),
     "text_encoders": ("text_encoders", "text_encoder", "clip", "checkpoints"),
 }
 
-_VAE = _Sought(
-    what="VAE",
+_VAE = _Component(
+    title="VAE",
     option="--vae",
     likely_name=r"svd|diffusion_pytorch_model|temporal",
     kinds=(VAE_DIFFUSERS, VAE_PATCH, VAE_SVD, SVD),
     published="svd_vae",
 )
-_COGVIDEOX_VAE = _Sought(
-    what="VAE",
+_COGVIDEOX_VAE = _Component(
+    title="VAE",
     option="--vae",
     likely_name=r"cogvideo|3d-vae|diffusion_pytorch_model",
     kinds=(VAE_COGVIDEOX,),
     published="cogvideox_vae",
 )
-_TEXT_ENCODER = _Sought(
-    what="text encoder",
+_TEXT_ENCODER = _Component(
+    title="text encoder",
     option="--text-encoder",
     likely_name=r"open_?clip|vit-?h|clip.?h|text_encoder|sd-?_?2|v2-",
     kinds=(CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, STABLE_DIFFUSION_2),
     published="clip_vit_h",
 )
-_T5 = _Sought(
-    what="text encoder",
+_T5 = _Component(
+    title="text encoder",
     option="--text-encoder",
     likely_name=r"t5|text_encoder|^model",
     kinds=(T5,),
     published="t5xxl",
 )
-_PARTS = (_VAE, _COGVIDEOX_VAE, _TEXT_ENCODER, _T5)
+_COMPONENTS = (_VAE, _COGVIDEOX_VAE, _TEXT_ENCODER, _T5)
 
 
 def find_vae(
-    given: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str] | None = None,
     *,
     kinds: tuple[FileKind, ...] = _VAE.kinds,
     model: str | os.PathLike[str] | None = None,
     models_dir: str | os.PathLike[str] | None = None,
     comfyui: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """The VAE's file: `given`, else one beside the model, in models_dir or in ComfyUI's folders.
+    """Returns the path of a VAE's file.
 
-    kinds: that will do, as `networks.Backbone.vae` has them. given may be a folder with such a
-    file. Files are judged by their tensors; likely names are tried first. Raises ValueError, naming
-    the file, its place and its source, if there is none.
+    path: the file itself, or a folder in which to search. None searches the folder of `model`, then
+    `models_dir`, then the model folders of ComfyUI (see `comfyui_folder`).
+    kinds: the kinds of VAE that can be used, see `backbones.Backbone.vae`. Files are judged by
+    their tensors; likely names are tried first.
+    Raises ValueError, with a source and a place for the published file, if none is found.
     """
-    return _find(_sought(kinds), kinds, given, model, models_dir, comfyui)
+    return _find(_component(kinds), kinds, path, model, models_dir, comfyui)
 
 
 def find_text_encoder(
-    given: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str] | None = None,
     *,
     kinds: tuple[FileKind, ...] = _TEXT_ENCODER.kinds,
     width: int | None = None,
@@ -107,13 +114,21 @@ def find_text_encoder(
     models_dir: str | os.PathLike[str] | None = None,
     comfyui: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """The text encoder's file, sought as `find_vae` does; its embeddings are `width` wide."""
-    return _find(_sought(kinds), kinds, given, model, models_dir, comfyui, width)
+    """Returns the path of a text encoder's file.
+
+    path: the file itself, or a folder in which to search. None searches the folder of `model`, then
+    `models_dir`, then the model folders of ComfyUI (see `comfyui_folder`).
+    kinds: the kinds of text encoder that can be used, see `backbones.Backbone.text_encoder`. Files
+    are judged by their tensors; likely names are tried first. width: of the embeddings, None for
+    any.
+    Raises ValueError, with a source and a place for the published file, if none is found.
+    """
+    return _find(_component(kinds), kinds, path, model, models_dir, comfyui, width)
 
 
 def published_of(kinds: tuple[FileKind, ...]) -> str:
-    """The name of the published file of one of these kinds of VAE or text encoder."""
-    return _sought(kinds).published
+    """Returns the short name of the published file for these kinds of VAE or text encoder."""
+    return _component(kinds).published
 
 
 def first_of(
@@ -124,13 +139,13 @@ def first_of(
     channels: int | None = None,
     unreadable: list[str] | None = None,
 ) -> Path | None:
-    """The first of `files` that is of one of these kinds, None if none is.
+    """Returns the first of `files` that is of one of these kinds, None if none is.
 
     Files are judged by their tensors; likely names of VAEs and text encoders are tried first.
     width: of the text encoder's embeddings, None for any. channels: of the VAE's latents, None for
-    any. unreadable: gets the reasons why files were passed over.
+    any. unreadable: a list to which the errors of unreadable files are appended.
     """
-    likely_name = next((sought.likely_name for sought in _PARTS if sought.takes(kinds)), "")
+    likely_name = next((part.likely_name for part in _COMPONENTS if part.has(kinds)), "")
     for path in sorted(files, key=lambda path: _unlikely(path, likely_name)):
         try:
             file = open_tensors(path)
@@ -144,17 +159,17 @@ def first_of(
     return None
 
 
-def _sought(kinds: tuple[FileKind, ...]) -> _Sought:
-    return next(sought for sought in _PARTS if sought.takes(kinds))
+def _component(kinds: tuple[FileKind, ...]) -> _Component:
+    return next(part for part in _COMPONENTS if part.has(kinds))
 
 
-# Ends of the names of weights that embeddings are rows of, and that take latents in.
+# How the keys of token embeddings end, and those of the layers that read latents.
 _EMBEDDINGS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight")
 _LATENTS = ("decoder.conv_in.weight", "decoder.conv_in.conv.weight")
 
 
 def _has(size: int | None, file: TensorFile, names: tuple[str, ...]) -> bool:
-    """Whether a weight with such a name is `size` wide; None for any file."""
+    """Tests whether the second dimension of a weight with such a name is `size`; None fits all."""
     weights = (tensor for key, tensor in file.items() if key.endswith(names))
     return size is None or any(weight.shape[1] == size for weight in weights)
 
@@ -165,65 +180,70 @@ def find_published(
     models_dir: str | os.PathLike[str] | None = None,
     comfyui: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """A published model's file in models_dir or in ComfyUI's folders, also under another suffix.
+    """Returns the path of a published file, which may have another suffix than its source.
 
-    name: a key of `downloads.PUBLISHED`. Raises ValueError, saying how to get it, if there is none.
+    name: a key of `download.PUBLISHED`. The file is searched in `models_dir`, then in the model
+    folders of ComfyUI (see `comfyui_folder`). Raises ValueError, with a source, if it is missing.
     """
     _check_folder(models_dir, "--models-dir")
     file = PUBLISHED[name]
-    homes = [Path(models_dir)] if models_dir is not None else []
-    places = _places(homes, _FOLDERS[file.folder], comfyui_folder(comfyui))
-    for place in places:
-        for path in _weights(place, recursive=place not in homes):
+    roots = [Path(models_dir)] if models_dir is not None else []
+    folders = _search_folders(roots, _FOLDERS[file.folder], comfyui_folder(comfyui))
+    for folder in folders:
+        for path in _checkpoint_files(folder, recursive=folder not in roots):
             if file.is_named(path):
                 return path
-    home = homes[0] if homes else None
-    raise ValueError(f"{name} is missing: {_how_to_get(name, home)} ({_searched(places)})")
+    root = roots[0] if roots else None
+    raise ValueError(f"{name} is missing: {_how_to_get(name, root)} ({_searched(folders)})")
 
 
-def comfyui_folder(given: str | os.PathLike[str] | None = None) -> Path | None:
-    """The ComfyUI installation: `given`, COMFYUI_DIR, or the one that this package lies in."""
-    if named := given or os.environ.get("COMFYUI_DIR"):
+def comfyui_folder(path: str | os.PathLike[str] | None = None) -> Path | None:
+    """Returns the folder of the ComfyUI installation, None if there is none.
+
+    It is `path`, else the environment variable COMFYUI_DIR, else the installation that contains
+    this package. Raises ValueError if the first or second is not a folder.
+    """
+    if named := path or os.environ.get("COMFYUI_DIR"):
         if not Path(named).is_dir():
-            raise ValueError(f"{named} is no folder: name the ComfyUI folder (COMFYUI_DIR)")
+            raise ValueError(f"{named} is not a folder: name the ComfyUI folder (COMFYUI_DIR)")
         return Path(named)
     custom_nodes = Path(__file__).parents[3]
     return custom_nodes.parent if custom_nodes.name == "custom_nodes" else None
 
 
 def _find(
-    sought: _Sought,
+    component: _Component,
     kinds: tuple[FileKind, ...],
-    given: str | os.PathLike[str] | None,
+    path: str | os.PathLike[str] | None,
     model: str | os.PathLike[str] | None,
     models_dir: str | os.PathLike[str] | None,
     comfyui: str | os.PathLike[str] | None,
     width: int | None = None,
 ) -> Path:
-    if given is not None and Path(given).is_file():
-        return Path(given)
-    _check_folder(given, sought.option)
+    if path is not None and Path(path).is_file():
+        return Path(path)
+    _check_folder(path, component.option)
     _check_folder(models_dir, "--models-dir")
-    homes, root, home = [], None, None
-    if given is not None:
-        homes.append(home := Path(given))
+    roots, installation, root = [], None, None
+    if path is not None:
+        roots.append(root := Path(path))
     else:
-        root = comfyui_folder(comfyui)
+        installation = comfyui_folder(comfyui)
         if model is not None:
-            homes.append(Path(model).parent)
-            home = None if root else homes[0]
+            roots.append(Path(model).parent)
+            root = None if installation else roots[0]
         if models_dir is not None:
-            homes.append(home := Path(models_dir))
-    places = _places(homes, sought.folders, root)
+            roots.append(root := Path(models_dir))
+    folders = _search_folders(roots, component.folders, installation)
     unreadable: list[str] = []
-    for place in places:
-        files = _weights(place, recursive=place not in homes)
-        if path := first_of(files, kinds, width=width, unreadable=unreadable):
-            return path
+    for folder in folders:
+        files = _checkpoint_files(folder, recursive=folder not in roots)
+        if file := first_of(files, kinds, width=width, unreadable=unreadable):
+            return file
     raise ValueError(
-        f"no {sought.what} found: {_how_to_get(sought.published, home)}, or name the file with "
-        f"{sought.option} ({_searched(places)})"
-        + "".join(f"; passed over: {reason}" for reason in unreadable[:3])
+        f"no {component.title} found: {_how_to_get(component.published, root)}, or name the file "
+        f"with {component.option} ({_searched(folders)})"
+        + "".join(f"; skipped: {reason}" for reason in unreadable[:3])
     )
 
 
@@ -232,21 +252,21 @@ def _check_folder(folder: str | os.PathLike[str] | None, option: str) -> None:
         raise ValueError(f"{folder} does not exist: correct {option}")
 
 
-def _how_to_get(name: str, home: Path | None) -> str:
-    """home: the models folder that a published file is missing in, None for ComfyUI's."""
+def _how_to_get(name: str, root: Path | None) -> str:
+    """Returns advice; root: the models folder that lacks the file, None for ComfyUI's."""
     file = PUBLISHED[name]
-    option = f" --models-dir {home}" if home else ""
-    folder = home / file.folder if home else f"ComfyUI's models/{file.folder}"
+    option = f" --models-dir {root}" if root else ""
+    folder = root / file.folder if root else f"ComfyUI's models/{file.folder}"
     return f"run `python -m star_core download {name}{option}`, or put {file.source} into {folder}"
 
 
-def _searched(places: list[Path]) -> str:
-    return "searched: " + (", ".join(str(place) for place in places if place.is_dir()) or "nowhere")
+def _searched(folders: list[Path]) -> str:
+    existing = ", ".join(str(folder) for folder in folders if folder.is_dir())
+    return f"searched: {existing or 'nowhere'}"
 
 
-def _weights(place: Path, *, recursive: bool) -> list[Path]:
-    """Checkpoint files of a folder."""
-    paths = place.rglob("*") if recursive else place.glob("*")
+def _checkpoint_files(folder: Path, *, recursive: bool) -> list[Path]:
+    paths = folder.rglob("*") if recursive else folder.glob("*")
     return sorted(path for path in paths if path.suffix in _SUFFIXES and path.is_file())
 
 
@@ -254,17 +274,19 @@ def _unlikely(path: Path, likely_name: str) -> bool:
     return not re.search(likely_name, path.name, re.IGNORECASE)
 
 
-def _places(homes: list[Path], folders: tuple[str, ...], root: Path | None) -> list[Path]:
-    """The homes, their model folders, then ComfyUI's."""
-    places = [place for home in homes for place in (home, *(home / f for f in folders))]
-    return [*places, *(_comfyui_places(root, folders) if root else ())]
+def _search_folders(
+    roots: list[Path], names: tuple[str, ...], installation: Path | None
+) -> list[Path]:
+    """Returns the roots, each with its model folders, then ComfyUI's model folders."""
+    folders = [folder for root in roots for folder in (root, *(root / name for name in names))]
+    return [*folders, *(_comfyui_folders(installation, names) if installation else ())]
 
 
-def _comfyui_places(root: Path, folders: tuple[str, ...]) -> Iterator[Path]:
-    """ComfyUI's own model folders, then those of its extra_model_paths.yaml."""
-    for folder in folders:
-        yield root / "models" / folder
-    extra = root / "extra_model_paths.yaml"
+def _comfyui_folders(installation: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    """Yields ComfyUI's own model folders, then those of its extra_model_paths.yaml."""
+    for name in names:
+        yield installation / "models" / name
+    extra = installation / "extra_model_paths.yaml"
     if not extra.is_file():
         return
     import yaml  # comes with ComfyUI and with transformers
@@ -272,9 +294,10 @@ def _comfyui_places(root: Path, folders: tuple[str, ...]) -> Iterator[Path]:
     try:
         sections = yaml.safe_load(extra.read_text(encoding="utf-8")) or {}
         for section in sections.values():
-            base = root / os.path.expandvars(os.path.expanduser(section.get("base_path", "")))
-            for folder in folders:
-                for line in section.get(folder, "").splitlines():
+            path = os.path.expandvars(os.path.expanduser(section.get("base_path", "")))
+            base = installation / path
+            for name in names:
+                for line in section.get(name, "").splitlines():
                     yield base / line.strip()
     except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{extra} is unreadable ({error}): correct it") from None

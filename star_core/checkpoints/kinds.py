@@ -1,4 +1,4 @@
-"""What a checkpoint is, judged by the names of its tensors."""
+"""Identifies checkpoints by the names of their tensors."""
 
 import re
 from collections.abc import Iterable
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class FileKind:
-    """A kind of checkpoint: each pattern occurs in some key. `name` is stable, `title` for people.
+    """A kind of checkpoint, whose keys match all of its patterns.
 
-    advice: what to do with such a file here, "" where a loader takes it.
+    name: an identifier that never changes. title: the description in messages. patterns: regular
+    expressions, each of which some key matches. advice: what to do with such a file, "" for a kind
+    that can be loaded.
     """
 
     name: str
@@ -18,6 +20,7 @@ class FileKind:
     advice: str = ""
 
     def matches(self, keys: str) -> bool:
+        """Tests whether a checkpoint with these keys, one per line, is of this kind."""
         return all(re.search(pattern, keys, re.MULTILINE) for pattern in self.patterns)
 
 
@@ -97,13 +100,13 @@ CLIP_TRANSFORMERS = FileKind(
     ),
 )
 
-# The first that matches is it: special ones stand before those that they contain.
+# The first that matches counts, so specific kinds precede the general kinds that match them too.
 KNOWN_FILES = (
     FileKind(
         name="lora",
         title="LoRA (low-rank changes to some other model)",
         patterns=(r"[._]lora[._]?(down|up|A|B)\b",),
-        advice="it needs the model that it was made for and is not a model of its own",
+        advice="it changes the model that it was made for and cannot be used alone",
     ),
     STAR_I2VGENXL,
     VENHANCER,
@@ -113,13 +116,13 @@ KNOWN_FILES = (
         name="cogvideox-sat",
         title="CogVideoX transformer in SAT's naming, without STAR's changes",
         patterns=(r"\bmixins\.patch_embed\.proj\.weight$",),
-        advice="STAR's own file has 32 input channels, under `proj_sr`",
+        advice="STAR's own file has a layer `proj_sr` with 32 input channels",
     ),
     FileKind(
         name="cogvideox-diffusers",
         title="CogVideoX transformer in diffusers' naming",
         patterns=(r"^patch_embed\.text_proj\.weight$", r"^transformer_blocks\.0\.norm1\.linear\."),
-        advice="it lacks STAR's gates (`spa_local`, `temp_local`) and its input channels",
+        advice="it lacks STAR's gates (`spa_local`, `temp_local`) and additional input channels",
     ),
     SVD,
     STABLE_DIFFUSION_2,
@@ -127,7 +130,7 @@ KNOWN_FILES = (
         name="stable-diffusion",
         title="full Stable Diffusion checkpoint",
         patterns=(r"^model\.diffusion_model\.",),
-        advice="STAR takes neither its UNet nor its VAE",
+        advice="STAR can use neither its UNet nor its VAE",
     ),
     VAE_DIFFUSERS,
     VAE_PATCH,
@@ -160,6 +163,6 @@ UNKNOWN = FileKind(name="unknown", title="checkpoint of an unknown kind", patter
 
 
 def identify(keys: Iterable[str]) -> FileKind:
-    """The kind of checkpoint that has these keys, `UNKNOWN` if none is known."""
+    """Returns the kind of a checkpoint with these keys, `UNKNOWN` if no known kind matches."""
     lines = "\n".join(keys)
     return next((kind for kind in KNOWN_FILES if kind.matches(lines)), UNKNOWN)

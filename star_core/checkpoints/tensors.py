@@ -1,4 +1,4 @@
-"""Files of tensors: opened memory-mapped, loaded strictly, written in a stream."""
+"""Reads tensor files memory-mapped, loads them strictly into modules, writes them as streams."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ from .quantization import METADATA, PackedTensor, packed_layers, stored
 
 logger = logging.getLogger(__name__)
 
-# safetensors' own limit, in bytes: what claims more is another kind of file.
+# safetensors' own limit in bytes: a file whose first bytes state more is of another kind.
 _LONGEST_HEADER = 100_000_000
 
-# safetensors' names of types, both ways.
+# safetensors' names of types.
 _TYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -39,19 +39,20 @@ _TYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-if hasattr(torch, "float8_e8m0fnu"):  # not in the oldest
+if hasattr(torch, "float8_e8m0fnu"):  # the oldest supported torch lacks it
     _TYPE_NAMES[torch.float8_e8m0fnu] = "F8_E8M0"
 
 
 class TensorFile(Mapping[str, Tensor]):
     """The tensors of one file by key, as views of the memory-mapped file.
 
-    A tensor occupies no memory of its own until it is converted or copied. The weights of layers
-    that ComfyUI has quantised are `quantization.PackedTensor`, and their scales stand in them.
-    `format` is "safetensors", "torch", "torch (DeepSpeed)" or "torch (old)"; only the last is read
-    into memory as a whole.
-    `metadata` is the text metadata of a safetensors file, {} for the others.
-    ValueError for a quantised layer that misses a part or is of an unknown format.
+    A tensor occupies no memory of its own until it is converted or copied. Weights that ComfyUI has
+    quantised are `quantization.PackedTensor` objects, which contain their scales.
+
+    format: "safetensors", "torch", "torch (DeepSpeed)" or "torch (old)"; only a file of the last
+    format is read into memory as a whole. metadata: the text metadata of a safetensors file, {} for
+    other formats. Raises ValueError for a quantised layer that lacks a part or has an unknown
+    format.
     """
 
     def __init__(
@@ -76,7 +77,10 @@ class TensorFile(Mapping[str, Tensor]):
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors that are made when they are asked for, again each time, and not kept."""
+    """Tensors that a function computes anew at each access, so that none stays in memory.
+
+    make: the function for each key.
+    """
 
     def __init__(self, make: Mapping[str, Callable[[], Tensor]]) -> None:
         self._make = make
@@ -92,12 +96,12 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 def open_tensors(path: str | os.PathLike[str]) -> TensorFile:
-    """Open a safetensors or PyTorch (.pt .pth .ckpt .bin) file; its content decides, not its name.
+    """Opens a safetensors or PyTorch (.pt .pth .ckpt .bin) file; its content decides, not its name.
 
-    PyTorch files are read with `weights_only=True` and may wrap their tensors in `state_dict`. Of
-    those that DeepSpeed wrote, only the weights are read, see `deepspeed_file`.
-    Raises ValueError for a file that is missing, empty, truncated, damaged, holds anything but
-    tensors and plain values, or is no checkpoint at all.
+    PyTorch files are read with `weights_only=True` and may wrap their tensors in `state_dict`. From
+    files that DeepSpeed wrote, only the weights are read, see `deepspeed`.
+    Raises ValueError for a file that is missing, empty, truncated or damaged, that contains
+    anything but tensors and plain values, or that is not a checkpoint.
     """
     path = Path(path)
     if path.is_dir():
@@ -108,7 +112,9 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorFile:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: check the path") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check its rights") from None
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}): check its permissions"
+        ) from None
     if not head:
         raise ValueError(f"{path} is empty: download or copy it again")
     if head.startswith(b"version https://git-lfs"):
@@ -117,7 +123,7 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorFile:
     if head[8:9] == b"{" and header_length <= _LONGEST_HEADER:
         return _open_safetensors(path, header_length)
     if head.startswith((b"PK\x03\x04", b"\x80")):
-        if path.suffix == ".safetensors":  # torch.load goes by the name
+        if path.suffix == ".safetensors":  # torch.load chooses its reader by the name
             raise ValueError(f"{path} is a PyTorch file: rename it to .pt")
         return _open_torch(path, mmap=head.startswith(b"PK") and _is_torch_zip(path))
     raise ValueError(
@@ -139,8 +145,8 @@ def _open_safetensors(path: Path, header_length: int) -> TensorFile:
     size, expected = path.stat().st_size, 8 + header_length + data_length
     if size < expected:
         raise ValueError(
-            f"{path} is truncated: {size} of at least {expected} bytes are there; download or copy "
-            "it again"
+            f"{path} is truncated: it has {size} of at least {expected} bytes; download or copy it "
+            "again"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -155,12 +161,12 @@ def _is_torch_zip(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             names = [name.rpartition("/")[2] for name in archive.namelist()]
     except zipfile.BadZipFile:
-        # The directory of a zip file is its end: without it the rest is not worth trying.
+        # The directory of a zip file is at its end, so a truncated file has none.
         raise ValueError(f"{path} is truncated or damaged: download or copy it again") from None
     if "constants.pkl" in names:
         raise ValueError(
-            f"{path} is a TorchScript program, not a checkpoint: use the file with the weights "
-            "alone (a state dict)"
+            f"{path} is a TorchScript program, not a checkpoint: use a file that contains only the "
+            "weights (a state dict)"
         )
     if "data.pkl" not in names:
         raise ValueError(f"{path} is a zip archive without a checkpoint in it: unpack it first")
@@ -172,42 +178,50 @@ def _open_torch(path: Path, *, mmap: bool) -> TensorFile:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            if mmap:  # the objects may be DeepSpeed's, beside the weights
+            if mmap:  # the objects may be DeepSpeed's, stored beside the weights
                 with suppress(ValueError):
                     tensors = read_module(path)
                     return TensorFile(path, tensors, format="torch (DeepSpeed)", metadata={})
             raise ValueError(
-                f"{path} was not loaded: it holds Python objects besides tensors "
-                f"({refused[1]}), which could run any code; use a file of weights only, or save "
+                f"{path} was not loaded: it contains Python objects besides tensors "
+                f"({refused[1]}), which could run any code; use a file with weights only, or save "
                 "its state_dict alone on a machine where you trust it"
             ) from None
         raise ValueError(
-            f"{path} is damaged, or a pickle of something else than tensors, of which nothing was "
-            "run: download it again, or save its state_dict alone where you trust it"
+            f"{path} is damaged or contains something other than tensors (nothing in it was run): "
+            "download it again, or save its state_dict alone on a machine where you trust it"
         ) from None
     except Exception as error:  # a damaged pickle stream can raise anything
         raise ValueError(
-            f"{path} is damaged or no checkpoint ({type(error).__name__}): download it again"
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}): download it again"
         ) from None
     entries = content if isinstance(content, Mapping) else {}
-    for wrapper in ("state_dict", "module"):  # DeepSpeed, as CogVideoX's files, says `module`
+    for wrapper in ("state_dict", "module"):  # DeepSpeed's files, such as CogVideoX's: `module`
         if isinstance(entries.get(wrapper), Mapping):
             entries = entries[wrapper]
     tensors = {str(k): v.detach() for k, v in entries.items() if isinstance(v, Tensor)}
     if not tensors:
-        found = ", ".join(map(str, list(entries)[:8])) or type(content).__name__
+        content_names = first_names(map(str, entries)) or type(content).__name__
         raise ValueError(
-            f"{path} has no tensors at its top level or in `state_dict` (found: {found}): save "
-            "the state_dict alone"
+            f"{path} has no tensors at its top level or in `state_dict`, only {content_names}: "
+            "save the state_dict alone"
         )
     return TensorFile(path, tensors, format="torch" if mmap else "torch (old)", metadata={})
 
 
-def cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The tensor in `dtype` if it is floating-point and dtype is not None, itself otherwise.
+def first_names(names: Iterable[str], limit: int = 3) -> str:
+    """Returns the first `limit` names and the number of the others: "a, b, c and 273 more"."""
+    names = list(names)
+    others = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + others
 
-    That of a quantised layer is unpacked. Raises ValueError where a finite value is beyond the
-    range of dtype.
+
+def cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Returns a floating-point tensor in `dtype`, and any other tensor as it is.
+
+    key: the tensor's name in error messages. dtype: None keeps the tensor's own. The weight of a
+    quantised layer is unpacked. Raises ValueError where a finite value is beyond the range of
+    dtype.
     """
     if isinstance(tensor, PackedTensor):
         dtype, tensor = dtype or tensor.dtype, tensor.unpacked()
@@ -216,7 +230,7 @@ def cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     converted = tensor.to(dtype)
     largest = torch.finfo(dtype).max
     narrower = tensor.numel() > 0 and largest < torch.finfo(tensor.dtype).max
-    # aminmax, not isinf: it allocates nothing, so the heap does not fragment tensor by tensor.
+    # aminmax rather than isinf: it allocates nothing, so the heap does not fragment.
     if narrower and any(e.isfinite() and e.abs() > largest for e in tensor.aminmax()):
         raise ValueError(
             f"{key!r} holds values beyond {dtype}'s largest, {largest:g}: choose a wider type"
@@ -228,25 +242,27 @@ def load_into(
     module: nn.Module,
     tensors: Mapping[str, Tensor],
     *,
-    wanted: Mapping[str, Tensor] | None = None,
+    expected: Mapping[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     packed: bool = False,
     name: str = "the file",
 ) -> None:
-    """Give every parameter and buffer of `module` (on meta) its tensor, converted one by one.
+    """Assigns its tensor to every parameter and buffer of `module`, converted one by one.
 
-    Floating-point tensors become `dtype` (None keeps theirs); what needs no conversion stays a
-    view of the memory-mapped file. `name` says in messages where the tensors come from.
-    wanted: the module's keys with tensors of their shapes; None for its state dict, which says too
-    little where a host's layers have no weights until they are loaded.
-    packed: leave the weights of quantised layers as the file holds them, for a host's layers that
-    take them so.
-    Raises ValueError unless every wanted key is there with its shape. Keys that are not wanted are
-    listed in a warning and dropped.
+    module: usually on the device "meta". Tensors that need no conversion stay views of the
+    memory-mapped file.
+    expected: the module's keys with tensors of the right shapes; None for its state dict, which is
+    incomplete where a host's layers have no weights until they are loaded.
+    dtype: of floating-point tensors; None keeps each tensor's.
+    packed: leaves the weights of quantised layers as the file stores them, for host layers that
+    compute with them.
+    name: the file's name in messages.
+    Raises ValueError unless every expected key is in `tensors` with its shape. Unexpected keys are
+    ignored with a warning.
     """
-    wanted = module.state_dict() if wanted is None else wanted
-    differences = compare(tensors, wanted)
+    expected = module.state_dict() if expected is None else expected
+    differences = compare(tensors, expected)
     if differences.missing or differences.mismatched:
         kind = identify(tensors)
         raise ValueError(
@@ -254,10 +270,10 @@ def load_into(
             f"{kind.title}: {kind.advice or 'choose a complete file of the right kind'}"
         )
     if unexpected := differences.unexpected:
-        keys = ", ".join(unexpected)
-        logger.warning("%s: %d unexpected keys are ignored: %s", name, len(unexpected), keys)
+        names = first_names(unexpected)
+        logger.warning("%s: %d unexpected keys are ignored: %s", name, len(unexpected), names)
     converted: dict[str, Tensor] = {}
-    for key in wanted:
+    for key in expected:
         if packed and isinstance(tensors[key], PackedTensor):
             converted |= stored({key: tensors[key]})
         else:
@@ -267,7 +283,12 @@ def load_into(
 
 @dataclass(frozen=True)
 class Differences:
-    """Keys in which a file differs from the network that it is meant for; str() names the first."""
+    """The keys in which a file differs from a network; str() names the first of each sort.
+
+    missing: keys of the network that the file lacks. mismatched: keys whose tensors differ in shape
+    or type; first_mismatch describes the first of them, "" if there is none. unexpected: keys that
+    the network does not have.
+    """
 
     missing: list[str]
     mismatched: list[str]
@@ -287,25 +308,25 @@ class Differences:
         )
 
 
-def compare(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Differences:
-    """What the tensors of a file lack, or have too much, for a network's `state_dict()`."""
+def compare(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Differences:
+    """Returns how the tensors of a file differ from `expected`, a network's `state_dict()`."""
     mismatched = [
         key
-        for key in wanted
+        for key in expected
         if key in tensors
         and (
-            tensors[key].shape != wanted[key].shape
-            or tensors[key].is_floating_point() != wanted[key].is_floating_point()
+            tensors[key].shape != expected[key].shape
+            or tensors[key].is_floating_point() != expected[key].is_floating_point()
         )
     ]
     first = ""
     if mismatched:
-        found, asked = (of[mismatched[0]] for of in (tensors, wanted))
-        first = f"is {found.dtype} {list(found.shape)} instead of {list(asked.shape)}"
+        tensor, other = tensors[mismatched[0]], expected[mismatched[0]]
+        first = f"is {tensor.dtype} {list(tensor.shape)} instead of {list(other.shape)}"
     return Differences(
-        missing=[key for key in wanted if key not in tensors],
+        missing=[key for key in expected if key not in tensors],
         mismatched=mismatched,
-        unexpected=[key for key in tensors if key not in wanted],
+        unexpected=[key for key in tensors if key not in expected],
         first_mismatch=first,
     )
 
@@ -318,20 +339,22 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a safetensors file, holding one converted tensor at a time.
+    """Writes a safetensors file, with one converted tensor in memory at a time.
 
-    Floating-point tensors become `dtype` (None keeps theirs), others stay. Tensors that share
-    memory are written separately. The file gets its name when it is complete.
-    Raises ValueError if it exists and `overwrite` is off, or cannot be written.
+    dtype: of floating-point tensors; None keeps each tensor's. metadata: text that is stored beside
+    "format". Tensors that share memory are written separately. The file appears under its name
+    once it is complete.
+    Raises ValueError if `path` does not end in .safetensors, exists while `overwrite` is off, or
+    cannot be written, and for values or types that the file cannot store.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} must end in .safetensors: only that format is written")
+        raise ValueError(f"{path} must end in .safetensors, the only format that is written")
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists already: choose another name, or allow overwriting")
-    # Wide types first: then each tensor is aligned to its element size, as mapping it needs.
+    # Wide types first: then each tensor is aligned to its element size, as mapping needs.
     types, shapes = {}, {}
-    for key, tensor in tensors.items():  # once: a tensor may be made anew whenever it is asked for
+    for key, tensor in tensors.items():  # only once: each access may compute the tensor anew
         types[key] = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         shapes[key] = tensor.shape
     keys = sorted(types, key=lambda key: -types[key].itemsize)
@@ -339,7 +362,7 @@ def write_tensors(
     end = 0
     for key in keys:
         if types[key] not in _TYPE_NAMES:
-            raise ValueError(f"{key!r} is {types[key]}, which safetensors files do not hold")
+            raise ValueError(f"{key!r} is {types[key]}, which safetensors files cannot store")
         begin, end = end, end + shapes[key].numel() * types[key].itemsize
         header[key] = {
             "dtype": _TYPE_NAMES[types[key]],

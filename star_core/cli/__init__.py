@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from .. import __version__
 from .batching import add_batch, run_batch
 from .benchmarking import add_benchmark, run_benchmark
 from .comparing import add_compare, add_votes, run_compare, run_votes
@@ -38,31 +39,31 @@ SUCCESS, USER_ERROR, INTERRUPTED = 0, 2, 130
 
 _COMMANDS = (
     ("upscale", run_upscale, add_upscale, "restore and enlarge a video"),
-    ("plan", run_plan, add_plan, "tell what a run will take, and how it fits into memory"),
+    ("plan", run_plan, add_plan, "predict memory and work of a run, and fit it into memory"),
     ("batch", run_batch, add_batch, "restore many videos, on one machine or many"),
-    ("demo", run_demo, add_demo, "restore the clip that comes along and measure the result"),
+    ("demo", run_demo, add_demo, "restore the bundled clip and measure the result"),
     ("compare", run_compare, add_compare, "write a page that shows clips side by side"),
-    ("benchmark", run_benchmark, add_benchmark, "measure methods beside each other on clips"),
-    ("votes", run_votes, add_votes, "count the votes of viewers of such pages together"),
+    ("benchmark", run_benchmark, add_benchmark, "measure several methods on public clips"),
+    ("votes", run_votes, add_votes, "count the votes from such pages"),
     ("download", run_download, add_download, "fetch published model files from Hugging Face"),
     ("evaluate", run_evaluate, add_evaluate, "measure restored clips"),
-    ("protocol", run_protocol, add_protocol, "evaluate as the paper does, on its test sets"),
-    ("metric-weights", run_metric_weights, add_metric_weights, "fetch what metrics need"),
-    ("info", run_info, add_info, "tell what a model file is"),
+    ("protocol", run_protocol, add_protocol, "evaluate as in the paper, on its test sets"),
+    ("metric-weights", run_metric_weights, add_metric_weights, "fetch the weights of metrics"),
+    ("info", run_info, add_info, "identify a model file"),
     ("convert", run_convert, add_convert, "write a checkpoint as safetensors"),
     ("verify", run_verify, add_verify, "replay test vectors of the reference implementation"),
     ("manifest", run_manifest, add_manifest, "print a network's keys and shapes as JSON"),
-    ("bench", run_bench, add_bench, "measure how fast the network runs on this machine"),
-    ("degrade", run_degrade, add_degrade, "make a clean video small and bad, recorded"),
+    ("bench", run_bench, add_bench, "measure the speed of this machine"),
+    ("degrade", run_degrade, add_degrade, "downscale and degrade a clean video"),
     ("dataset", run_dataset, add_dataset, "cut a folder of videos into clips to train on"),
     ("train", run_train, add_train, "train a model"),
-    ("ablation", run_ablation, add_ablation, "train variants of LIEM and DF loss and compare"),
+    ("ablation", run_ablation, add_ablation, "train and compare variants of LIEM and DF loss"),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. 0 on success, 2 for what the user can mend, 130 after Ctrl-C."""
-    args = _parser().parse_args(arguments)
+    """Runs a command; returns 0 on success, 2 for user errors, 130 after Ctrl-C."""
+    args = parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         return args.run(args) or SUCCESS
@@ -93,11 +94,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"error: {message} (see {self.prog} --help)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m star_core", description="STAR video super-resolution.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    program = _Parser(prog="star-vsr", description="STAR video super-resolution.")
+    program.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = program.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for name, run, add, text in _COMMANDS:
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         add(command)
         command.set_defaults(run=run)
-    return parser
+    return program

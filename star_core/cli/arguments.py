@@ -1,8 +1,11 @@
-"""What several commands share: notations, where to compute, JSON."""
+"""What several commands share: notations, where to compute, JSON output."""
 
 import argparse
+import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +38,7 @@ def MEMORY(text: str) -> int:
 
 def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--device", default="auto", help="where to compute: auto (default), cpu, cuda, cuda:1 ..."
+        "--device", default="auto", help="where to compute: auto (default), cpu, cuda or cuda:1"
     )
 
 
@@ -63,7 +66,7 @@ def add_compute(parser: argparse._ActionsContainer) -> None:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "float16", "bfloat16"),
-        help="precision; auto (default) is float16 on a GPU, float32 otherwise",
+        help="precision of the network; auto (default) is float16 on a GPU and float32 elsewhere",
     )
 
 
@@ -85,14 +88,84 @@ def add_flow(parser: argparse._ActionsContainer) -> None:
         "--flow",
         choices=("dis", "raft"),
         default="dis",
-        help="what finds motion: OpenCV's DIS (default), or RAFT, which needs its weights",
+        help="optical flow by OpenCV's DIS (default) or by RAFT, whose weights must be fetched",
     )
 
 
-def add_weights(parser: argparse._ActionsContainer) -> None:
+def add_metric_folder(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--weights",
+        "--metric-folder",
         metavar="FOLDER",
-        help="where the weights of metrics lie (default STAR_METRIC_WEIGHTS, else "
+        help="where the weights of metrics are (default: STAR_METRIC_WEIGHTS, else "
         "models/star_metrics of ComfyUI, else a folder in the user's cache)",
     )
+
+
+def read_list(path: Path, what: str) -> list[Any]:
+    """Returns the list in a JSON file, which may begin with a byte-order mark.
+
+    what: what the list holds, for messages. ValueError if the file cannot be read or holds anything
+    else than a list with at least one entry.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} must be a list of {what}, with at least one")
+    return entries
+
+
+class _Raising(argparse.ArgumentParser):
+    """Raises ValueError instead of ending the program, and accepts no abbreviated names."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(re.sub(r"^argument \S+: (?!not allowed)", "", message))
+
+
+def options_from_json(
+    add_options: Callable[[argparse.ArgumentParser], None], values: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Checks and converts values from JSON as if they were options of the command line.
+
+    add_options: adds the options to a parser. values: by the options' names, with - or _. where:
+    the place in the file, for messages. ValueError, such as "jobs.json, job 2, steps: ...", for an
+    unknown name, a value of another JSON type than the option's, or one that the option refuses.
+    """
+    parser = _Raising()
+    add_options(parser)
+    actions = {action.dest: action for action in parser._actions}
+    result, everything = {}, []
+    for name, value in values.items():
+        key = name.replace("-", "_")
+        if key not in actions:
+            raise ValueError(f"{where}: there is no option {name}")
+        action = actions[key]
+        expected = _JSON_TYPES.get(action.type, ("a string", str))
+        if action.nargs == 0:
+            expected = ("true or false", bool)
+        if not isinstance(value, expected[1]) or isinstance(value, bool) != (action.nargs == 0):
+            raise ValueError(f"{where}, {name}: must be {expected[0]}, not {json.dumps(value)}")
+        option = f"--{key.replace('_', '-')}"
+        arguments = [option] * value if action.nargs == 0 else [f"{option}={value}"]
+        everything += arguments
+        try:
+            result[key] = getattr(parser.parse_args(arguments), key)
+        except ValueError as error:
+            raise ValueError(f"{where}, {name}: {error}") from None
+    try:
+        parser.parse_args(everything)
+    except ValueError as error:  # options that exclude each other
+        raise ValueError(f"{where}: {error}") from None
+    return result
+
+
+_JSON_TYPES: dict[Any, tuple[str, Any]] = {
+    int: ("an integer", int),
+    float: ("a number", (int, float)),
+}

@@ -6,11 +6,11 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from .arguments import add_json
+from .arguments import add_json, options_from_json, read_list
 from .progress import Progress, clock
-from .upscale import add_options, ordered
+from .upscale import add_options, run_spec
 
 if TYPE_CHECKING:
     from ..batch import Outcome, Status
@@ -28,27 +28,27 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "jobs",
         metavar="JOBS",
-        help="a folder of videos, or a .json file: a list of jobs such as "
-        '{"input": "a.mp4", "output": "a.mkv", "scale": 2}, with the options of upscale, which '
-        "count for this job; those given here count for all",
+        help="a folder of videos, or a .json file with a list of jobs such as "
+        '{"input": "a.mp4", "output": "a.mkv", "scale": 2}, which may set any option of upscale '
+        "for one job; options on the command line apply to all jobs",
     )
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="for results that are not named in JOBS: called like the input, in this folder",
+        help="the folder for results that JOBS does not name; they are named like their inputs",
     )
     parser.add_argument(
         "--format",
         choices=("mp4", "mkv", "mov"),
         default="mp4",
-        help="of results in --out (default mp4)",
+        help="file format of the results in --out (default mp4)",
     )
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="share the work out over a Ray cluster: its address, auto, or local for the GPUs of "
-        "this machine (default where there are several and Ray is installed). The videos and "
-        "models must be found in the same places on all machines",
+        help="spread the work over a Ray cluster: its address, auto, or local for the GPUs of "
+        "this machine (default where there are several and Ray is installed). Videos and models "
+        "must have the same paths on all machines",
     )
     add_options(parser)
     add_json(parser)
@@ -76,7 +76,7 @@ def run_batch(args: argparse.Namespace) -> int:
 
         coming = on_ray(
             jobs,
-            order_of,
+            open_run,
             address=address,
             on_worker=on_worker,
             on_status=on_status,
@@ -91,7 +91,7 @@ def run_batch(args: argparse.Namespace) -> int:
             sys.stderr.write(f"{number + 1}/{len(jobs)} {names[number]}\n")
             return Progress()
 
-        coming = one_by_one(jobs, order_of, begin)
+        coming = one_by_one(jobs, open_run, begin)
     outcomes = []
     for outcome in coming:
         outcomes.append(outcome)
@@ -105,9 +105,9 @@ def run_batch(args: argparse.Namespace) -> int:
     return 2 if any(outcome.state == "failed" for outcome in outcomes) else 0
 
 
-def order_of(job: dict[str, Any]) -> "RunSpec":
+def open_run(job: dict[str, Any]) -> "RunSpec":
     """What a job asks for; its options are those of `upscale`, parsed."""
-    run, _ = ordered(argparse.Namespace(**job))
+    run, _ = run_spec(argparse.Namespace(**job))
     return run
 
 
@@ -124,82 +124,46 @@ def _jobs(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The options of each job, with places that mean the same on every machine."""
     place = Path(args.jobs)
     if place.is_dir():
-        videos = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
+        videos = sorted(
+            path
+            for path in place.iterdir()
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        )
         if not videos:
             raise ValueError(f"there is no video in {place}")
         if args.out is None:
             raise ValueError("say where the results are to go: --out FOLDER")
-        said: list[Any] = [{"input": str(video)} for video in videos]
+        entries: list[Any] = [{"input": str(video)} for video in videos]
     else:
-        said = _from_file(place)
+        entries = read_list(place, "jobs")
     if args.out is not None:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     jobs, results = [], {}
-    for number, job in enumerate(said, 1):
-        name = f"job {number}"
+    for number, job in enumerate(entries, 1):
+        name = f"{place.name}, job {number}"
         if not isinstance(job, dict) or not isinstance(job.get("input"), str):
             raise ValueError(f'{name} must be like {{"input": "a.mp4", "output": "b.mkv"}}')
         name += f" ({Path(job['input']).name})"
         if "output" not in job and args.out is None:
             raise ValueError(f"{name} names no output: add one, or --out FOLDER")
         named = Path(args.out or "") / f"{Path(job['input']).stem}.{args.format}"
-        options = _parsed(name, args, {"output": str(named), **job})
+        options = _with_options(name, args, {"output": str(named), **job})
         if (before := results.setdefault(options["out"], name)) is not name:
             raise ValueError(f"{before} and {name} have the same result, {options['out']}")
         jobs.append(options)
     return jobs
 
 
-def _from_file(path: Path) -> list[Any]:
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} is no folder and cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(said, list) or not said:
-        raise ValueError(f"{path} must be a list of jobs, at least one")
-    return said
-
-
-class _Strict(argparse.ArgumentParser):
-    """Raises ValueError, and takes no shortened names."""
-
-    def __init__(self) -> None:
-        super().__init__(add_help=False, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def _parsed(name: str, common: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
-    """The options of a job, as `upscale` gets them; those that it does not name are the common."""
-    parser = _Strict()
-    add_options(parser)
-    switches = {action.dest for action in parser._actions if action.nargs == 0}
-    given = []
-    said = {key.replace("-", "_"): value for key, value in job.items()}
-    for key, value in said.items():
-        if key in ("input", "output"):
-            continue
-        option = f"--{key.replace('_', '-')}"
-        no_number = isinstance(value, list | dict) or value is None
-        if no_number or (value is False and key not in switches):
-            raise ValueError(f"{name}: {key} cannot be {json.dumps(value)}")
-        if value is not False:
-            given.append(option if value is True else f"{option}={value}")
-    options = copy.copy(common)
-    if "out_size" in said:
-        options.scale = None
-    if "scale" in said:
-        options.out_size = None
-    try:
-        parser.parse_args(given, options)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    result: dict[str, Any] = vars(options)
-    result |= {key: False for key, value in said.items() if value is False}
-    result |= {"source": job["input"], "out": job["output"]}
+def _with_options(where: str, common: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
+    """The options of a job as `upscale` gets them: its own, else the common ones."""
+    own = {key: value for key, value in job.items() if key not in ("input", "output")}
+    overrides = options_from_json(add_options, own, where)
+    result: dict[str, Any] = vars(copy.copy(common))
+    if "out_size" in overrides:
+        result["scale"] = None
+    if "scale" in overrides:
+        result["out_size"] = None
+    result |= overrides | {"source": job["input"], "out": job["output"]}
     for key in ("jobs", "ray", "format", "json", "run"):
         result.pop(key, None)
     for place in _PLACES:

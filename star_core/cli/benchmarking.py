@@ -13,38 +13,39 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
         "--methods",
         metavar="NAME",
         nargs="+",
-        help="of bicubic, lanczos, animevideov3, x4plus, tiny (default all)",
+        help="bicubic, lanczos, animevideov3, x4plus, tiny, tiny-sharp (default: all)",
     )
     parser.add_argument(
         "--clips",
         metavar="NAME",
         nargs="+",
-        help="of city, bikes, carphone (the default), goldengate, bigbuckbunny; the built-in model "
+        help="city, bikes, carphone (the default), goldengate, bigbuckbunny; the built-in model "
         "was trained on the last two",
     )
     parser.add_argument(
         "--recipes",
         metavar="NAME",
         nargs="+",
-        help="of light, heavy, compression, and light-3 to light-1 and heavy-3 to heavy-1, which "
-        "are enlarged by less than 4 (default all)",
+        help="light, heavy, compression; light-3 to light-1 and heavy-3 to heavy-1, which are "
+        "enlarged by less than 4 (default: all)",
     )
-    parser.add_argument("--metrics", metavar="NAME", nargs="+", help="what is measured")
+    parser.add_argument("--metrics", metavar="NAME", nargs="+", help="what to measure")
     parser.add_argument(
         "--out",
         default="out/benchmark",
         metavar="DIR",
         type=Path,
-        help="for films, clips, results and tables (default out/benchmark); a run goes on there",
+        help="the folder for films, clips and results (default out/benchmark); a run that was "
+        "stopped continues there",
     )
     parser.add_argument(
         "--report",
         metavar="DIR",
         type=Path,
-        help="for benchmark.md and its pictures (default as --out)",
+        help="the folder for benchmark.md and its figures (default: as --out)",
     )
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="of the processor (default 1)"
+        "--threads", type=int, default=1, metavar="N", help="processor threads (default 1)"
     )
 
 
@@ -57,9 +58,9 @@ def run_benchmark(args: argparse.Namespace) -> None:
     def note(line: str) -> None:
         sys.stderr.write(f"note: {line}\n")
 
-    draw = importlib.util.find_spec("PIL") is not None
+    draw = importlib.util.find_spec("matplotlib") is not None
     if not draw:
-        note("there will be no pictures: pip install pillow")
+        note("there will be no pictures: pip install matplotlib")
     results = run(
         args.out,
         clips=args.clips or HELD_OUT,

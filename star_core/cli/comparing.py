@@ -17,7 +17,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         help="videos of one scene, or folders with equally named videos of several scenes",
     )
     parser.add_argument(
-        "--reference", metavar="GT", type=Path, help="the ground truth, or a folder of them"
+        "--truth", metavar="GT", type=Path, help="the ground truth: a video, or a folder of them"
     )
     parser.add_argument(
         "--out",
@@ -27,7 +27,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         help="the page to write (default comparison.html)",
     )
     parser.add_argument(
-        "--names", metavar="NAME", nargs="+", default=[], help="what the clips are called"
+        "--names", metavar="NAME", nargs="+", default=[], help="titles of the clips"
     )
     parser.add_argument(
         "--frames", type=FRAMES, metavar="A:B", help="only frames A to B-1, counted from 0"
@@ -36,12 +36,12 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         "--metrics",
         metavar="NAME",
         nargs="*",
-        help="what to measure, none to leave it out (default: what can be, with the reference or "
-        "without)",
+        help="what to measure, no name for nothing (default: what can be measured with the ground "
+        "truth, or without)",
     )
     parser.add_argument("--title", default="Comparison", help="heading of the page")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the order in the blind mode"
+        "--seed", type=int, default=0, metavar="N", help="of the order of clips in the blind mode"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
 
@@ -49,16 +49,16 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def run_compare(args: argparse.Namespace) -> None:
     from ..compare import find_scenes, write_page
 
-    if len(args.clips) + (args.reference is not None) < 2:
-        raise ValueError("there is one clip only: give at least two, or a --reference")
-    scenes = find_scenes(args.clips, reference=args.reference, names=args.names, frames=args.frames)
+    if len(args.clips) + (args.truth is not None) < 2:
+        raise ValueError("there is one clip only: give at least two, or --truth GT")
+    scenes = find_scenes(args.clips, reference=args.truth, names=args.names, frames=args.frames)
     for note in dict.fromkeys(note for scene in scenes for note in scene.notes):
         sys.stderr.write(f"note: {note}\n")
     missing = write_page(
         scenes,
         args.out,
         title=args.title,
-        metrics=_metrics(args.metrics, has_reference=args.reference is not None),
+        metrics=_metrics(args.metrics, has_reference=args.truth is not None),
         seed=args.seed,
         overwrite=args.overwrite,
         on_progress=Progress(("measure", "encode")),
@@ -79,7 +79,7 @@ def _metrics(names: list[str] | None, *, has_reference: bool) -> list[str]:
 
 def add_votes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "files", metavar="FILE", nargs="+", type=Path, help="votes that the page let download"
+        "files", metavar="FILE", nargs="+", type=Path, help="votes that a page saved"
     )
 
 

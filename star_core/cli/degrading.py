@@ -6,7 +6,7 @@ from pathlib import Path
 from .arguments import FRAMES
 from .progress import Progress
 
-PRESETS = ("light", "heavy", "reference", "fixed-mild", "fixed-heavy", "compression", "training")
+RECIPES = ("light", "heavy", "reference", "fixed-mild", "fixed-heavy", "compression", "training")
 
 
 def add_degrade(parser: argparse.ArgumentParser) -> None:
@@ -14,18 +14,27 @@ def add_degrade(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out",
         metavar="OUT",
-        help="the small, bad one: .mkv (lossless), .mp4, .mov or a folder; OUT.json says how",
+        help="the degraded clip: .mkv (lossless), .mp4, .mov or a folder; OUT.json records how it "
+        "was made",
     )
     parser.add_argument(
-        "--preset",
-        choices=PRESETS,
+        "--recipe",
+        choices=RECIPES,
         default="heavy",
-        help="heavy (default) and light: real-world recipes; reference: heavy as it was released, "
-        "every frame on its own; fixed-mild, fixed-heavy: what results are judged by; compression: "
-        "H.264 alone; training: what the built-in model learned from",
+        help="heavy (default) and light are real-world recipes; reference is heavy as it was "
+        "released, every frame by itself; fixed-mild and fixed-heavy are those of the benchmark; "
+        "compression is H.264 alone; training is that of the built-in model",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="0 to 2^64-1 (default 0)")
-    parser.add_argument("--frames", type=FRAMES, metavar="A:B", help="only these frames")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the random draws, 0 to 2^64-1 (default 0)",
+    )
+    parser.add_argument(
+        "--frames", type=FRAMES, metavar="A:B", help="only frames A to B-1, counted from 0"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
 
 
@@ -37,7 +46,7 @@ def run_degrade(args: argparse.Namespace) -> None:
     degrade_file(
         Path(args.source),
         Path(args.out),
-        degradation.PRESETS[args.preset],
+        degradation.PRESETS[args.recipe],
         args.seed,
         frames=args.frames,
         overwrite=args.overwrite,

@@ -12,9 +12,11 @@ from .progress import Progress
 def add_download(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("names", metavar="NAME", nargs="*", default=[], help="such as light_deg")
-    what.add_argument("--list", action="store_true", help="print the names and what they stand for")
+    what.add_argument("--list", action="store_true", help="print the names and what they are")
     parser.add_argument(
-        "--models-dir", metavar="FOLDER", help="where they go (default ComfyUI's models folder)"
+        "--models-dir",
+        metavar="FOLDER",
+        help="the folder for them (default: ComfyUI's models folder)",
     )
 
 
@@ -51,8 +53,8 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def run_info(args: argparse.Namespace) -> None:
+    from ..file_info import describe
     from ..model import BUILT_IN
-    from ..star_checkpoint import describe
 
     info = describe(BUILT_IN[args.file][0] if args.file in BUILT_IN else args.file)
     print(json.dumps(asdict(info)) if args.json else info)
@@ -65,20 +67,20 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         # The last are `quantization.WRITTEN`, without torch.
         choices=("float32", "float16", "bfloat16", "fp8_scaled", "int8", "nvfp4"),
-        help="type of the weights (default: as they are); the last three quantise the linear "
+        help="type of the weights (default: unchanged); the last three quantise the linear "
         "layers of a STAR network as ComfyUI does",
     )
     parser.add_argument(
         "--shift",
         type=float,
         metavar="S",
-        help="of the schedule of a STAR network on CogVideoX (default: by its size)",
+        help="SNR shift of the schedule of a STAR network on CogVideoX (default: by its size)",
     )
     parser.add_argument(
         "--latent-scale",
         type=float,
         metavar="S",
-        help="of the latents of a STAR network on CogVideoX (default: by its size)",
+        help="scale of the latents of a STAR network on CogVideoX (default: by its size)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
 
@@ -87,7 +89,7 @@ def run_convert(args: argparse.Namespace) -> None:
     import torch
 
     from ..checkpoints.quantization import WRITTEN
-    from ..star_checkpoint import convert
+    from ..conversion import convert
 
     dtype = args.dtype and (WRITTEN.get(args.dtype) or getattr(torch, args.dtype))
     convert(
@@ -102,7 +104,9 @@ def run_convert(args: argparse.Namespace) -> None:
 
 def add_manifest(parser: argparse.ArgumentParser) -> None:
     networks = ("i2vgenxl", "cogvideox-5b", "cogvideox-2b")  # `networks.SIZES`, without torch
-    parser.add_argument("network", choices=networks, help="whose, in the published naming")
+    parser.add_argument(
+        "network", choices=networks, help="the network whose published keys are printed"
+    )
 
 
 def run_manifest(args: argparse.Namespace) -> None:

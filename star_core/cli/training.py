@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from .arguments import SIZE, add_weights
-from .degrading import PRESETS
+from .arguments import SIZE, add_metric_folder
+from .degrading import RECIPES
 from .progress import Progress, clock
 
 
@@ -15,28 +15,41 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         metavar="FOLDER",
-        help="videos, with captions in NAME.txt beside each or in a CSV file (video, caption as "
-        "OpenVid-1M has them, or path, text)",
+        help="videos, with their captions in NAME.txt beside each or in a CSV file (columns video "
+        "and caption as in OpenVid-1M, or path and text)",
     )
-    parser.add_argument("out", metavar="OUT", help="where shards of clips go (webdataset)")
+    parser.add_argument("out", metavar="OUT", help="the folder for shards of clips (webdataset)")
     parser.add_argument(
-        "--frames",
+        "--clip-frames",
         nargs=2,
         type=int,
         default=(32, 64),
-        metavar=("A", "B"),
-        help="least and most frames of a clip (default 32 64)",
+        metavar=("MIN", "MAX"),
+        help="shortest and longest clip, in frames (default 32 64)",
     )
     parser.add_argument(
-        "--side", type=int, default=256, metavar="N", help="least width and height (default 256)"
+        "--min-side",
+        type=int,
+        default=256,
+        metavar="N",
+        help="leave out videos of which a side is shorter, in pixels (default 256)",
     )
     parser.add_argument(
-        "--detail", type=float, default=1.0, metavar="X", help="least detail (default 1)"
+        "--min-detail",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="leave out clips whose neighbouring pixels differ by less on average, in levels of "
+        "255 (default 1)",
     )
     parser.add_argument(
-        "--single-shots", action="store_true", help="do not look for cuts (OpenVid-1M is cut)"
+        "--single-shots",
+        action="store_true",
+        help="do not search for cuts, because every video is one shot, as in OpenVid-1M",
     )
-    parser.add_argument("--per-shard", type=int, default=256, metavar="N", help="default 256")
+    parser.add_argument(
+        "--per-shard", type=int, default=256, metavar="N", help="clips in a shard (default 256)"
+    )
 
 
 def run_dataset(args: argparse.Namespace) -> None:
@@ -47,7 +60,7 @@ def run_dataset(args: argparse.Namespace) -> None:
     counts = make_dataset(
         Path(args.folder),
         Path(args.out),
-        ClipFilter(length=tuple(args.frames), side=args.side, detail=args.detail),
+        ClipFilter(length=tuple(args.clip_frames), side=args.min_side, detail=args.min_detail),
         find_cuts=None if args.single_shots else find_cuts,
         per_shard=args.per_shard,
         on_video=lambda done, total: progress("videos", done, total),
@@ -57,73 +70,128 @@ def run_dataset(args: argparse.Namespace) -> None:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--preset", choices=("tiny",), help="make the built-in model")
+    what.add_argument("--built-in", action="store_true", help="make the built-in model anew")
     what.add_argument(
         "--model",
-        metavar="FILE",
-        help="train a model with official key names; a ControlNet or LIEM that it lacks is added",
+        metavar="MODEL",
+        help="train tiny, light_deg, heavy_deg or a file; a ControlNet or LIEM that the file lacks "
+        "is added",
     )
     parser.add_argument(
         "--data",
         metavar="FOLDER",
-        help="shards of the command dataset; for --preset tiny clean videos and pictures",
+        help="shards that the command dataset wrote; for --built-in clean videos and pictures",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="weights, checkpoints, curves; training goes on where it stopped",
+        help="the folder for weights, state and curves; training continues from a state in it",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps in all")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of samples and noise (default 0)"
+    )
+    add_metric_folder(parser)
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    group = parser.add_argument_group("with --built-in")
+    group.add_argument(
         "--start",
         metavar="DIR",
-        help="with --preset tiny: go on from the model and VAE in DIR, such as star_core/weights",
+        help="continue from the model and the VAE in DIR, such as star_core/weights",
     )
-    parser.add_argument(
+    group.add_argument(
         "--sharp",
         type=float,
         default=0.0,
         metavar="X",
-        help="with --start: share of the samples that learn the preset sharp (default 0)",
+        help="share of the samples that train the preset sharp, 0 (default) to 1; needs --start",
     )
-    add_weights(parser)
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     group = parser.add_argument_group("with --model")
-    group.add_argument("--vae", metavar="FILE", help="the VAE that belongs to the model")
-    group.add_argument("--text-encoder", metavar="FILE", help="OpenCLIP ViT-H-14")
+    group.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
+    group.add_argument(
+        "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
+    )
+    group.add_argument(
+        "--models-dir",
+        metavar="FOLDER",
+        help="a further folder to search for model files, besides that of the model and ComfyUI's",
+    )
     group.add_argument(
         "--trains",
         choices=("star", "all", "lora"),
         default="star",
-        help="star (default): ControlNet and LIEM, the rest is frozen; all; or a LoRA",
-    )
-    group.add_argument("--rank", type=int, default=16, metavar="N", help="of a LoRA (default 16)")
-    group.add_argument("--recipe", choices=PRESETS, default="heavy", help="default heavy")
-    group.add_argument(
-        "--frames", type=int, default=32, metavar="N", help="of a sample (default 32)"
+        help="what is trained: ControlNet and LIEM (star, default), everything, or a LoRA",
     )
     group.add_argument(
-        "--size", type=SIZE, default=(1280, 720), metavar="WxH", help="default 1280x720"
+        "--rank", type=int, default=16, metavar="N", help="rank of the LoRA (default 16)"
     )
-    group.add_argument("--interval", type=int, default=2, metavar="N", help="default 2")
-    group.add_argument("--batch", type=int, default=1, metavar="N", help="of a process (default 1)")
-    group.add_argument("--learning-rate", type=float, default=5e-5, metavar="X", help="(5e-5)")
-    group.add_argument("--validate", metavar="FOLDER", help="shards kept apart")
-    group.add_argument("--every", type=int, default=500, metavar="N", help="checkpoints (500)")
     group.add_argument(
-        "--checkpointing", action="store_true", help="less memory, a third more to compute"
+        "--recipe",
+        choices=RECIPES,
+        default="heavy",
+        help="how clips are degraded, see the command degrade (default heavy)",
+    )
+    group.add_argument(
+        "--clip-frames", type=int, default=32, metavar="N", help="frames of a sample (default 32)"
+    )
+    group.add_argument(
+        "--size",
+        type=SIZE,
+        default=(1280, 720),
+        metavar="WxH",
+        help="pixels of a sample (default 1280x720)",
+    )
+    group.add_argument(
+        "--interval", type=int, default=2, metavar="N", help="take every Nth frame (default 2)"
+    )
+    group.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="samples of a step in each process (default 1)",
+    )
+    group.add_argument(
+        "--learning-rate", type=float, default=5e-5, metavar="X", help="default 5e-5"
+    )
+    group.add_argument(
+        "--validate", metavar="FOLDER", help="shards that are not trained on, to measure the model"
+    )
+    group.add_argument(
+        "--every",
+        type=int,
+        default=500,
+        metavar="N",
+        help="steps between two states that are saved (default 500)",
+    )
+    group.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="compute activations again instead of keeping them: less memory, a third more work",
     )
     group.add_argument(
         "--df-space",
         choices=("pixels", "latents"),
         default="pixels",
-        help="where DF loss compares: in pixels of a decoded part (default), or in latents",
+        help="where DF loss compares spectra: in a decoded part of the video (default) or in "
+        "latents",
     )
-    group.add_argument("--df-alpha", type=float, default=2.0, metavar="X", help="default 2")
-    group.add_argument("--df-beta", type=float, default=1.0, metavar="X", help="0 is none (1)")
     group.add_argument(
-        "--plan", action="store_true", help="print the memory and work that it takes, and stop"
+        "--df-alpha",
+        type=float,
+        default=2.0,
+        metavar="X",
+        help="how fast DF loss moves from low to high frequencies (default 2)",
+    )
+    group.add_argument(
+        "--df-beta",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="weight of DF loss, 0 for none (default 1)",
+    )
+    group.add_argument(
+        "--plan", action="store_true", help="print the memory and the work of a step, and stop"
     )
 
 
@@ -134,7 +202,7 @@ def run_train(args: argparse.Namespace) -> None:
     if missing := [f"--{name}" for name in ("data", "out", "steps") if not getattr(args, name)]:
         raise ValueError(f"train needs {', '.join(missing)}")
     logging.getLogger(__name__.partition(".cli")[0]).setLevel(logging.INFO)
-    if args.preset == "tiny":
+    if args.built_in:
         from ..training.tiny import train_tiny
 
         train_tiny(
@@ -144,23 +212,22 @@ def run_train(args: argparse.Namespace) -> None:
             seed=args.seed,
             start=Path(args.start) if args.start else None,
             sharp=args.sharp,
-            metric_weights=Path(args.weights) if args.weights else None,
+            metric_weights=Path(args.metric_folder) if args.metric_folder else None,
             bf16=args.bf16,
             on_step=_Report(),
         )
         return
     if args.start or args.sharp:
-        raise ValueError("--start and --sharp are for --preset tiny: leave them out with --model")
-    from ..degradation import PRESETS as RECIPES
+        raise ValueError("--start and --sharp belong to --built-in: leave them out with --model")
+    from .. import degradation
     from ..losses import DFLossConfig
-    from ..model import BUILT_IN
+    from ..model import find_model
     from ..training.finetune import DataConfig, finetune
     from ..training.objective import TrainConfig
 
-    path, built_in_vae = BUILT_IN.get(args.model, (Path(args.model), None))
-    vae = args.vae or built_in_vae
-    if vae is None:
-        raise ValueError("name the VAE of the model with --vae FILE")
+    files = find_model(
+        args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
+    )
     config = TrainConfig(
         steps=args.steps,
         batch=args.batch,
@@ -175,21 +242,21 @@ def run_train(args: argparse.Namespace) -> None:
         df=DFLossConfig(alpha=args.df_alpha, beta=args.df_beta),
         df_space=args.df_space,
     )
-    material = DataConfig(
+    data = DataConfig(
         data=Path(args.data),
-        recipe=RECIPES[args.recipe],
-        frames=args.frames,
+        recipe=degradation.PRESETS[args.recipe],
+        frames=args.clip_frames,
         size=(args.size[1], args.size[0]),
         interval=args.interval,
         validation_set=Path(args.validate) if args.validate else None,
     )
     finetune(
-        Path(path),
-        Path(vae),
-        material,
+        files.model,
+        files.vae,
+        data,
         Path(args.out),
         config,
-        text_encoder=Path(args.text_encoder) if args.text_encoder else None,
+        text_encoder=files.text_encoder,
         rank=args.rank,
         every=args.every,
         on_step=_Report(),
@@ -198,23 +265,40 @@ def run_train(args: argparse.Namespace) -> None:
 
 def add_ablation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "pairs", metavar="PAIRS", help="the folder `pairs` that train --preset tiny leaves in DIR"
-    )
-    parser.add_argument("out", metavar="OUT", help="results; started again, it goes on there")
-    parser.add_argument(
-        "--clips", nargs="+", required=True, metavar="FILE", help="clean videos kept apart"
+        "pairs", metavar="PAIRS", help="the folder `pairs` that train --built-in leaves in DIR"
     )
     parser.add_argument(
-        "--steps", type=int, default=250, metavar="N", help="of each run (default 250)"
+        "out", metavar="OUT", help="the folder for results; a run that was stopped continues there"
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2"
+        "--validate",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="clean videos that were not trained on",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=250,
+        metavar="N",
+        help="optimiser steps of each run (default 250)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="N",
+        help="one run for each (default 0 1 2)",
     )
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument(
-        "--only", metavar="WORD", help="variants with this in their name, such as LIEM"
+        "--only",
+        metavar="WORD",
+        help="run only variants with this word in their names, such as LIEM",
     )
-    add_weights(parser)
+    add_metric_folder(parser)
 
 
 def run_ablation(args: argparse.Namespace) -> None:
@@ -233,12 +317,12 @@ def run_ablation(args: argparse.Namespace) -> None:
 
     settings = Ablation(
         pairs=Path(args.pairs),
-        clips=[Path(clip) for clip in args.clips],
+        clips=[Path(clip) for clip in args.validate],
         out=Path(args.out),
         steps=args.steps,
         seeds=args.seeds,
         bf16=args.bf16,
-        metric_weights=Path(args.weights) if args.weights else None,
+        metric_weights=Path(args.metric_folder) if args.metric_folder else None,
     )
     vae = load_frame_vae(BUILT_IN["tiny"][1])
     print(ablate(settings, vae, variants=variants, on_run=on_run, on_step=_Report()), end="")
@@ -251,10 +335,10 @@ def _print_plan(args: argparse.Namespace) -> None:
     from ..training.plan import plan_training
 
     path = BUILT_IN[args.model][0] if args.model in BUILT_IN else args.model
-    config, frames, factor = UNetConfig(), args.frames, 4 if args.model in BUILT_IN else 8
+    config, frames, factor = UNetConfig(), args.clip_frames, 4 if args.model in BUILT_IN else 8
     if path and Path(path).exists():
         file = open_model(path)
-        config, frames = file.config, -(-args.frames // file.latents.frames)
+        config, frames = file.config, -(-args.clip_frames // file.latents.frames)
     plan = plan_training(
         config,
         frames=frames,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .arguments import CROP, FRAMES, MEMORY, SIZE, TILE, add_compute, add_json, compute
 from .progress import Progress
-from .shots import RunOptions, add_shots, told
+from .shots import RunOptions, add_shots, report_of
 
 if TYPE_CHECKING:
     import torch
@@ -23,88 +23,107 @@ SOLVERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_renewed", "heun")
 
 def add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="IN", help="a video, images numbered like %%05d.png, or a folder of them"
+        "source",
+        metavar="IN",
+        help="a video, a folder of frames, or numbered frames such as %%05d.png",
     )
     parser.add_argument(
         "out",
         metavar="OUT",
-        help=".mkv (lossless), .mp4, .mov, .webm, a folder or %%05d.png for PNG",
+        help=".mkv (lossless), .mp4, .mov, .webm, or a folder or %%05d.png for PNG frames",
     )
     add_options(parser)
     add_json(parser)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """How to restore, whichever files."""
+    """Adds the options that say how to restore, whichever files."""
     group = parser.add_argument_group("size and part")
     size = group.add_mutually_exclusive_group()
     size.add_argument(
-        "--scale", type=float, metavar="S", help="how much larger, any number from 1 (default 4)"
+        "--scale", type=float, metavar="S", help="enlarge by S, 1 or more (default 4)"
     )
-    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="or the exact size")
+    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="enlarge to this size in pixels")
     group.add_argument(
-        "--frames", type=FRAMES, metavar="A:B", help="preview of frames A to B-1, counted from 0"
+        "--frames",
+        type=FRAMES,
+        metavar="A:B",
+        help="restore only frames A to B-1, counted from 0, as they are in the whole result",
     )
     group.add_argument(
         "--crop",
         type=CROP,
         metavar="WxH+X+Y",
-        help="preview of this part of the picture, in pixels of the input as displayed",
+        help="restore only this part of the picture, in pixels of the input as displayed",
     )
 
     add_shots(group)
 
-    group = parser.add_argument_group("look (what is not given, the model file says)")
+    group = parser.add_argument_group("look (defaults come from the model file)")
     group.add_argument(
         "--auto",
         action="store_true",
-        help="measure blur, noise and compression of the input and choose what is not given here",
+        help="measure blur, noise and compression of the input, and choose the options that are "
+        "not given",
     )
     group.add_argument(
         "--shrink",
         type=float,
         metavar="X",
-        help="make the input smaller by X first, from 1 (default); the result's size stays. For "
-        "a clip that is blurred far below its size",
+        help="reduce the input by X, 1 (default) or more, before it is enlarged; the size of the "
+        "result stays. For clips that are blurred far below their size",
     )
     group.add_argument(
         "--strength",
         type=float,
         metavar="X",
-        help="0 is the bicubic input, 1 (default) the full result; between them each prediction "
-        "of the model is pulled towards the input's latents",
-    )
-    group.add_argument("--prompt", metavar="TEXT", help='what the video shows ("a good video")')
-    group.add_argument(
-        "--positive", metavar="TEXT", help="what makes it good, added to the prompt (STAR's words)"
+        help="0 gives the bicubic enlargement, 1 the full result. Values between pull every "
+        "prediction towards the input (default 1, less where the model file says so)",
     )
     group.add_argument(
-        "--negative", metavar="TEXT", help="what it must not look like (STAR's words)"
+        "--prompt", metavar="TEXT", help='what the video shows (default "a good video")'
+    )
+    group.add_argument(
+        "--positive",
+        metavar="TEXT",
+        help="words for good quality, added to the prompt (default STAR's)",
+    )
+    group.add_argument(
+        "--negative", metavar="TEXT", help="words for what to avoid (default STAR's)"
     )
     group.add_argument(
         "--preset",
         metavar="NAME",
-        help="of a model with learned prompts; tiny has faithful (default) and sharp",
+        help="which learned prompt to use, for models that have them: faithful (default) or sharp "
+        "with tiny",
     )
     group.add_argument(
-        "--cfg", type=float, metavar="X", help="guidance scale; 1 is none and twice as fast"
+        "--cfg",
+        type=float,
+        metavar="X",
+        help="guidance scale; 1 switches guidance off and halves the work",
     )
     group.add_argument(
-        "--cfg-rescale", type=float, metavar="X", help="0 to 1, tames the contrast of guidance"
+        "--cfg-rescale",
+        type=float,
+        metavar="X",
+        help="0 to 1, by how much the contrast that guidance adds is reduced",
     )
     group.add_argument(
         "--noise-level",
         type=int,
         metavar="N",
-        help="0 to 1000, how much of the input is forgotten before it is restored (STAR: 900)",
+        help="timestep where denoising starts, 0 to 1000: the higher, the freer the model is "
+        "(900 for STAR)",
     )
     group.add_argument(
         "--color-fix",
         choices=("adain", "wavelet", "none"),
-        help="keep the input's colours by frame statistics, by low frequencies, or not",
+        help="match the input's colours by the statistics of each frame, by its low frequencies, "
+        "or not at all",
     )
     group.add_argument(
-        "--seed", type=int, default=666, metavar="N", help="0 to 2^64-1 (default 666)"
+        "--seed", type=int, default=666, metavar="N", help="of the noise, 0 to 2^64-1 (default 666)"
     )
 
     group = parser.add_argument_group("speed and memory")
@@ -112,8 +131,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=MEMORY,
         metavar="M",
-        help="choose chunks, tiles, slices and offloading for so much memory, 12G is 12 GiB. On a "
-        "GPU, where none of them is given, nine tenths of what it has",
+        help="choose chunks, tiles, slices and offloading to fit into this much memory, such as "
+        "12G for 12 GiB (default on a GPU, unless one of them is given: nine tenths of its memory)",
     )
     group.add_argument(
         "--steps", type=int, metavar="N", help="evaluations of the network in solver mode normal"
@@ -121,91 +140,94 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--solver-mode",
         choices=("fast", "normal"),
-        help="fast takes STAR's 14 evaluations, normal takes --steps",
+        help="fast: STAR's own 14 evaluations; normal: as many as --steps says",
     )
-    group.add_argument("--sampler", choices=SOLVERS, help="the solver")
+    group.add_argument("--sampler", choices=SOLVERS, help="which solver to use")
     group.add_argument(
         "--cfg-mode",
         choices=("constant", "dynamic"),
-        help="dynamic lets --cfg swing as on CogVideoX",
+        help="dynamic varies the guidance scale between 1 and 1 + cfg, as CogVideoX does",
     )
     group.add_argument(
-        "--levels",
+        "--spacing",
         choices=("star", "diffusers"),
-        help="on CogVideoX: the noise levels of the original, or of diffusers' scheduler",
+        help="timestep spacing on CogVideoX: the original's or that of diffusers' scheduler",
     )
     group.add_argument(
         "--fade",
         action="store_true",
-        help="on CogVideoX: chunks only fade into each other and do not hold what they share",
+        help="on CogVideoX: blend neighbouring chunks only, and do not hold the shared frames "
+        "to those of the chunk before",
     )
     group.add_argument(
         "--chunk-frames",
         type=int,
         metavar="N",
-        help="most frames that the network sees together (default 32; on CogVideoX 25, and 4k+1)",
+        help="most frames that are denoised together (default 32; on CogVideoX 25, and 4k+1)",
     )
     group.add_argument(
         "--chunk-overlap",
         type=int,
         metavar="N",
-        help="frames shared by neighbouring chunks (default 3 of 16, with --reference half)",
+        help="frames that neighbouring chunks share (default 3 of 16, with --reference half)",
     )
     group.add_argument(
         "--merge-up-to",
         type=int,
         default=128,
         metavar="N",
-        help="shots of up to N frames (default 128) merge their chunks at every step; those of "
-        "longer ones come one after the other, with what they share handed on",
+        help="merge the chunks of shots of up to N frames (default 128) at every step; in longer "
+        "shots one chunk follows the other and starts from the frames that they share",
     )
     group.add_argument(
         "--segment",
         type=int,
         metavar="N",
-        help="shots in segments of N frames, each as if the others were not there, so that batch "
-        "can share out a long shot",
+        help="restore shots in independent segments of N frames, so that batch can spread a long "
+        "shot over several workers",
     )
     group.add_argument(
         "--tile",
         type=TILE,
         metavar="N[:OVERLAP]",
-        help="VAE in squares of N pixels of the result (overlap a quarter), for little memory",
+        help="run the VAE in tiles of N pixels of the result (overlap: a quarter of N)",
     )
     group.add_argument(
         "--latent-tile",
         type=TILE,
         metavar="N[:OVERLAP]",
-        help="network in squares of N pixels of the result (overlap a quarter), joined at every "
-        "step: memory then does not depend on the size",
+        help="run the network in tiles of N pixels of the result (overlap: a quarter of N), "
+        "blended at every step, so that memory does not grow with the frame",
     )
     group.add_argument(
         "--offload",
         action="store_true",
-        help="what the network keeps for later waits in main memory: for GPUs",
+        help="keep idle weights and skip connections in system memory to save that of the GPU",
     )
     group.add_argument(
         "--fast",
         action="store_true",
-        help="the three below as set for speed; how real weights take it is not yet known",
+        help="use the three shortcuts below with settings made for speed; their effect on the "
+        "published weights is not known yet",
     )
     group.add_argument(
         "--guidance",
         type=FRAMES,
         metavar="A:B",
-        help="the negative prompt counts from noise level A to B only, of 0 to 1000",
+        help="use guidance only from timestep A to B, of 0 to 1000",
     )
     group.add_argument(
         "--attention-window",
         type=int,
         metavar="N",
-        help="the finest attention in space stays in squares of N latents",
+        help="limit full-resolution attention to windows of N x N latents, shifted in every other "
+        "layer",
     )
     group.add_argument(
         "--reuse",
         type=int,
         metavar="N",
-        help="what the coarser levels found counts for N noise levels more (0 to 1000)",
+        help="reuse deep features for up to N timesteps, 0 (default) to 1000",
     )
     add_compute(group)
 
@@ -213,40 +235,44 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         default="tiny",
-        metavar="FILE",
+        metavar="MODEL",
         help="tiny (built in, default), light_deg, heavy_deg, or a file",
     )
-    group.add_argument("--vae", metavar="FILE", help="the VAE of Stable Video Diffusion")
-    group.add_argument("--text-encoder", metavar="FILE", help="OpenCLIP ViT-H-14")
+    group.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
+    group.add_argument(
+        "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
+    )
     group.add_argument(
         "--models-dir",
         metavar="FOLDER",
-        help="where models are sought, besides beside the model and in ComfyUI",
+        help="a further folder to search for model files, besides that of the model and ComfyUI's",
     )
 
     group = parser.add_argument_group("files")
     group.add_argument(
-        "--stills", action="store_true", help="IN is a folder of unrelated pictures, OUT a folder"
+        "--stills",
+        action="store_true",
+        help="restore a folder of unrelated pictures, each by itself, into the folder OUT",
     )
     group.add_argument(
         "--deinterlace",
         choices=("auto", "off"),
         default="auto",
-        help="whole frames from those marked as two fields (auto, default)",
+        help="turn frames that are marked as interlaced into whole frames (default auto)",
     )
-    group.add_argument("--codec", choices=("h264", "h265"), help="for .mp4 (default h264)")
+    group.add_argument("--codec", choices=("h264", "h265"), help="of an .mp4 file (default h264)")
     group.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
     group.add_argument(
         "--keep-work",
         action="store_true",
-        help="keep the finished parts when OUT is done; a run that is stopped always keeps them, "
-        "and the same command goes on from there",
+        help="keep the intermediate results when OUT is done. A run that is stopped always keeps "
+        "them, and the same command continues from there",
     )
     group.add_argument(
         "--reference",
         action="store_true",
-        help="do what the original implementation does, quirks included; --frames and --crop are "
-        "then restored as clips of their own",
+        help="reproduce the original implementation with its quirks; --frames and --crop are then "
+        "restored as clips of their own",
     )
 
 
@@ -255,7 +281,7 @@ def run_upscale(args: argparse.Namespace) -> None:
     from ..upscale import upscale
 
     start = time.monotonic()
-    run, wanted = ordered(args)
+    run, options = run_spec(args)
     result = upscale(
         run.job,
         run.whole,
@@ -265,7 +291,7 @@ def run_upscale(args: argparse.Namespace) -> None:
     )
     if args.json:
         settings = run.whole.settings
-        shots = wanted.report or [told(wanted.shot(None))]
+        shots = options.report or [report_of(options.shot(None))]
         report = {
             "input": args.source,
             "output": args.out,
@@ -275,20 +301,20 @@ def run_upscale(args: argparse.Namespace) -> None:
             "shots": shots,
             "seed": args.seed,
             "behaviour": settings.behaviour.name,
-            "device": str(settings.device),
+            "device": str(run.whole.execution.device),
             "dtype": str(run.dtype).removeprefix("torch."),
             "seconds": round(time.monotonic() - start, 3),
         }
         print(json.dumps(report))
 
 
-def ordered(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
-    """What the options ask for, with all that can be checked without the video checked."""
+def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
+    """What the options ask for; ValueError for all that can be refused without the video."""
     from ..backbones import BACKBONES, I2VGENXL
     from ..model import check_prompts, find_model
     from ..models.slicing import Slicing
     from ..parity import DEFAULT
-    from ..pipeline import Settings
+    from ..pipeline import Execution, Settings
     from ..sampling_defaults import SamplingDefaults
     from ..upscale import Job, RunSpec
     from ..windows.chunking import ChunkConfig, usual_overlap
@@ -333,13 +359,12 @@ def ordered(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
         ),
         tile=_tile(args.tile),
         latent_tile=_tile(args.latent_tile),
-        slicing=Slicing(offload=args.offload),
         shortcuts=_shortcuts(args),
         behaviour=behaviour,
-        device=device,
     )
-    wanted = RunOptions(args, files, common, dtype, memory)
-    whole = wanted.shot(None)
+    execution = Execution(device=device, slicing=Slicing(offload=args.offload))
+    options = RunOptions(args, files, common, execution, dtype, memory, add_options)
+    whole = options.shot(None)
     check_prompts(files, whole.prompts)
     sampling = whole.settings.sampling
     if sampling.solver_mode == "fast" and args.steps is not None and not args.reference:
@@ -351,9 +376,9 @@ def ordered(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
         files=files,
         whole=whole,
         dtype=dtype,
-        get_shots=lambda source: wanted.shot_settings(source, job),
+        get_shots=lambda source: options.shot_settings(source, job),
     )
-    return run, wanted
+    return run, options
 
 
 def _memory(args: argparse.Namespace, device: "torch.device") -> int | None:

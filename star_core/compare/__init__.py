@@ -1,4 +1,4 @@
-"""Clips side by side in a browser: one HTML file with everything in it."""
+"""Compares clips side by side in a browser: one HTML file contains everything."""
 
 from .page import write_page
 from .scenes import Scene, find_scenes

@@ -1,8 +1,8 @@
-"""The comparison page: video, metrics and program in one HTML file that asks the network nothing.
+"""Writes the comparison page: video, metrics and program in one HTML file without network access.
 
-All clips of a scene are encoded as one video, one above the other. A browser keeps several videos
-in step only roughly; of one it cannot show different frames. Below them each frame carries its
-number, because browsers do not agree on how to ask which frame is on the screen.
+All clips of a scene are encoded as one video, one above the other, because browsers synchronise
+several videos only roughly. Below the clips each frame contains its number, because browsers have
+no common way to report the displayed frame.
 """
 
 import base64
@@ -29,8 +29,8 @@ from .votes import QUESTIONS
 FOLDER = Path(__file__).with_name("page")
 SCRIPTS = ("player.js", "view.js", "curves.js", "vote.js", "main.js")
 LONGEST_SIDE = 16384  # of a VP9 picture in Chromium
-NUMBER_BITS, NUMBER_BLOCK = 16, 8  # lowest bit first, white for 1; pixels of a block's side
-BASE64_BLOCK = 3 * 2**20  # bytes; whole groups of three, so that blocks of base64 decode alone
+NUMBER_BITS, NUMBER_BLOCK = 16, 8  # lowest bit first, white for 1; a block's side in pixels
+BASE64_BLOCK = 3 * 2**20  # bytes; a multiple of three, so that each block decodes separately
 
 
 def write_page(
@@ -43,13 +43,13 @@ def write_page(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> list[str]:
-    """Write the page that compares `scenes`; returns why metrics have no value, a line each.
+    """Writes the page that compares `scenes`; returns why metrics have no value, one line each.
 
-    metrics: names that `star_core.metrics` knows; why one of them has no value stands on the page.
-    seed: of the blind mode's shuffling.
-    on_progress(stage, done, total) is called with the frames done, in the stages measure and
-    encode; an exception from it ends the run and leaves nothing behind. ValueError for an existing
-    file without `overwrite`, and for clips too large for one video.
+    metrics: keys of `star_core.metrics.METRICS`; the page shows why one of them has no value. seed:
+    of the shuffling in blind mode. on_progress: called with the stage ("measure" or "encode"), the
+    frames done and their number; an exception from it ends the run and leaves no file behind.
+    Raises ValueError for an existing file without `overwrite`, and for clips that are too large for
+    one video.
     """
     report = on_progress or (lambda stage, done, total: None)
     for scene in scenes:
@@ -83,11 +83,11 @@ def write_page(
 
 
 def _template() -> Iterator[tuple[str, str]]:
-    """The page's text piece by piece, each with the name of what follows it."""
-    rest = (FOLDER / "page.html").read_text(encoding="utf-8")
-    while rest:
-        part, _, rest = rest.partition("{{")
-        name, _, rest = rest.partition("}}")
+    """Yields parts of the page's text, each with the name of the placeholder that follows it."""
+    remainder = (FOLDER / "page.html").read_text(encoding="utf-8")
+    while remainder:
+        part, _, remainder = remainder.partition("{{")
+        name, _, remainder = remainder.partition("}}")
         yield part, name
 
 
@@ -101,23 +101,30 @@ def _text(name: str, title: str) -> str:
 
 
 def cell_height(height: int) -> int:
-    """Rows from clip to clip in the video: at least 8 lie between, and chroma stays on its grid."""
+    """Returns the rows from clip to clip in the video.
+
+    height: of a clip. At least 8 rows separate clips, and the result is a multiple of 16, so that
+    chroma samples of different clips do not mix.
+    """
     return math.ceil((height + 8) / 16) * 16
 
 
 def stacked(frames: Sequence[Tensor], number: int) -> Tensor:
-    """Frames (3 h w) one above the other in cells, edges repeated; their number below: (3 H W)."""
+    """Returns a frame of the video (3 H W) from frames (3 h w) in [0, 1] of equal size.
+
+    They are stacked in cells that repeat their edges; `number`, the frame's, is encoded below.
+    """
     height, width = frames[0].shape[-2:]
-    across = stacked_width(width)
-    margin = (0, across - width, 0, cell_height(height) - height)
+    total_width = stacked_width(width)
+    margin = (0, total_width - width, 0, cell_height(height) - height)
     blocks = torch.tensor([float(number >> bit & 1) for bit in range(NUMBER_BITS)])
     strip = blocks.repeat_interleave(NUMBER_BLOCK).expand(3, 2 * NUMBER_BLOCK, -1)
-    strip = F.pad(strip, (0, across - strip.shape[-1]))
+    strip = F.pad(strip, (0, total_width - strip.shape[-1]))
     return torch.cat([*(F.pad(frame, margin, mode="replicate") for frame in frames), strip], dim=1)
 
 
 def stacked_width(width: int) -> int:
-    """Even, and with room for a number."""
+    """Returns the video's width for clips of a width: even, and with room for a number."""
     return max(width + width % 2, NUMBER_BITS * NUMBER_BLOCK)
 
 
@@ -126,22 +133,22 @@ def _check(scene: Scene) -> None:
     rows = len(scene.clips) * cell_height(height) + 2 * NUMBER_BLOCK
     if scene.frames > 2**NUMBER_BITS:
         raise ValueError(
-            f"scene {scene.name} has {scene.frames} frames, a page takes {2**NUMBER_BITS}: choose "
-            "some with --frames"
+            f"scene {scene.name} has {scene.frames} frames, and a page at most {2**NUMBER_BITS}: "
+            "choose some with --frames"
         )
     if max(width, rows) > LONGEST_SIDE:
-        most = (LONGEST_SIDE - 2 * NUMBER_BLOCK) // cell_height(height)
+        limit = (LONGEST_SIDE - 2 * NUMBER_BLOCK) // cell_height(height)
         raise ValueError(
             f"scene {scene.name}: {len(scene.clips)} clips of {width}x{height} do not fit into one "
-            f"video of at most {LONGEST_SIDE} rows: compare at most {most} at once"
+            f"video of at most {LONGEST_SIDE} rows: compare at most {limit} at once"
         )
 
 
 def _described(scene: Scene, metrics: Sequence[str], report: Progress) -> dict[str, Any]:
-    """A scene as the page's program reads it."""
+    """Returns the description of a scene that the page's program reads."""
     measured = _measured(scene, metrics, report)
-    whys = (why for comparison in measured.values() for why in comparison.missing.values())
-    missing = list(dict.fromkeys(whys))
+    reasons = (reason for clip in measured.values() for reason in clip.missing.values())
+    missing = list(dict.fromkeys(reasons))
     rows = len(scene.clips) * cell_height(scene.size[1])
     return {
         "name": scene.name,
@@ -162,7 +169,7 @@ def _described(scene: Scene, metrics: Sequence[str], report: Progress) -> dict[s
 def _measured(
     scene: Scene, metrics: Sequence[str], report: Progress
 ) -> dict[int, measures.Comparison]:
-    """By the number of each clip that is not the reference."""
+    """Returns the comparisons, by the number of each clip that is not the reference."""
     if not metrics:
         return {}
     numbers = [i for i, clip in enumerate(scene.clips) if clip is not scene.reference]
@@ -181,7 +188,7 @@ def _measured(
 
 
 def _metric(name: str, measured: dict[int, measures.Comparison]) -> dict[str, object]:
-    """values: by frame, where the metric has such; means: of those, or its one value."""
+    """Returns a metric's values by frame, if it has such, and their means or its one value."""
     return {
         "title": measures.METRICS[name].title,
         "better": f"{measures.METRICS[name].better} is better",

@@ -1,4 +1,4 @@
-"""Votes of blind comparisons: shares with confidence intervals, over the files of many viewers.
+"""Pools votes of blind comparisons over many viewers: shares with confidence intervals.
 
 STAR's user study (arXiv 2501.02976, Fig. 12) asks which of four methods is best in quality and in
 consistency, and reports shares of the votes.
@@ -19,7 +19,10 @@ QUESTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Votes for a clip out of those cast, and the 95 % interval of its share."""
+    """A clip's share of the votes on a question.
+
+    votes, of: the votes for the clip, and all votes. low, high: the share's 95 % interval.
+    """
 
     question: str
     clip: str
@@ -30,7 +33,10 @@ class Share:
 
 
 def wilson(votes: int, of: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Score interval of a binomial share (Wilson 1927); z is two-sided 95 %. (0, 1) of no votes."""
+    """Returns the score interval of a binomial share (Wilson 1927); (0, 1) without any votes.
+
+    votes, of: the votes for the option, and all votes. z: the quantile, by default two-sided 95 %.
+    """
     if not of:
         return 0.0, 1.0
     share = votes / of
@@ -41,27 +47,30 @@ def wilson(votes: int, of: int, z: float = 1.959963984540054) -> tuple[float, fl
 
 
 def pool(files: Sequence[Path]) -> list[Share]:
-    """Shares over the votes in files that the page wrote, by question and clip.
+    """Returns the shares of votes, by question and clip, over files that the page has written.
 
-    Those who could not tell are left out. ValueError for a file that is none, for votes that are
-    given twice, and for votes between other clips.
+    Undecided votes are ignored. Raises ValueError for another kind of file, for repeated votes, and
+    for votes between different clips.
     """
     votes = []
-    seen: dict[tuple[object, ...], Path] = {}
+    sources: dict[tuple[object, ...], Path] = {}
     for path in files:
         content = _read(path)
         for vote in content["votes"]:
-            who = content["viewer"], vote["scene"], vote["round"], vote["question"]
-            if who in seen:
+            key = content["viewer"], vote["scene"], vote["round"], vote["question"]
+            if key in sources:
                 raise ValueError(
-                    f"{path.name} and {seen[who].name} both have votes of {who[0]} on scene "
-                    f"{who[1]}, round {who[2]}: leave one of them out"
+                    f"{path.name} and {sources[key].name} both have votes of {key[0]} on scene "
+                    f"{key[1]}, round {key[2]}: leave one of them out"
                 )
-            seen[who] = path
+            sources[key] = path
             votes.append(vote)
     clips = {frozenset(vote["order"]) for vote in votes}
     if len(clips) != 1:
-        raise ValueError("the files have votes between different clips, or none: pool alike ones")
+        raise ValueError(
+            "the files have no votes, or votes between different clips: use files that compare the "
+            "same clips"
+        )
     shares = []
     for question in dict.fromkeys(vote["question"] for vote in votes):
         cast = [v["choice"] for v in votes if v["question"] == question and v["choice"] is not None]
@@ -80,5 +89,5 @@ def _read(path: Path) -> dict:
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is no file of votes: the comparison page writes them")
+        raise ValueError(f"{path} is not a file of votes, which the comparison page writes")
     return content

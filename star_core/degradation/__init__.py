@@ -1,4 +1,4 @@
-"""Real-world degradation of clean video, seeded and recorded."""
+"""Simulates the degradation of real video on clean clips, and estimates it from degraded ones."""
 
 from .pipeline import Degradation, Recipe, clean_target, degrade_video
 from .recipes import (

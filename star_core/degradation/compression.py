@@ -1,4 +1,4 @@
-"""Compression: JPEG as torch operations, real video codecs by the bundled ffmpeg."""
+"""Compresses video: JPEG as torch operations, and real codecs by the bundled ffmpeg."""
 
 import functools
 import subprocess
@@ -36,10 +36,10 @@ _RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 def jpeg(video: Tensor, quality: float | Tensor) -> Tensor:
-    """JPEG round trip of every frame, 4:2:0, without its lossless entropy coding.
+    """Compresses every frame as a 4:2:0 JPEG picture, without the lossless entropy coding.
 
-    (f 3 h w) in [0, 1], any size -> the same; quality in [1, 100], one or (f,). Quantisation rounds
-    for real, so the gradient is zero.
+    video: (f 3 h w) in [0, 1] of any size, like the result. quality: in [1, 100], one number or
+    (f,). Quantisation rounds, so the gradient is zero. Raises ValueError for another quality.
     """
     quality = per_frame(quality, video)
     if (quality < 1).any() or (quality > 100).any():
@@ -47,7 +47,7 @@ def jpeg(video: Tensor, quality: float | Tensor) -> Tensor:
     factor = _table_factor(quality)
     h, w = video.shape[-2:]
     x = F.pad(video * 255, (0, -w % 16, 0, -h % 16))
-    y, chroma = _matrix(_YCBCR, x).split((1, 2), dim=1)  # chroma around 0: its 128 cancels
+    y, chroma = _matrix(_YCBCR, x).split((1, 2), dim=1)  # chroma around 0: its offset cancels
     y = _quantize(y - 128, torch.tensor(_LUMA).T, factor) + 128
     table = torch.full((8, 8), 99)
     table[:4, :4] = torch.tensor(_CHROMA_CORNER)
@@ -58,13 +58,19 @@ def jpeg(video: Tensor, quality: float | Tensor) -> Tensor:
 
 
 def luma_steps(quality: Tensor) -> Tensor:
-    """Steps of JPEG's luma quantiser in 8-bit levels: quality (...) in [1, 100] -> (... 8 8)."""
+    """Returns the steps (... 8 8) of JPEG's luma quantiser, in 8-bit levels.
+
+    quality: (...) in [1, 100].
+    """
     table = torch.tensor(_LUMA, dtype=quality.dtype, device=quality.device).T
     return table * _table_factor(quality)[..., None, None]
 
 
 def block_dct(plane: Tensor) -> Tensor:
-    """Orthonormal DCT of 8x8 blocks: (... h w) -> (... h/8 w/8 8 8); what is over is left out."""
+    """Returns the orthonormal DCT of 8x8 blocks: (... h w) -> (... h/8 w/8 8 8).
+
+    Rows and columns that do not fill a block are left out.
+    """
     h, w = (side // 8 * 8 for side in plane.shape[-2:])
     dct = _dct_matrix().to(plane)
     return dct @ rearrange(plane[..., :h, :w], "... (h y) (w x) -> ... h w y x", y=8, x=8) @ dct.T
@@ -81,7 +87,7 @@ def _matrix(matrix: tuple[tuple[float, ...], ...], x: Tensor) -> Tensor:
 
 
 def _quantize(plane: Tensor, table: Tensor, factor: Tensor) -> Tensor:
-    """Round the DCT of 8x8 blocks of (f c h w) to multiples of factor (f 1 1 1) * table (8 8)."""
+    """Rounds the DCT of 8x8 blocks of (f c h w) to multiples of factor (f 1 1 1) * table (8 8)."""
     h, w = plane.shape[-2:]
     dct = _dct_matrix().to(plane)
     step = table.to(plane) * factor  # (f 1 8 8)
@@ -92,7 +98,7 @@ def _quantize(plane: Tensor, table: Tensor, factor: Tensor) -> Tensor:
 
 @functools.cache
 def _dct_matrix() -> Tensor:
-    """Orthonormal DCT-II (frequency, sample), 8x8."""
+    """Returns the orthonormal DCT-II (frequency, sample), 8x8."""
     k = torch.arange(8, dtype=torch.float64)
     matrix = torch.cos((2 * k[None, :] + 1) * k[:, None] * torch.pi / 16) / 2
     matrix[0] /= 2**0.5
@@ -109,10 +115,11 @@ def codec_round_trip(
     fps: float = 25.0,
     preset: str = "medium",
 ) -> Tensor:
-    """Encode the clip as 8-bit 4:2:0 video and decode it: (f 3 h w) in [0, 1] -> the same.
+    """Encodes a clip as 8-bit 4:2:0 video and decodes it: (f 3 h w) in [0, 1] -> the same.
 
-    Exactly one rate control: `crf` (libx264, libx265), `qscale` (mpeg4; 1 best to 31), or `bitrate`
-    in bit/s at `fps`. The same input gives the same output (one thread).
+    Exactly one of three must be set: crf (libx264, libx265), qscale (mpeg4; 1 best to 31), or
+    bitrate in bit/s at `fps`. preset: of libx264 and libx265. Equal input gives equal output (one
+    thread). Raises ValueError for another choice of rate control, RuntimeError if ffmpeg fails.
     """
     rate = [
         (option, value)
@@ -126,7 +133,7 @@ def codec_round_trip(
         raise ValueError(f"{codec} has no such rate control: use {'qscale' if is_mpeg4 else 'crf'}")
 
     f, _, h, w = video.shape
-    # Chroma needs even sides and x265 at least one 32x32 block: repeat the edge, cut it off again.
+    # Chroma needs even sides, and x265 at least one 32x32 block: the edge is repeated, later cut.
     height, width = max(h + h % 2, 32), max(w + w % 2, 32)
     x = F.pad(video, (0, width - w, 0, height - h), mode="replicate")
     frames = rearrange((x.clamp(0, 1) * 255).round().byte(), "f c h w -> f h w c").cpu()
@@ -135,14 +142,14 @@ def codec_round_trip(
     encoder = ["-c:v", codec, option, f"{value:g}", "-pix_fmt", "yuv420p", "-threads", "1"]
     if not is_mpeg4:
         encoder += ["-preset", preset]
-    elif bitrate is not None:  # by default it may stray by 4 Mbit/s, which is no control at all
-        most = f"{bitrate:g}"
-        encoder += ["-bt", most, "-maxrate", most, "-bufsize", f"{2 * bitrate:g}"]
+    elif bitrate is not None:  # the default tolerance is 4 Mbit/s, more than the rates used here
+        limit = f"{bitrate:g}"
+        encoder += ["-bt", limit, "-maxrate", limit, "-bufsize", f"{2 * bitrate:g}"]
     if codec == "libx265":
         encoder += ["-x265-params", "log-level=error:pools=none:frame-threads=1"]
     source = [*raw, "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
     stream = _ffmpeg([*source, *encoder, "-f", "matroska", "-"], frames.numpy().tobytes())
-    # Matroska timestamps are milliseconds: passthrough keeps every frame once whatever the rate.
+    # Matroska rounds timestamps to 1 ms: passthrough decodes every frame once at any rate.
     data = _ffmpeg(["-i", "-", "-fps_mode", "passthrough", *raw, "-"], stream)
     if len(data) != frames.numel():
         raise RuntimeError(f"{codec} returned {len(data)} bytes for {frames.numel()}")

@@ -1,7 +1,7 @@
-"""What a clip has suffered, measured without its original: blur, noise, compression.
+"""Estimates a clip's degradation without the original: blur, noise, compression.
 
-All figures come from at most FRAMES frames spread evenly over the clip, of each the middle
-SIDE x SIDE pixels at most, without dark borders.
+All figures come from at most FRAMES frames, spread evenly over the clip, and in each from at most
+the middle SIDE x SIDE pixels without dark borders.
 """
 
 import math
@@ -18,22 +18,23 @@ from .ops import gaussian_blur
 
 FRAMES, SIDE = 6, 640
 
-_SHARP = 0.5  # width in pixels of the sharpest edges where a picture uses its whole grid
+_SHARP = 0.5  # width in pixels of the sharpest edges in a picture of full resolution
 _FREQUENCY = torch.arange(8)[:, None] + torch.arange(8)  # of an 8x8 block's coefficients
 
 
 @dataclass(frozen=True, kw_only=True)
 class Degradation:
-    """What `estimate` found.
+    """The result of `estimate`; str() describes it in three lines.
 
-    resolution: effective, the share of the pixel grid's Nyquist frequency that carries signal, in
-        (0, 1]: near 1 sharp, 1/2 as sharp as a picture enlarged by 2. 1 where no edge tells.
-    noise: standard deviation of a colour in 8-bit levels, from 0; after a JPEG compression that
-        can be recognised, what was there before it.
+    resolution: the effective resolution, as the share of the pixel grid's Nyquist frequency that
+        carries signal, in (0, 1]: near 1 for a sharp picture, 1/2 for one enlarged by 2; 1 for a
+        picture without edges.
+    noise: standard deviation of a colour in 8-bit levels, from 0. If a JPEG compression is
+        recognised, the noise before it.
     blockiness: height of the steps between 8x8 blocks in 8-bit levels, from 0.
     ringing: oscillation beside strong edges in 8-bit levels, from 0.
-    quality: of the JPEG compression, 2 to 99, if its quantiser can be recognised; else of the one
-        that is as blocky. 100 is none.
+    quality: of the JPEG compression, 2 to 99, if its quantiser is recognised; otherwise of a JPEG
+        compression that is equally blocky. 100 means none.
     """
 
     resolution: float
@@ -62,12 +63,12 @@ def _word(value: float, *words: tuple[float, str]) -> str:
 
 @torch.no_grad()
 def estimate(frames: Tensor) -> Degradation:
-    """Measure a clip (f 3 h w) in [0, 1] of any number of frames, sides from 64 pixels.
+    """Estimates the degradation of a clip (f 3 h w) in [0, 1].
 
-    ValueError for anything else.
+    Raises ValueError for an empty clip, for one that is not RGB, and for sides below 64 pixels.
     """
     if frames.ndim != 4 or frames.shape[1] != 3 or not len(frames):
-        raise ValueError(f"estimate takes RGB frames (f 3 h w), got {tuple(frames.shape)}")
+        raise ValueError(f"estimate needs RGB frames (f 3 h w), got {tuple(frames.shape)}")
     if min(frames.shape[-2:]) < 64:
         raise ValueError(
             f"frames of {frames.shape[-1]}x{frames.shape[-2]} are too small to be measured: both "
@@ -76,19 +77,19 @@ def estimate(frames: Tensor) -> Degradation:
     rgb = _picture(frames[spread(len(frames))].float() * 255)
     y = _luma(rgb)
     blockiness, row, column = _blockiness(y)
-    left_over = _noise(block_dct(y))
-    # A clip that was cut has its blocks elsewhere.
+    remaining_noise = _noise(block_dct(y))
+    # The blocks of a cropped clip need not begin at its corner.
     for top, left in dict.fromkeys(((0, 0), (row, column))):
         blocks = block_dct(y[:, top:, left:])
-        if found := _quantiser(blocks):
-            quality, steps = found
+        if quantiser := _quantiser(blocks):
+            quality, steps = quantiser
             noise = _noise_before(blocks, steps)
             break
     else:
         quality = _quality(blockiness)
         noise = _noise(block_dct(rgb))
     return Degradation(
-        resolution=_resolution(_edge_width(y, left_over)),
+        resolution=_resolution(_edge_width(y, remaining_noise)),
         noise=noise,
         blockiness=blockiness,
         ringing=_ringing(y),
@@ -97,45 +98,45 @@ def estimate(frames: Tensor) -> Degradation:
 
 
 def spread(frames: int) -> list[int]:
-    """The frames of a clip that are measured: at most FRAMES, evenly spread."""
+    """Returns the indices of the frames to measure in a clip of so many: at most FRAMES."""
     count = min(frames, FRAMES)
     return [round(i * (frames - 1) / max(count - 1, 1)) for i in range(count)]
 
 
 def _luma(rgb: Tensor) -> Tensor:
-    """JPEG's luma: (f 3 h w) -> (f h w)."""
+    """Returns JPEG's luma: (f 3 h w) -> (f h w)."""
     return torch.einsum("fchw,c->fhw", rgb, rgb.new_tensor((0.299, 0.587, 0.114)))
 
 
 def _picture(rgb: Tensor) -> Tensor:
-    """The middle of (f 3 h w) without dark borders, cut in steps of 8 pixels."""
+    """Returns the middle of (f 3 h w) without dark borders, cut in steps of 8 pixels."""
     y = _luma(rgb)
-    spans = []
+    ranges = []
     for lines in (rearrange(y, "f h w -> h (f w)"), rearrange(y, "f h w -> w (f h)")):
-        few = lines[:, :: max(lines.shape[1] // 1000, 1)]
-        lit = ((few.mean(1) > 20) | (few.quantile(0.95, dim=1) > 40)).nonzero()
-        first, last = (int(lit[0]), int(lit[-1]) + 1) if len(lit) else (0, len(lines))
-        # A border's own edge says how sharp the border is.
+        sample = lines[:, :: max(lines.shape[1] // 1000, 1)]
+        bright = ((sample.mean(1) > 20) | (sample.quantile(0.95, dim=1) > 40)).nonzero()
+        first, last = (int(bright[0]), int(bright[-1]) + 1) if len(bright) else (0, len(lines))
+        # A margin of 8 pixels: the border's own edge would be measured otherwise.
         first = -(-first // 8) * 8 + 8 if first else 0
         last = last // 8 * 8 - 8 if last < len(lines) else last
         if last - first < 48:
             first, last = 0, len(lines)
-        more = max(last - first - SIDE, 0) // 2 // 8 * 8
-        spans.append(slice(first + more, last - more))
-    return rgb[..., spans[0], spans[1]]
+        margin = max(last - first - SIDE, 0) // 2 // 8 * 8
+        ranges.append(slice(first + margin, last - margin))
+    return rgb[..., ranges[0], ranges[1]]
 
 
 # compression -----------------------------------------------------------------------------------
 
 
 def _blockiness(y: Tensor) -> tuple[float, int, int]:
-    """Steps between 8x8 blocks in (f h w), in levels, and the row and column of the first block."""
+    """Returns the steps between 8x8 blocks in (f h w) in levels, and the first block's corner."""
     heights, starts = [], []
     for lines in (rearrange(y, "f h w -> f w h"), y):
         change = lines.diff(dim=-1).abs()
-        beyond = (change[..., 1:-1] - (change[..., :-2] + change[..., 2:]) / 2).mean((0, 1))
-        # beyond[i] is the step between i + 1 and i + 2
-        phases = torch.stack([beyond[phase::8].mean() for phase in range(8)])
+        excess = (change[..., 1:-1] - (change[..., :-2] + change[..., 2:]) / 2).mean((0, 1))
+        # excess[i] belongs to the step between i + 1 and i + 2
+        phases = torch.stack([excess[phase::8].mean() for phase in range(8)])
         height, phase = phases.max(0)
         heights.append(max((height - phases.median()).item(), 0.0))
         starts.append((int(phase) + 2) % 8)
@@ -143,9 +144,9 @@ def _blockiness(y: Tensor) -> tuple[float, int, int]:
 
 
 def _ringing(y: Tensor) -> float:
-    """Oscillation of the calmest tenth beside the strong edges of (f h w) over that far from them.
+    """Returns by how many levels detail in (f h w) is stronger beside strong edges than elsewhere.
 
-    In levels. Texture swamps whatever is not calm.
+    Only the smoothest tenth of each region counts, because texture hides ringing elsewhere.
     """
     edges = _gradient(y, 1.5)
     strong = edges >= _top(edges, 0.03)
@@ -160,34 +161,36 @@ def _ringing(y: Tensor) -> float:
 
 
 def _quantiser(blocks: Tensor) -> tuple[float, Tensor] | None:
-    """JPEG quality and luma steps (8 8) that the coefficients (f h w 8 8) are multiples of.
+    """Returns the JPEG quality and luma steps (8 8) whose multiples coefficients (f h w 8 8) are.
 
-    Of each frame alone, because it may drift; the median of those of most frames, or None.
+    Each frame is judged alone, because quality may drift. The result is the median if most frames
+    have one, else None.
     """
     low = (_FREQUENCY >= 1) & (_FREQUENCY <= 5)
     qualities = torch.arange(2, 100)
     simulated = luma_steps(qualities.to(blocks))
-    # Files have whole steps, and the table the right way round: the degradation recipes turn it.
+    # Files have integer steps, and a table that is not transposed as in the degradation recipes.
     files = (simulated.mT + 0.5).floor().clamp(1, 255)
-    tables, found = torch.cat((files, simulated)), []
+    tables, recognised = torch.cat((files, simulated)), []
     for frame in blocks:
-        some = frame.flatten(0, 1)
-        scores = _multiples(some[:: max(len(some) // 600, 1), low], tables[:, low])
+        coefficients = frame.flatten(0, 1)
+        sample = coefficients[:: max(len(coefficients) // 600, 1), low]
+        scores = _multiples(sample, tables[:, low])
         if scores.max() > 0.35:
-            found.append(int(scores.argmax()))
-    if 2 * len(found) <= len(blocks):
+            recognised.append(int(scores.argmax()))
+    if 2 * len(recognised) <= len(blocks):
         return None
-    index = median_low(found)
+    index = median_low(recognised)
     return float(qualities[index % len(qualities)]), tables[index]
 
 
 def _multiples(coefficients: Tensor, steps: Tensor) -> Tensor:
-    """How well (n k) are multiples of each of the steps (q k): 1 all, 0 as chance has it, (q)."""
+    """Returns scores (q) of how well (n k) are multiples of steps (q k): 1 all, 0 by chance."""
     scores = torch.zeros(len(steps))
     for i, step in enumerate(steps):
-        tells = step > 1.5  # whatever was rounded has steps of one level
-        z = coefficients[:, tells] / step[tells]
-        counted = z.abs() > 0.5  # zeros are multiples of everything
+        wide = step > 1.5  # all rounded values are multiples of one level
+        z = coefficients[:, wide] / step[wide]
+        counted = z.abs() > 0.5  # zeros are multiples of all steps
         total = counted.sum()
         if total >= 30:
             scores[i] = (torch.cos(2 * math.pi * z) * counted).sum() / total
@@ -195,7 +198,7 @@ def _multiples(coefficients: Tensor, steps: Tensor) -> Tensor:
 
 
 def _quality(blockiness: float) -> float:
-    """JPEG quality with that blockiness, about; for codecs whose quantiser is another."""
+    """Returns the approximate JPEG quality of equal blockiness, for other kinds of quantiser."""
     return 100 / (1 + 0.5 * max(blockiness - 0.5, 0.0))
 
 
@@ -203,9 +206,10 @@ def _quality(blockiness: float) -> float:
 
 
 def _flattest(energy: Tensor, blocks: Tensor) -> Tensor:
-    """The tenth of `energy` (n k), squares of coefficients, that is least in sum.
+    """Returns the tenth of `energy` (n k), squares of coefficients, with the lowest sums.
 
-    Blocks (n 8 8) that black or white may have clipped do not count, if there are others.
+    Blocks (n 8 8) that are nearly black or white, and perhaps clipped, are ignored if there are
+    enough others.
     """
     mean = blocks[:, 0, 0] / 8
     inside = (mean > 8) & (mean < 247)
@@ -215,35 +219,35 @@ def _flattest(energy: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _noise(blocks: Tensor) -> float:
-    """Standard deviation of white noise, from high frequencies (... 8 8) of flat blocks."""
+    """Returns the standard deviation of white noise, from high frequencies of blocks (... 8 8)."""
     blocks = blocks.reshape(-1, 8, 8)
     high = _FREQUENCY >= 6
     sigma = _flattest(blocks[:, high] ** 2, blocks).mean().sqrt().item()
-    # Of white noise alone the least tenth would have less than the mean.
+    # Even in white noise alone, the flattest tenth has less energy than the mean.
     return sigma / _least_tenth(int(high.sum()))
 
 
 def _least_tenth(count: int) -> float:
-    """Root mean square of the least tenth of means of `count` squared normal numbers."""
-    # Wilson and Hilferty 1931; 1.755: how far a normal number's least tenth lies below its mean
+    """Returns the RMS of the lowest tenth of means of `count` squared normal numbers."""
+    # Wilson and Hilferty 1931; 1.755: how far a normal number's lowest tenth is below the mean
     spread = 2 / (9 * count)
     return (1 - spread - 1.755 * spread**0.5) ** 1.5
 
 
 def _noise_before(blocks: Tensor, steps: Tensor) -> float:
-    """Noise before a quantiser of steps (8 8), from what passed it in flat blocks (f h w 8 8)."""
+    """Returns the noise before a quantiser of steps (8 8), from blocks (f h w 8 8) after it."""
     blocks = blocks.reshape(-1, 8, 8)
-    some = _FREQUENCY >= 3
-    found = _flattest(blocks[:, some] ** 2, blocks).mean()
+    measured = _FREQUENCY >= 3
+    energy = _flattest(blocks[:, measured] ** 2, blocks).mean()
     sigma = torch.logspace(-1, 2, 300)
-    steps = steps[some].cpu()
+    steps = steps[measured].cpu()
     # E[k^2] of rounded normal numbers k = round(x / step): sum of (2 k - 1) P(|x| > (k - 1/2) step)
     expected = torch.zeros(len(sigma), len(steps))
     for k in range(1, 60):
         expected += (2 * k - 1) * torch.erfc((k - 0.5) * steps / sigma[:, None] / 2**0.5)
     expected = (expected * steps**2).mean(1)
-    index = min(int(torch.searchsorted(expected, found.cpu())), len(sigma) - 1)
-    # Noise that differs from colour to colour is by this larger than in luma.
+    index = min(int(torch.searchsorted(expected, energy.cpu())), len(sigma) - 1)
+    # Independent noise of a colour is larger than that of luma by this factor.
     return 1.5 * sigma[index].item() if index else 0.0
 
 
@@ -251,7 +255,7 @@ def _noise_before(blocks: Tensor, steps: Tensor) -> float:
 
 
 def _gradient(y: Tensor, sigma: float) -> Tensor:
-    """Squared gradient of (f h w) after a Gaussian: (f h-1 w-1)."""
+    """Returns the squared gradient (f h-1 w-1) of (f h w) after a Gaussian."""
     y = gaussian_blur(y[:, None], sigma)[:, 0]
     x_part = (y[:, 1:, 1:] - y[:, 1:, :-1] + y[:, :-1, 1:] - y[:, :-1, :-1]) / 2
     y_part = (y[:, 1:, 1:] - y[:, :-1, 1:] + y[:, 1:, :-1] - y[:, :-1, :-1]) / 2
@@ -259,13 +263,13 @@ def _gradient(y: Tensor, sigma: float) -> Tensor:
 
 
 def _top(values: Tensor, share: float) -> Tensor:
-    """The value that a share of all exceed."""
+    """Returns the value that the given share of all values exceed."""
     values = values.flatten()
     return values.kthvalue(max(int((1 - share) * len(values)), 1)).values
 
 
 def _within(marked: Tensor, radius: int) -> Tensor:
-    """Pixels at most `radius` rows and columns from one that is marked: (f h w) bool."""
+    """Returns which pixels (f h w) are at most `radius` rows and columns from a marked one."""
     near = marked.float()
     for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
         near = F.max_pool2d(near, kernel, 1, padding)
@@ -273,18 +277,19 @@ def _within(marked: Tensor, radius: int) -> Tensor:
 
 
 def _noise_gradient(sigma: float) -> float:
-    """Mean of `_gradient` on white noise of standard deviation 1."""
+    """Returns the mean of `_gradient` on white noise of standard deviation 1."""
     impulse = torch.zeros(1, 41, 41)
     impulse[0, 20, 20] = 1
     return _gradient(impulse, sigma).sum().item()
 
 
 def _edge_width(y: Tensor, noise: float) -> float | None:
-    """Width (standard deviation) in pixels of the strongest edges in (f h w); None without edges.
+    """Returns the width (standard deviation) in pixels of the strongest edges in (f h w), or None.
 
     An edge of width w has a squared gradient, summed across it, of 1 / sqrt(w^2 + s^2) after a
-    Gaussian s: two of them tell w (after Zhuo and Sim 2011, who compare peaks). Noise is taken
-    off. The Gaussians grow with what is found, wide edges are thus seen through stronger noise.
+    Gaussian s, so two Gaussians determine w (after Zhuo and Sim 2011, who compare peaks). The
+    noise's share is subtracted. The Gaussians grow with the width, so that wide edges are measured
+    despite stronger noise. None: there are no edges.
     """
     width, small = 0.0, 1.0
     for _ in range(3):
@@ -294,11 +299,11 @@ def _edge_width(y: Tensor, noise: float) -> float | None:
         profile = _within(coarse >= _top(coarse, 0.03), radius)
         for s, gradient in ((small, fine), (2 * small, coarse)):
             energies.append((gradient[profile].mean() - noise**2 * _noise_gradient(s)).item())
-        # A level or less is what rounding leaves.
+        # Rounding alone leaves a level or less.
         if energies[1] < 0.1 + 0.1 * noise**2 * _noise_gradient(2 * small):
             return None
         ratio = max(energies[0] / energies[1], 1.001) ** 2
-        # 1/4 for the differences over two pixels, 1/2 for the pixels themselves
+        # 1/4 corrects for the differences over two pixels, 1/2 for the pixels' own extent
         width = math.sqrt(max((4 - ratio) / (ratio - 1) * small**2 - 0.25 + 0.5, 0.0))
         width = min(width, 12.0)
         small = min(max(0.6 * width, 0.5), 2.0)

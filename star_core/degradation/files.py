@@ -24,15 +24,19 @@ def degrade_file(
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Degrades all frames of a video, or `frames` A..B-1, as one clip; returns the record.
+    """Degrades a video as one clip and returns the record of the parameters.
 
-    The record also goes to OUT.json, beside the result. Whatever extension stores without loss,
-    .mkv or PNG, gives the same pixels for the same input, recipe and seed. on_progress(done,
-    frames) is called for every frame; an exception from it leaves nothing behind.
+    The record is also written to OUT.json, beside the result. Formats that store without loss, .mkv
+    and PNG, have equal pixels for equal input, recipe and seed.
+
+    out: its extension chooses the format, see `video_io.open_sink`. seed: from 0 to 2^64 - 1.
+    frames: (A, B) selects frames A..B-1, None all. on_progress: called with the frames done and
+    the frames in total; an exception from it leaves no file behind. Raises ValueError for a source
+    that cannot be read, and for an existing result unless `overwrite`.
     """
     sidecar = out.with_name(f"{out.name}.json")
     if sidecar.exists() and not overwrite:
-        raise ValueError(f"{sidecar} exists: choose another name or allow overwriting")
+        raise ValueError(f"{sidecar} exists already: choose another name, or allow overwriting")
     video = open_video(source, frames=frames and (frames[0] or 0, frames[1]))
     degradation = Degradation(recipe, len(video), seed)
     small = degradation.apply(frame[:3] for frame in video)

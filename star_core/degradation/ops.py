@@ -1,7 +1,7 @@
-"""Blur, resize and noise of real-world degradation (Real-ESRGAN, Wang et al. 2021), in torch.
+"""Blur, resizing and noise of real-world degradation (Real-ESRGAN, Wang et al. 2021), in torch.
 
-Everything works on frames (f c h w) in [0, 1]. A parameter is one number for the clip or a tensor
-(f,) with one value per frame, so that it may drift in time.
+All functions work on frames (f c h w) in [0, 1]. A parameter is one number for the clip or a tensor
+(f,) with one value per frame, so that it can drift in time.
 """
 
 import math
@@ -18,7 +18,7 @@ ResizeMode = Literal["area", "bilinear", "bicubic"]
 
 
 def per_frame(value: float | Tensor, video: Tensor) -> Tensor:
-    """A parameter, one number or (f,), as (f 1 1 1) beside the frames (f c h w)."""
+    """Returns a parameter, one number or (f,), as (f 1 1 1) in the type of frames (f c h w)."""
     value = torch.as_tensor(value, dtype=video.dtype, device=video.device)
     return value.expand(video.shape[0]).view(-1, 1, 1, 1)
 
@@ -31,21 +31,21 @@ def blur_kernel(
     kind: KernelKind = "gaussian",
     beta: float = 1.0,
 ) -> Tensor:
-    """Normalised kernel (size size), float64, centred on its middle pixel.
+    """Returns a normalised blur kernel (size size), float64, centred on its middle pixel.
 
-    sigma: one width in pixels, or the two along the axes of an ellipse turned by `theta` radians.
-    kind: with q = x^T S^-1 x, "gaussian" exp(-q/2), "generalized" exp(-q^beta/2), "plateau"
-        1/(1 + q^beta).
+    size: an odd number. sigma: one width in pixels, or two along the axes of an ellipse that is
+    turned by `theta` radians. kind: with q = x^T S^-1 x, "gaussian" is exp(-q/2), "generalized"
+    exp(-q^beta/2), "plateau" 1/(1 + q^beta). Raises ValueError for another size or sigma.
     """
     _check_size(size)
     sigma_x, sigma_y = (sigma, sigma) if isinstance(sigma, int | float) else sigma
     if min(sigma_x, sigma_y) <= 0:
-        raise ValueError(f"sigma must be above 0, got {sigma}: leave the blur out for none")
-    turn = torch.tensor(
+        raise ValueError(f"sigma must be above 0, got {sigma}: to not blur, leave the blur out")
+    rotation = torch.tensor(
         [[math.cos(theta), -math.sin(theta)], [math.sin(theta), math.cos(theta)]],
         dtype=torch.float64,
     )
-    inverse = turn @ torch.diag(torch.tensor([sigma_x, sigma_y]).double() ** -2) @ turn.T
+    inverse = rotation @ torch.diag(torch.tensor([sigma_x, sigma_y]).double() ** -2) @ rotation.T
     axis = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     xy = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)  # (h w 2), x first
     q = torch.einsum("hwi,ij,hwj->hw", xy, inverse, xy)
@@ -60,9 +60,9 @@ def blur_kernel(
 
 
 def sinc_kernel(size: int, cutoff: float) -> Tensor:
-    """Normalised circular low-pass kernel (size size), float64; it rings as resized video does.
+    """Returns a normalised circular low-pass kernel (size size), float64, which causes ringing.
 
-    cutoff: radians per pixel, in (0, pi].
+    size: an odd number. cutoff: radians per pixel, in (0, pi]. Raises ValueError for others.
     """
     _check_size(size)
     if not 0 < cutoff <= math.pi:
@@ -82,9 +82,9 @@ def _check_size(size: int) -> None:
 
 
 def reflect_pad(video: Tensor, radius: int) -> Tensor:
-    """Mirror (... h w) at its edges without repeating them, as often as `radius` pixels take."""
+    """Pads (... h w) by `radius` pixels, mirrored at the edges without repeating these."""
     while radius > 0:
-        # F.pad mirrors at most side - 1 pixels at once; a side of one pixel can only be repeated.
+        # F.pad mirrors at most side - 1 pixels at once, and a side of one pixel can only repeat.
         step = min(radius, max(min(video.shape[-2:]) - 1, 1))
         mode = "reflect" if min(video.shape[-2:]) > 1 else "replicate"
         video = F.pad(video, (step, step, step, step), mode=mode)
@@ -93,7 +93,7 @@ def reflect_pad(video: Tensor, radius: int) -> Tensor:
 
 
 def blur(video: Tensor, kernel: Tensor) -> Tensor:
-    """Filter frames (f c h w) by one kernel (k k) or one each (f k k); mirrored edges."""
+    """Filters frames (f c h w) with one kernel (k k) or one each (f k k); edges are mirrored."""
     f, c = video.shape[:2]
     kernel = kernel.to(video).expand(f, *kernel.shape[-2:]).repeat_interleave(c, dim=0)
     padded = rearrange(reflect_pad(video, kernel.shape[-1] // 2), "f c h w -> 1 (f c) h w")
@@ -101,15 +101,19 @@ def blur(video: Tensor, kernel: Tensor) -> Tensor:
 
 
 def gaussian_blur(video: Tensor, sigma: float | Tensor) -> Tensor:
-    """Isotropic Gaussian of `sigma` pixels, cut at 4 sigma: (f c h w); mirrored edges."""
+    """Blurs frames (f c h w) with an isotropic Gaussian, cut at 4 sigma; edges are mirrored.
+
+    sigma: in pixels, one number or (f,). Raises ValueError unless it is above 0.
+    """
     sigma = per_frame(sigma, video).flatten()
     if (sigma <= 0).any():
-        raise ValueError(f"sigma must be above 0, got {sigma.min():g}: leave the blur out for none")
+        lowest = sigma.min()
+        raise ValueError(f"sigma must be above 0, got {lowest:g}: to not blur, leave the blur out")
     return _separable_blur(video, sigma, math.ceil(4 * sigma.max().item()))
 
 
 def _separable_blur(video: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Isotropic Gaussians (f,) cut at `radius`, along rows and columns in turn."""
+    """Blurs with isotropic Gaussians (f,) cut at `radius`, along rows and columns in turn."""
     f, c = video.shape[:2]
     axis = torch.arange(-radius, radius + 1, dtype=video.dtype, device=video.device)
     kernel = torch.softmax(-0.5 * (axis / sigma[:, None]) ** 2, dim=1).repeat_interleave(c, dim=0)
@@ -122,7 +126,11 @@ def _separable_blur(video: Tensor, sigma: Tensor, radius: int) -> Tensor:
 def usm_sharpen(
     video: Tensor, *, weight: float = 0.5, size: int = 51, threshold: float = 10 / 255
 ) -> Tensor:
-    """Unsharp mask where it changes more than `threshold`, softly bordered: (f c h w) in [0, 1]."""
+    """Sharpens frames (f c h w) in [0, 1] with an unsharp mask, as Real-ESRGAN does.
+
+    weight: of the sharpened detail. size: of the Gaussian, an odd number. threshold: only detail
+    above it is sharpened, with soft transitions. Raises ValueError for an even size.
+    """
     _check_size(size)
     sigma = per_frame(0.3 * ((size - 1) * 0.5 - 1) + 0.8, video).flatten()
     residual = video - _separable_blur(video, sigma, size // 2)
@@ -132,7 +140,10 @@ def usm_sharpen(
 
 
 def resize(video: Tensor, size: tuple[int, int], mode: ResizeMode) -> Tensor:
-    """Resize frames (f c h w) to `size` (h, w); no antialiasing but what "area" does by itself."""
+    """Resizes frames (f c h w) to `size` (h, w), without antialiasing except that of mode "area".
+
+    Raises ValueError for a size below one pixel.
+    """
     if min(size) < 1:
         raise ValueError(f"cannot resize to {size[1]}x{size[0]}: use a larger input or scale")
     if mode == "area":
@@ -143,9 +154,10 @@ def resize(video: Tensor, size: tuple[int, int], mode: ResizeMode) -> Tensor:
 def gaussian_noise(
     video: Tensor, sigma: float | Tensor, *, generator: torch.Generator, grey: bool = False
 ) -> Tensor:
-    """Add white noise of standard deviation `sigma` (in units of the range) and clip to [0, 1].
+    """Adds white noise to frames (f c h w) and clips them to [0, 1].
 
-    grey: one plane shared by the channels.
+    sigma: standard deviation in units of the range, one number or (f,). grey: whether all channels
+    share the noise.
     """
     f, c, h, w = video.shape
     noise = torch.randn((f, 1 if grey else c, h, w), generator=generator, device=generator.device)
@@ -155,10 +167,11 @@ def gaussian_noise(
 def poisson_noise(
     video: Tensor, scale: float | Tensor, *, generator: torch.Generator, grey: bool = False
 ) -> Tensor:
-    """Add `scale` times the photon noise of a sensor whose full well is the number of levels that
-    the frame uses, rounded up to a power of two, and clip to [0, 1].
+    """Adds a sensor's photon noise to frames (f c h w) in [0, 1] and clips them.
 
-    grey: the noise of the red channel, shared by the channels, as the reference has it.
+    The sensor's full well is the number of levels in a frame, rounded up to a power of two. scale:
+    a factor of the noise, one number or (f,). grey: whether all channels share the noise of the red
+    channel, as in the reference.
     """
     image = (video.clamp(0, 1) * 255).round() / 255
     levels = torch.tensor([len(frame.unique()) for frame in image], device=video.device)

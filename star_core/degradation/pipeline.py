@@ -1,7 +1,7 @@
-"""Degradation: from a clean video to the small, bad one that restoration starts from.
+"""Degrades clean video to the small, distorted video from which restoration starts.
 
 A recipe is a sequence of stages (blur, resize, noise, JPEG, codec). Its random parameters are drawn
-once per clip and drift slowly in time, as those of a camera and a transmission do.
+once per clip and drift slowly in time, like those of a camera and a transmission.
 """
 
 import math
@@ -30,21 +30,24 @@ KERNEL_KINDS: dict[tuple[ops.KernelKind, bool], float] = {  # kind and whether i
     ("plateau", True): 0.12,
     ("plateau", False): 0.03,
 }
-BETAS: dict[ops.KernelKind, tuple[Range, Range]] = {  # one or the other, half of the time
+BETAS: dict[ops.KernelKind, tuple[Range, Range]] = {  # one or the other range, equally often
     "generalized": ((0.5, 1.0), (1.0, 4.0)),
     "plateau": ((1.0, 1.0), (1.0, 2.0)),
 }
 
 
 class ClipRandom(SeededRandom):
-    """Parameters of one clip of `frames` frames."""
+    """Draws the random parameters of a clip.
+
+    frames: the clip's number of frames. drift: see `Recipe`.
+    """
 
     def __init__(self, generator: torch.Generator, frames: int, drift: float) -> None:
         super().__init__(generator)
         self.frames, self.drift = frames, drift
 
     def drifting(self, bounds: Range) -> float | list[float]:
-        """Uniform in `bounds`; with drift a slow sine around that, one value per frame."""
+        """Draws a number uniformly in `bounds`; with drift a slow sine around it, one per frame."""
         low, high = bounds
         if low == high:
             return low
@@ -58,35 +61,45 @@ class ClipRandom(SeededRandom):
 
 
 class Stage(Protocol):
-    """A step of a recipe: `draw` fixes what to do, `apply` does it to frames (f 3 h w).
+    """A step of a recipe."""
 
-    clean: height and width of the video before any stage.
-    """
-
-    def draw(self, draws: ClipRandom) -> list[tuple["Stage", Parameters]]: ...
+    def draw(self, rng: ClipRandom) -> list[tuple["Stage", Parameters]]:
+        """Draws the parameters; returns the stages to apply with them, none to leave it out."""
+        ...
 
     def apply(
         self, video: Tensor, parameters: Parameters, generator: torch.Generator, clean: Size
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Degrades frames (f 3 h w) in [0, 1].
+
+        parameters: drawn by `draw`. generator: for noise. clean: height and width of the video
+        before all stages.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blur:
-    """Gaussian blur of `sigma` pixels; with probability `anisotropic` two widths and an angle."""
+    """Blurs with a Gaussian of `sigma` pixels.
+
+    anisotropic: the probability of two widths and an angle.
+    """
 
     sigma: Range
     anisotropic: float = 0.0
 
-    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
-        parameters: Parameters = {"op": "blur", "sigma": draws.drifting(self.sigma)}
-        if draws.chance(self.anisotropic):
-            parameters["sigma_y"] = draws.drifting(self.sigma)
-            parameters["theta"] = draws.drifting((-math.pi, math.pi))
+    def draw(self, rng: ClipRandom) -> list[tuple[Stage, Parameters]]:
+        """Draws the width, or two widths and an angle."""
+        parameters: Parameters = {"op": "blur", "sigma": rng.drifting(self.sigma)}
+        if rng.chance(self.anisotropic):
+            parameters["sigma_y"] = rng.drifting(self.sigma)
+            parameters["theta"] = rng.drifting((-math.pi, math.pi))
         return [(self, parameters)]
 
     def apply(
         self, video: Tensor, parameters: Parameters, generator: torch.Generator, clean: Size
     ) -> Tensor:
+        """Blurs frames (f 3 h w)."""
         if "sigma_y" not in parameters:
             return ops.gaussian_blur(video, torch.as_tensor(parameters["sigma"]))
         size = 2 * math.ceil(4 * self.sigma[1]) + 1
@@ -99,9 +112,11 @@ class Blur:
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """With `probability` a blur by a random kernel of an odd `size` (Real-ESRGAN): Gaussian,
-    generalised Gaussian or plateau, round or not, of width `sigma` and exponent `beta`; a sinc
-    with probability `sinc`.
+    """Blurs with a random kernel, as in Real-ESRGAN.
+
+    The kernel is a Gaussian, generalised Gaussian or plateau, round or elliptic, of width `sigma`
+    in pixels. probability: of this stage. sinc: of a sinc filter instead. size: a range of odd
+    kernel sizes.
     """
 
     sigma: Range
@@ -109,71 +124,80 @@ class Kernels:
     sinc: float = 0.1
     size: Size = (7, 21)
 
-    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
-        if not draws.chance(self.probability):
+    def draw(self, rng: ClipRandom) -> list[tuple[Stage, Parameters]]:
+        """Draws the kernel; nothing with probability 1 - `probability`."""
+        if not rng.chance(self.probability):
             return []
-        size = self.size[0] + 2 * draws.below((self.size[1] - self.size[0]) // 2 + 1)
-        if draws.chance(self.sinc):
+        size = self.size[0] + 2 * rng.below((self.size[1] - self.size[0]) // 2 + 1)
+        if rng.chance(self.sinc):
             lowest = math.pi / (3 if size < 13 else 5)
-            cutoff = draws.drifting((lowest, math.pi))
+            cutoff = rng.drifting((lowest, math.pi))
             return [(self, {"op": "sinc", "size": size, "cutoff": cutoff})]
-        kind, round_ = draws.choice(KERNEL_KINDS)
+        kind, round_ = rng.choice(KERNEL_KINDS)
         parameters: Parameters = {"op": "kernel", "kind": kind, "size": size}
-        parameters["sigma"] = draws.drifting(self.sigma)
+        parameters["sigma"] = rng.drifting(self.sigma)
         if not round_:
-            parameters["sigma_y"] = draws.drifting(self.sigma)
-            parameters["theta"] = draws.drifting((-math.pi, math.pi))
+            parameters["sigma_y"] = rng.drifting(self.sigma)
+            parameters["theta"] = rng.drifting((-math.pi, math.pi))
         if kind != "gaussian":
             low, high = BETAS[kind]
-            parameters["beta"] = draws.drifting(low if draws.chance(0.5) else high)
+            parameters["beta"] = rng.drifting(low if rng.chance(0.5) else high)
         return [(self, parameters)]
 
     def apply(
         self, video: Tensor, parameters: Parameters, generator: torch.Generator, clean: Size
     ) -> Tensor:
+        """Blurs frames (f 3 h w) with the kernels drawn."""
         size = parameters["size"]
 
-        def kernel(at: Parameters) -> Tensor:
-            if at["op"] == "sinc":
-                return ops.sinc_kernel(size, at["cutoff"])
-            sigma = (at["sigma"], at.get("sigma_y", at["sigma"]))
-            theta, beta = at.get("theta", 0.0), at.get("beta", 1.0)
-            return ops.blur_kernel(size, sigma, theta, kind=at["kind"], beta=beta)
+        def kernel(values: Parameters) -> Tensor:
+            if values["op"] == "sinc":
+                return ops.sinc_kernel(size, values["cutoff"])
+            sigma = (values["sigma"], values.get("sigma_y", values["sigma"]))
+            theta, beta = values.get("theta", 0.0), values.get("beta", 1.0)
+            return ops.blur_kernel(size, sigma, theta, kind=values["kind"], beta=beta)
 
-        return ops.blur(video, torch.stack([kernel(at) for at in each_frame(parameters, video)]))
+        kernels = [kernel(values) for values in each_frame(parameters, video)]
+        return ops.blur(video, torch.stack(kernels))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sinc:
-    """With `probability` a sinc filter: the ringing of resized and sharpened video."""
+    """Filters with a sinc, which causes the ringing of resized and sharpened video.
+
+    probability: of this stage. size: a range of odd kernel sizes. cutoff: in radians per pixel.
+    """
 
     probability: float = 0.8
     size: Size = (7, 21)
     cutoff: Range = (math.pi / 3, math.pi)
 
-    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
-        if not draws.chance(self.probability):
+    def draw(self, rng: ClipRandom) -> list[tuple[Stage, Parameters]]:
+        """Draws the cutoff and size; nothing with probability 1 - `probability`."""
+        if not rng.chance(self.probability):
             return []
-        size = self.size[0] + 2 * draws.below((self.size[1] - self.size[0]) // 2 + 1)
-        return [(self, {"op": "sinc", "size": size, "cutoff": draws.drifting(self.cutoff)})]
+        size = self.size[0] + 2 * rng.below((self.size[1] - self.size[0]) // 2 + 1)
+        return [(self, {"op": "sinc", "size": size, "cutoff": rng.drifting(self.cutoff)})]
 
     def apply(
         self, video: Tensor, parameters: Parameters, generator: torch.Generator, clean: Size
     ) -> Tensor:
+        """Filters frames (f 3 h w)."""
         kernels = [
-            ops.sinc_kernel(parameters["size"], at["cutoff"])
-            for at in each_frame(parameters, video)
+            ops.sinc_kernel(parameters["size"], values["cutoff"])
+            for values in each_frame(parameters, video)
         ]
         return ops.blur(video, torch.stack(kernels))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """Resize to `scale` times the clean video's size (sides rounded down), mode by weight.
+    """Resizes to `scale` times the clean video's size (sides rounded down).
 
-    jitter: probabilities of making it larger or smaller than that, and the factors then.
-    of_now: `scale` is of the size that the video has by now.
-    reference_width: of the released code's second resize, which forgets to scale the width.
+    modes: the interpolation modes with their weights. up, down: the probabilities of a larger or
+    smaller size than that, each with the range of factors. of_now: whether `scale` refers to the
+    video's current size instead of the clean one. reference_width: whether to compute the width as
+    the released code's second resize does, which forgets to scale it.
     """
 
     scale: float
@@ -183,22 +207,24 @@ class Resize:
     of_now: bool = False
     reference_width: bool = False
 
-    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
+    def draw(self, rng: ClipRandom) -> list[tuple[Stage, Parameters]]:
+        """Draws the factor and the interpolation mode."""
         factor = 1.0
         if self.up[0] or self.down[0]:
-            keep = 1 - self.up[0] - self.down[0]
-            ranges = {"up": self.up[1], "down": self.down[1], "keep": (1.0, 1.0)}
-            weights = {"up": self.up[0], "down": self.down[0], "keep": keep}
-            factor = draws.uniform(*ranges[draws.choice(weights)])
-        mode = draws.choice(self.modes)
+            same = 1 - self.up[0] - self.down[0]
+            ranges = {"up": self.up[1], "down": self.down[1], "same": (1.0, 1.0)}
+            weights = {"up": self.up[0], "down": self.down[0], "same": same}
+            factor = rng.uniform(*ranges[rng.choice(weights)])
+        mode = rng.choice(self.modes)
         return [(self, {"op": "resize", "scale": self.scale * factor, "mode": mode})]
 
     def apply(
         self, video: Tensor, parameters: Parameters, generator: torch.Generator, clean: Size
     ) -> Tensor:
+        """Resizes frames (f 3 h w); `clean` is the clean video's (h, w)."""
         scale = parameters["scale"]
         size = video.shape[-2:] if self.of_now else clean
-        # A hair more, or 0.3 * 10 would be 2.
+        # Slightly more, because rounding errors would turn 0.3 * 10 into 2.
         h, w = (math.floor(side * scale + 1e-6) for side in size)
         if self.reference_width:
             w = math.floor(clean[1] / self.scale * scale + 1e-6)
@@ -207,24 +233,29 @@ class Resize:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """White noise of standard deviation `sigma`, or with probability `poisson` photon noise of
-    `scale`; with probability `grey` the same on all channels."""
+    """Adds white noise of standard deviation `sigma` in units of the range, or photon noise.
+
+    scale: of the photon noise, see `ops.poisson_noise`. poisson: the probability of photon noise.
+    grey: the probability of noise that is equal in all channels.
+    """
 
     sigma: Range
     scale: Range = (0.0, 0.0)
     poisson: float = 0.0
     grey: float = 0.0
 
-    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
-        if draws.chance(self.poisson):
-            parameters = {"op": "poisson_noise", "scale": draws.drifting(self.scale)}
+    def draw(self, rng: ClipRandom) -> list[tuple[Stage, Parameters]]:
+        """Draws the kind of noise and its strength."""
+        if rng.chance(self.poisson):
+            parameters = {"op": "poisson_noise", "scale": rng.drifting(self.scale)}
         else:
-            parameters = {"op": "gaussian_noise", "sigma": draws.drifting(self.sigma)}
-        return [(self, parameters | {"grey": draws.chance(self.grey)})]
+            parameters = {"op": "gaussian_noise", "sigma": rng.drifting(self.sigma)}
+        return [(self, parameters | {"grey": rng.chance(self.grey)})]
 
     def apply(
         self, video: Tensor, parameters: Parameters, generator: torch.Generator, clean: Size
     ) -> Tensor:
+        """Adds noise from `generator` to frames (f 3 h w)."""
         grey = parameters["grey"]
         if "scale" in parameters:
             scale = torch.as_tensor(parameters["scale"])
@@ -235,25 +266,27 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True)
 class Jpeg:
-    """Every frame a JPEG picture of `quality` in [1, 100]."""
+    """Compresses every frame as a JPEG picture of `quality` in [1, 100]."""
 
     quality: Range
 
-    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
-        return [(self, {"op": "jpeg", "quality": draws.drifting(self.quality)})]
+    def draw(self, rng: ClipRandom) -> list[tuple[Stage, Parameters]]:
+        """Draws the quality."""
+        return [(self, {"op": "jpeg", "quality": rng.drifting(self.quality)})]
 
     def apply(
         self, video: Tensor, parameters: Parameters, generator: torch.Generator, clean: Size
     ) -> Tensor:
+        """Compresses frames (f 3 h w)."""
         return jpeg(video, torch.as_tensor(parameters["quality"]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """The clip as compressed video of constant quality, or of a constant rate.
+    """Compresses the clip as video, at a constant quality or a constant rate.
 
-    quality: range of its codec's scale (crf, or qscale of mpeg4; larger is worse).
-    frame_bits: range of the bits for a frame, on average, instead.
+    quality: a range in the codec's scale (crf, or qscale for mpeg4; larger is worse). frame_bits:
+    instead of it, a range of the average bits per frame. preset: of libx264 and libx265.
     """
 
     codec: VideoCodec
@@ -261,47 +294,52 @@ class Codec:
     frame_bits: Range | None = None
     preset: str = "medium"
 
-    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
+    def draw(self, rng: ClipRandom) -> list[tuple[Stage, Parameters]]:
+        """Draws the quality or the bit rate."""
         parameters: Parameters = {"op": "codec", "codec": self.codec}
         if self.frame_bits is not None:
-            # One frame a second, so that the rate of a second is that of a frame.
-            rate = float(math.floor(draws.uniform(*self.frame_bits)))
+            # One frame per second, so that bits per second are bits per frame.
+            rate = float(math.floor(rng.uniform(*self.frame_bits)))
             return [(self, parameters | {"bitrate": rate, "fps": 1.0})]
         assert self.quality is not None
         rate = "qscale" if self.codec == "mpeg4" else "crf"
-        return [(self, parameters | {rate: draws.uniform(*self.quality)})]
+        return [(self, parameters | {rate: rng.uniform(*self.quality)})]
 
     def apply(
         self, video: Tensor, parameters: Parameters, generator: torch.Generator, clean: Size
     ) -> Tensor:
+        """Encodes and decodes frames (f 3 h w)."""
         arguments = {key: value for key, value in parameters.items() if key != "op"}
         return codec_round_trip(video, **arguments, preset=self.preset)
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of several sequences of stages, chosen by weight."""
+    """Applies one of several sequences of stages, chosen at random by weight."""
 
     weights: tuple[float, ...]
     sequences: tuple[tuple[Stage, ...], ...]
 
-    def draw(self, draws: ClipRandom) -> list[tuple[Stage, Parameters]]:
-        index = draws.choice(dict(enumerate(self.weights)))
-        return [step for stage in self.sequences[index] for step in stage.draw(draws)]
+    def draw(self, rng: ClipRandom) -> list[tuple[Stage, Parameters]]:
+        """Draws a sequence and the parameters of its stages."""
+        index = rng.choice(dict(enumerate(self.weights)))
+        return [step for stage in self.sequences[index] for step in stage.draw(rng)]
 
     def apply(
         self, video: Tensor, parameters: Parameters, generator: torch.Generator, clean: Size
     ) -> Tensor:
-        raise AssertionError("draw() returns the chosen stages, never this one")
+        """Raises AssertionError: `draw` returns the chosen stages instead."""
+        raise AssertionError("draw() returns the chosen stages instead of this one")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Stages in order. drift: how far a drawn parameter swings in time, as a share of its range.
+    """A sequence of stages.
 
-    sharpen: the clean video is sharpened first; it is then the sharpened one that goes with the
-    result (`clean_target`). per_frame: every frame is drawn and degraded on its own, codecs
-    included, as in the released code.
+    drift: how far a drawn parameter swings in time, as a share of its range. sharpen: whether the
+    clean video is sharpened first; the sharpened one is then the target (`clean_target`).
+    per_frame: whether every frame has parameters of its own and is degraded alone, even by codecs,
+    as in the released code.
     """
 
     name: str
@@ -311,26 +349,28 @@ class Recipe:
     per_frame: bool = False
 
 
-# Clips are degraded in parts of so many frames; the clip's drawn parameters go on through them.
+# The number of frames that are degraded at once. A clip's parameters extend over all its parts.
 PART = 64
 
 
 def batched(frames: Iterable[Tensor], count: int) -> Iterator[list[Tensor]]:
+    """Yields lists of `count` frames, the last of which may be shorter."""
     frames = iter(frames)
     while part := list(islice(frames, count)):
         yield part
 
 
 def clean_target(video: Tensor, recipe: Recipe) -> Tensor:
-    """What a network that gets the degraded clip should put out: (f 3 h w) in [0, 1]."""
+    """Returns the target (f 3 h w) in [0, 1] of a network whose input is the degraded clip."""
     return ops.usm_sharpen(video) if recipe.sharpen else video
 
 
 class Degradation:
-    """A recipe with everything drawn, for one clip of `frames` frames.
+    """A recipe with all parameters drawn, for one clip.
 
-    record: what was drawn, as JSON (recipe, seed, stages with their parameters; a list where one
-    drifts). The same clip, recipe and seed (0 to 2^64 - 1) give the same result on one machine.
+    frames: the clip's number of frames. seed: from 0 to 2^64 - 1; ValueError for another one. Equal
+    clip, recipe and seed give equal results on one machine.
+    record: recipe, seed and the stages' parameters as JSON; a parameter that drifts is a list.
     """
 
     def __init__(self, recipe: Recipe, frames: int, seed: int) -> None:
@@ -339,10 +379,10 @@ class Degradation:
         self.recipe, self.frames = recipe, frames
         generator = torch.Generator().manual_seed(seed)
         length = 1 if recipe.per_frame else frames
-        # All parameters first: they must not depend on how many pixels drew noise.
+        # All parameters first, so that they do not depend on the number of noisy pixels.
         clips = [
-            [step for stage in recipe.stages for step in stage.draw(draws)]
-            for draws in (
+            [step for stage in recipe.stages for step in stage.draw(rng)]
+            for rng in (
                 ClipRandom(generator, length, recipe.drift)
                 for _ in range(frames if recipe.per_frame else 1)
             )
@@ -353,14 +393,15 @@ class Degradation:
         self.record |= {"frames": drawn} if recipe.per_frame else {"stages": drawn[0]}
 
     def apply(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Clean frames (3 h w) in [0, 1] -> small ones in 8-bit levels; may be called once.
+        """Yields degraded frames (3 h w) in [0, 1], rounded to 8-bit levels; call it only once.
 
-        At most 64 frames are held. ValueError for what is not RGB.
+        frames: the clean ones, (3 h w) in [0, 1]. At most `PART` of them are in memory. Raises
+        ValueError for frames that are not RGB.
         """
         done, length = 0, 1 if self.recipe.per_frame else PART
         for part in batched(frames, length):
             if any(frame.ndim != 3 or len(frame) != 3 for frame in part):
-                raise ValueError(f"RGB frames (3 h w) are degraded, got {tuple(part[0].shape)}")
+                raise ValueError(f"frames must be RGB (3 h w), got {tuple(part[0].shape)}")
             video = clean_target(torch.stack(part), self.recipe)
             clean = (video.shape[-2], video.shape[-1])
             for stage, parameters in self._clips[done if self.recipe.per_frame else 0]:
@@ -372,24 +413,25 @@ class Degradation:
 
 
 def degrade_video(video: Tensor, recipe: Recipe, seed: int) -> tuple[Tensor, Parameters]:
-    """Degrade one clip (f 3 h w) in [0, 1] -> (lq, record) as `Degradation` does.
+    """Degrades one clip (f 3 h w) in [0, 1]; returns it and the record, see `Degradation`.
 
-    lq: (f 3 h//4 w//4) in [0, 1], rounded to 8-bit levels, on the clip's device.
+    The degraded clip (f 3 h//4 w//4) for recipes of scale 4 is in [0, 1], rounded to 8-bit levels,
+    on the device of `video`. Raises ValueError for another shape or a seed outside 0 to 2^64 - 1.
     """
     if video.ndim != 4 or video.shape[1] != 3:
-        raise ValueError(f"degrade_video takes RGB frames (f 3 h w), got {tuple(video.shape)}")
+        raise ValueError(f"degrade_video needs RGB frames (f 3 h w), got {tuple(video.shape)}")
     degradation = Degradation(recipe, len(video), seed)
     return torch.stack(list(degradation.apply(video))), degradation.record
 
 
 def part_of(parameters: Parameters, part: range, frames: int) -> Parameters:
-    """Those of a few of a clip's frames."""
+    """Returns the parameters of a part of a clip of `frames` frames."""
     drifting = {k: v for k, v in parameters.items() if isinstance(v, list) and len(v) == frames}
     return parameters | {key: value[part.start : part.stop] for key, value in drifting.items()}
 
 
 def each_frame(parameters: Parameters, video: Tensor) -> list[Parameters]:
-    """Parameters of every frame, plain numbers."""
+    """Returns the parameters of every frame as plain numbers."""
     return [
         {key: value[i] if isinstance(value, list) else value for key, value in parameters.items()}
         for i in range(len(video))

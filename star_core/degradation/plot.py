@@ -1,4 +1,4 @@
-"""What `estimate` found, as a picture."""
+"""Draws the result of `estimate` as a picture."""
 
 from torch import Tensor
 
@@ -9,17 +9,17 @@ WIDTH, ROW, TOP, LEFT, RIGHT = 480, 32, 44, 108, 300
 
 
 def plot(degradation: Degradation) -> Tensor:
-    """A bar for each figure, with its name and value: a picture (3 h w) in [0, 1].
+    """Returns a picture (3 h w) in [0, 1] with a bar, a name and a value for each figure.
 
-    A full bar is very bad. ValueError without Pillow.
+    A full bar means very bad. Raises ValueError without Pillow.
     """
-    found = degradation
+    d = degradation
     bars = (
-        ("blur", 1 - found.resolution, f"effective resolution {found.resolution:.0%}"),
-        ("noise", found.noise / 20, f"{found.noise:.1f} levels"),
-        ("blockiness", found.blockiness / 8, f"{found.blockiness:.1f} levels"),
-        ("ringing", found.ringing / 2, f"{found.ringing:.1f} levels"),
-        ("compression", 1 - found.quality / 100, f"JPEG quality {found.quality:.0f}"),
+        ("blur", 1 - d.resolution, f"effective resolution {d.resolution:.0%}"),
+        ("noise", d.noise / 20, f"{d.noise:.1f} levels"),
+        ("blockiness", d.blockiness / 8, f"{d.blockiness:.1f} levels"),
+        ("ringing", d.ringing / 2, f"{d.ringing:.1f} levels"),
+        ("compression", 1 - d.quality / 100, f"JPEG quality {d.quality:.0f}"),
     )
     image, draw = paper(WIDTH, TOP + ROW * len(bars) + 8)
     draw.text((12, 14), "Longer is worse. Levels: of 255.", INK)

@@ -1,4 +1,4 @@
-"""Recipes of degradation: STAR's two stages, those that results are judged by, and training's."""
+"""Recipes of degradation: STAR's two stages, those of the evaluation, and those of training."""
 
 from .compression import VideoCodec
 from .ops import ResizeMode
@@ -13,7 +13,7 @@ _SMALL = Resize(scale=1 / 4, modes=_ALIKE)
 
 
 def _two_stages(name: str, codec: OneOf, *, reference: bool) -> Recipe:
-    """The recipe of the specification, section 11; Real-ESRGAN's with video codecs."""
+    """Returns Real-ESRGAN's recipe with video codecs; specification of STAR, section 11."""
     return Recipe(
         name=name,
         sharpen=True,
@@ -47,11 +47,11 @@ def _codecs(*names: VideoCodec, weights: tuple[float, ...]) -> OneOf:
 STAR_HEAVY = _two_stages(
     "heavy", _codecs("libx264", "libx265", "mpeg4", weights=(1, 1, 1)), reference=False
 )
-# As released: every frame on its own, and its second resize distorts.
+# As in the released code: every frame has parameters of its own, and the second resize distorts.
 STAR_REFERENCE = _two_stages(
     "reference", _codecs("libx264", "mpeg4", weights=(2, 1)), reference=True
 )
-# What the light model was trained on was not released; these ranges are ours.
+# The recipe of the light model was not released; these ranges are this project's.
 STAR_LIGHT = Recipe(
     name="light",
     drift=0.1,
@@ -73,7 +73,7 @@ STAR_LIGHT = Recipe(
 
 
 def _fixed(name: str, sigma: float, noise: float, quality: float, scale: int) -> Recipe:
-    """sigma: of the blur, in pixels of the small video."""
+    """Returns a recipe without random parameters; sigma: of the blur, in degraded pixels."""
     return Recipe(
         name=name,
         stages=(
@@ -86,12 +86,12 @@ def _fixed(name: str, sigma: float, noise: float, quality: float, scale: int) ->
 
 
 def mild(scale: int) -> Recipe:
-    """What results at a scale are judged by: little blur and noise, JPEG 60."""
+    """Returns the evaluation's mild recipe for a scale: little blur and noise, JPEG 60."""
     return _fixed("fixed-mild", 0.25, 4, 60, scale)
 
 
 def heavy(scale: int) -> Recipe:
-    """As `mild`: much blur and noise, JPEG 30."""
+    """Returns the evaluation's heavy recipe for a scale: much blur and noise, JPEG 30."""
     return _fixed("fixed-heavy", 0.4, 12, 30, scale)
 
 
@@ -105,7 +105,7 @@ COMPRESSION = Recipe(
     ),
 )
 
-# What the built-in model trains on: spans and surrounds mild to heavy.
+# The built-in model's training data: ranges that include mild and heavy.
 _X264 = Codec(codec="libx264", quality=(20, 36), preset="veryfast")
 _MPEG4 = Codec(codec="mpeg4", quality=(2, 12))
 _COMPRESSED = (
@@ -118,7 +118,7 @@ _COMPRESSED = (
 
 
 def _training(name: str, scale: int, *, intact: float) -> Recipe:
-    """intact: how often blur, noise and compression are each left out."""
+    """Returns a training recipe; intact: the probability of leaving out each kind of stage."""
 
     def mostly(*stages: Stage) -> OneOf:
         return OneOf((intact, 1 - intact), ((), stages))
@@ -139,13 +139,13 @@ def _training(name: str, scale: int, *, intact: float) -> Recipe:
 
 
 TRAINING = _training("training", 4, intact=0.0)
-# Where less is enlarged much is good already, and must stay so.
+# At lower scales many inputs are good already and must not be changed.
 TRAINING_OF_SCALE = {
     4: TRAINING,
     **{scale: _training(f"training-{scale}", scale, intact=0.3) for scale in (1, 2, 3)},
 }
 
-# By the names that people choose them by.
+# The recipes by the names that users give.
 PRESETS = {
     recipe.name: recipe
     for recipe in (STAR_LIGHT, STAR_HEAVY, STAR_REFERENCE, MILD, HEAVY, COMPRESSION, TRAINING)

@@ -1,4 +1,4 @@
-"""Which settings a clip calls for, from what it has suffered."""
+"""Recommends settings for a clip from its estimated degradation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,11 +9,11 @@ from .estimate import Degradation
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """Settings for one clip; `dataclasses.replace` overrides any of them.
+    """Recommended settings for one clip.
 
-    checkpoint: the published one that fits. noise_level, cfg, strength: as in `pipeline.Settings`.
-    positive, negative: words to add to the prompts, "" for none. shrink: make the input smaller by
-    this factor first, from 1; the size asked for stays.
+    checkpoint: the published one that fits. noise_level, cfg, strength: see `settings.Settings`.
+    positive, negative: words to add to the prompts, "" for none. shrink: the factor, from 1, by
+    which to downscale the input first; the size of the result stays.
     """
 
     checkpoint: Literal["light_deg", "heavy_deg"]
@@ -36,16 +36,17 @@ class Recommendation:
 def recommend(
     degradation: Degradation, defaults: SamplingDefaults, *, scale: float = 4.0
 ) -> Recommendation:
-    """Settings for a model with these defaults; a result `scale` times as large as the input.
+    """Returns recommended settings for a model with these defaults.
 
-    The published checkpoints take many evaluations: their noise level and cfg follow the severity,
-    a rule of thumb. A model of one evaluation, as the built-in one, gets the strength that its file
-    states for the scale, or all of it where noise or compression is strong.
+    scale: the size of the result divided by that of the input. For models of several evaluations,
+    such as the published checkpoints, noise level and cfg follow the severity by a rule of thumb. A
+    model of one evaluation, such as the built-in one, gets the strength that its file states for
+    the scale, or 1 if noise or compression is strong.
     """
     severity = _severity(degradation)
     noise_level, cfg, strength = defaults.noise_level, defaults.cfg, 1.0
     if defaults.solver_mode == "normal" and defaults.steps == 1:
-        # Much is lost by changing what is nearly intact, and most where nothing is enlarged.
+        # Changing a nearly intact clip loses much, and most where it is not enlarged.
         strength = 1.0 if _distortion(degradation) > 0.8 else defaults.usual_strength(scale)
     else:
         noise_level = round(noise_level * (0.85 + 0.15 * severity))
@@ -61,24 +62,24 @@ def recommend(
         cfg=round(cfg, 2),
         strength=round(strength, 2),
         positive="sharp focus" if degradation.resolution < 0.5 else "",
-        negative=", ".join(words for words, found in faults.items() if found),
+        negative=", ".join(words for words, present in faults.items() if present),
         shrink=_shrink(degradation),
     )
 
 
 def _severity(degradation: Degradation) -> float:
-    """0 intact to 1 as bad as it gets: the worst of blur, noise and compression."""
+    """Returns the worst of blur, noise and compression, from 0 (none) to 1 (very strong)."""
     blur = (1 - degradation.resolution) / 0.8
     return min(max(blur, _distortion(degradation)), 1.0)
 
 
 def _distortion(degradation: Degradation) -> float:
-    """0 to 1: the worse of noise and compression."""
+    """Returns the worse of noise and compression, from 0 to 1."""
     return min(max(degradation.noise / 12, (100 - degradation.quality) / 70), 1.0)
 
 
 def _shrink(degradation: Degradation) -> float:
-    """Averages noise away where detail is none; a clean blurred picture gains nothing."""
+    """Returns the factor: averaging removes noise where there is no detail to lose."""
     if degradation.resolution > 0.25 or _distortion(degradation) < 0.3:
         return 1.0
     return min(max(round(0.8 / degradation.resolution) / 2, 2.0), 4.0)

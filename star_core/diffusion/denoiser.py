@@ -1,4 +1,4 @@
-"""From a velocity network to the prediction of x_0 that solvers ask for.
+"""The denoiser: turns a network that predicts velocity into the x_0 prediction that solvers use.
 
 Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), with the standard deviation
 rescaled towards that of the conditional prediction (Lin et al. 2023, arXiv:2305.08891).
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from .schedule import NoiseSchedule
-from .shortcuts import DeepFeatures, Shortcuts, in_step
+from .shortcuts import DeepFeatures, Shortcuts, clear_unless_in_step
 
 
 def guided_velocity(v_c: Tensor, v_u: Tensor, scale: float, rescale: float | None) -> Tensor:
-    """Guidance of the conditional velocity v_c away from the unconditional v_u, (b c f h w).
+    """Returns the velocity guided from the unconditional v_u towards the conditional v_c.
 
-    rescale: 0 or None leaves the result as it is, 1 gives each sample the standard deviation of its
-    v_c. That is taken over all of (c f h w), so it depends on the frames passed in.
+    v_c, v_u: (b c f h w). scale: 1 returns v_c. rescale: from 0 or None (no rescaling) to 1 (each
+    sample gets the standard deviation of its v_c). The deviation is taken over all of (c f h w), so
+    it depends on the frames passed in.
     """
     v = v_u + scale * (v_c - v_u)
     if not rescale:
@@ -30,21 +31,21 @@ def guided_velocity(v_c: Tensor, v_u: Tensor, scale: float, rescale: float | Non
 
 
 def dynamic_guidance(t: Tensor, *, scale: float, steps: int, exponent: int = 5) -> float:
-    """Guidance scale at timestep t (b,): 1 to 1 + scale, as CogVideoX's samplers take it.
+    """Returns CogVideoX's guidance scale at timestep t (b,), from 1 to 1 + scale.
 
-    Meant to grow with the steps, but the timestep stands where their number should (specification
-    of the second backbone, section 0): it jumps from step to step.
+    It was meant to grow with the step number, but the original uses the timestep in place of the
+    step number (specification of the second backbone, section 0), so it jumps between steps.
     """
     progress = (steps - float(t[0])) / steps
     return 1 + scale * (1 - math.cos(math.pi * progress**exponent)) / 2
 
 
 def threshold(x_0: Tensor, percentile: float | None, clamp: float | None) -> Tensor:
-    """Bound a prediction (b c f h w); both None leave it as it is, as STAR does.
+    """Bounds a prediction x_0 (b c f h w); returns it unchanged if both are None, as in STAR.
 
     percentile: dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487): each sample is clamped
         to this quantile (0 to 1) of its magnitudes, or to 1 if that is more, and divided by it.
-    clamp: to [-clamp, clamp], where no percentile is given.
+    clamp: clamps to [-clamp, clamp]; ignored if percentile is not None.
     """
     if percentile is not None:
         magnitudes = x_0.flatten(1).abs().float()
@@ -55,14 +56,16 @@ def threshold(x_0: Tensor, percentile: float | None, clamp: float | None) -> Ten
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Denoiser:
-    """Calls the network and turns its velocity into x_0: `denoiser(x_in, edm_sigma)`.
+    """Predicts x_0 with the network and guidance: `denoiser(x_in, edm_sigma)`.
 
-    One for each run. network: as `models.unet.ControlledVideoUNet`.
+    Each run needs a new one, because it caches features. network: called as
+    `models.unet.ControlledVideoUNet`.
     positive, negative: text embeddings (b l d). hint: latents of the low-quality video (b c f h w).
-    guidance_scale: 1 leaves out the negative prompt and halves the work; or a function of t (b,).
-    guidance_rescale, percentile, clamp: see `guided_velocity` and `threshold`.
-    dtype: what the network gets; guidance and x_0 are computed in the dtype of x_in.
-    shortcuts: guidance and reuse; `attention_window` is for the network itself.
+    guidance_scale: a number or a function of the timesteps t (b,); 1 skips the negative prompt,
+    which halves the work. guidance_rescale: see `guided_velocity`.
+    percentile, clamp: see `threshold`.
+    dtype: dtype of the network's input; guidance and x_0 are computed in the dtype of x_in.
+    shortcuts: only its guidance and reuse are applied here.
     """
 
     network: Callable[..., Tensor]
@@ -76,16 +79,17 @@ class Denoiser:
     clamp: float | None = None
     dtype: torch.dtype = torch.float32
     shortcuts: Shortcuts = Shortcuts()
-    # Of each window those of the positive and those of the negative prompt.
+    # For each window, the features of the positive and of the negative prompt.
     _deep: dict[range | None, tuple[DeepFeatures, DeepFeatures]] = field(
         default_factory=dict, init=False
     )
 
     def __call__(self, x_in: Tensor, edm_sigma: Tensor, window: range | None = None) -> Tensor:
-        """x_0 of x_in (b c f h w), which the solver has scaled to unit variance.
+        """Returns x_0 (b c f h w) for latents x_in scaled to unit variance.
 
-        The network sees the rounded timestep, whose alpha and sigma convert its velocity; solvers
-        keep the exact edm_sigma, () or (b,). window: which frames of the clip x_in holds.
+        edm_sigma: noise level, () or (b,). The network gets the rounded timestep, whose alpha and
+        sigma also convert its velocity. window: indices of the frames of x_in in the clip, None if
+        x_in is the whole clip.
         """
         t = self.schedule.model_timestep(edm_sigma).expand(len(x_in))
         low, high = self.shortcuts.guidance
@@ -99,16 +103,16 @@ class Denoiser:
 
         prompts = [self.positive, self.negative] if guided else [self.positive]
         deep = None
-        if within := self.shortcuts.reuse:
+        if max_age := self.shortcuts.reuse:
             both = self._deep.setdefault(
-                window, (DeepFeatures(within=within), DeepFeatures(within=within))
+                window, (DeepFeatures(max_age=max_age), DeepFeatures(max_age=max_age))
             )
-            in_step(deep := both[: len(prompts)])
+            clear_unless_in_step(deep := both[: len(prompts)])
 
         def velocity(number: int) -> Tensor:
             y = prompts[number].to(x_in.device, self.dtype).expand(len(x_in), -1, -1)
-            known = {"deep": deep[number]} if deep else {}
-            return self.network(x_in.to(self.dtype), t, y, hint, **known).to(x_in.dtype)
+            reused = {"deep": deep[number]} if deep else {}
+            return self.network(x_in.to(self.dtype), t, y, hint, **reused).to(x_in.dtype)
 
         v = velocity(0)
         if guided:

@@ -1,4 +1,4 @@
-"""Noise levels and guidance of a run, as a model wants them."""
+"""Noise levels and guidance of a run from a model's sampling settings."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,9 +12,10 @@ from .schedule import NoiseSchedule, sampling_sigmas, star_schedule
 
 
 def levels_of(sampling: SamplingDefaults, *, exact: bool = True) -> NoiseLevels:
-    """The schedule of a run and its EDM noise levels. exact: see `schedule.sampling_timesteps`.
+    """Returns the schedule of a run and its EDM noise levels.
 
-    ValueError for steps or a noise level that the schedule does not have.
+    exact: False reproduces the reference's rounding, see `schedule.sampling_timesteps`.
+    Raises ValueError for steps, a noise level or a solver mode that the schedule does not have.
     """
     if sampling.schedule == "scaled_linear":
         if sampling.solver_mode != "normal":
@@ -23,7 +24,7 @@ def levels_of(sampling: SamplingDefaults, *, exact: bool = True) -> NoiseLevels:
             sampling.steps,
             shift=sampling.shift,
             noise_level=sampling.noise_level,
-            levels=sampling.levels,
+            spacing=sampling.spacing,
         )
     sigmas = sampling_sigmas(
         star_schedule(),
@@ -37,14 +38,14 @@ def levels_of(sampling: SamplingDefaults, *, exact: bool = True) -> NoiseLevels:
 
 
 def trained_schedule(sampling: SamplingDefaults) -> NoiseSchedule:
-    """The schedule that a model was trained with, whatever levels a run takes."""
+    """Returns the schedule that a model was trained with, independent of a run's noise levels."""
     if sampling.schedule == "scaled_linear":
         return scaled_linear_schedule(sampling.shift)
     return star_schedule()
 
 
 def guidance_of(sampling: SamplingDefaults) -> float | Callable[[Tensor], float]:
-    """The guidance scale, or how it follows from the timestep."""
+    """Returns the guidance scale: a number, or a function of the timesteps t (b,)."""
     if sampling.cfg_mode == "dynamic" and sampling.cfg != 1:
         return partial(dynamic_guidance, scale=sampling.cfg, steps=sampling.steps)
     return sampling.cfg

@@ -1,12 +1,14 @@
 """Solvers of the reverse process: functions of (denoise, start, sigmas).
 
-All share one signature. `denoise(x_in, sigma) -> x_0` gets its input scaled to unit variance.
-`start` is (b c f h w) noised latents of unit variance; solvers multiply it by sigmas[0], as the
-reference does, although noised / alpha would be consistent: 0.09 % at STAR's level 900, 3 % at 600.
-Divide by the schedule's sigma beforehand to start consistently. `sigmas` are descending EDM noise
-levels with the trailing 0 of `schedule.sampling_sigmas`; the first may be inf.
-`noise(step, sigma, sigma_next)` gives unit-variance noise like x; `on_step(step, total, x_0)` is
-called after each step, counted from 1, and an exception from it aborts.
+All share these arguments:
+denoise: (x_in, sigma) -> x_0, whose input is scaled to unit variance.
+start: noised latents (b c f h w) of unit variance. Solvers multiply it by sigmas[0], as the
+    reference does, although noised / alpha would be consistent: the difference is 0.09 % at STAR's
+    level 900 and 3 % at 600. Divide by the schedule's sigma beforehand for a consistent start.
+sigmas: descending EDM noise levels with a trailing 0, as from `schedule.sampling_sigmas`; the first
+    may be inf.
+noise: (step, sigma, sigma_next) -> unit-variance noise of the shape of x.
+on_step: called as (step, total, x_0) after each step, counted from 1; an exception aborts the run.
 """
 
 import math
@@ -26,7 +28,7 @@ def _denoise_at(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _scaled_start(start: Tensor, sigmas: Tensor) -> Tensor:
-    """Pure noise, at an infinite sigma, keeps unit variance; so does what has no step to take."""
+    """Scales `start` to sigmas[0], except for pure noise (sigma inf) and if there are no steps."""
     return start if len(sigmas) == 1 or sigmas[0].isinf() else start * sigmas[0]
 
 
@@ -42,12 +44,13 @@ def sample_dpmpp_2m_sde(
     renew: bool = False,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M) SDE (Lu et al. 2022, arXiv:2211.01095), one evaluation a step.
+    """Samples x_0 (b c f h w) with DPM-Solver++(2M) SDE, one evaluation per step.
 
-    eta: 0 deterministic, 1 the full SDE. s_noise: scale of the noise added.
-    solver_type: "midpoint" or "heun", how the previous x_0 enters.
-    renew: the step from an infinite level takes fresh noise, as the full SDE does there and
-        CogVideoX's solver with it; False keeps that of the start, as the reference on I2VGen-XL.
+    Lu et al. 2022, arXiv:2211.01095. denoise, start, sigmas, noise, on_step: see the module.
+    eta: from 0, deterministic, to 1, the full SDE. s_noise: scale of the added noise.
+    solver_type: "midpoint" or "heun", how the previous x_0 is used; ValueError for others.
+    renew: the step from an infinite level draws fresh noise, as the full SDE and CogVideoX's solver
+        do; False keeps the noise of the start, as the reference does on I2VGen-XL.
     """
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(f'solver type must be "midpoint" or "heun", got {solver_type!r}')
@@ -57,7 +60,7 @@ def sample_dpmpp_2m_sde(
     for step in range(total):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         if sigma.isinf():
-            # pure noise is already scaled; its x_0 has no finite step size to extrapolate with
+            # pure noise is already scaled; without a finite step size there is no extrapolation
             x_0 = denoise(x, sigma)
             if renew and eta > 0 and sigma_next > 0:
                 x = noise(step, sigma, sigma_next).to(x)
@@ -95,10 +98,12 @@ def sample_heun(
     s_noise: float = 1.0,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Heun's second-order method (Karras et al. 2022, algorithm 2), two evaluations a step.
+    """Samples x_0 (b c f h w) with Heun's second-order method, two evaluations per step.
 
-    The last step, to 0, is Euler's and takes one. s_churn: how much noise is added and removed
-    again at levels from s_tmin to s_tmax, with scale s_noise; 0 is deterministic.
+    Karras et al. 2022, algorithm 2. The last step, to 0, is an Euler step with one evaluation.
+    denoise, start, sigmas, noise, on_step: see the module.
+    s_churn: amount of noise that is added and removed again at levels from s_tmin to s_tmax, with
+        scale s_noise; 0 is deterministic.
     """
     total = len(sigmas) - 1
     x = _scaled_start(start, sigmas)
@@ -111,8 +116,8 @@ def sample_heun(
             churn = min(s_churn / total, math.sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0.0
             if churn > 0:
                 raised = sigma * (1 + churn)
-                extra = torch.sqrt(raised**2 - sigma**2) * s_noise
-                x = x + noise(step, sigma, sigma_next).to(x) * extra
+                scale = torch.sqrt(raised**2 - sigma**2) * s_noise
+                x = x + noise(step, sigma, sigma_next).to(x) * scale
                 sigma = raised
             x_0 = _denoise_at(denoise, x, sigma)
             slope = (x - x_0) / sigma
@@ -135,18 +140,19 @@ SAMPLERS = {
 
 
 def refuse_crashes(*, frames: int, chunk_length: int, sampler: str, evaluations: int) -> None:
-    """ValueError for a run on which the reference crashes, naming the cure.
+    """Raises a ValueError that names the remedy if the reference implementation would crash.
 
-    evaluations: number of noise levels before the trailing 0.
+    frames: of the clip. chunk_length: frames of a window. evaluations: number of noise levels
+    before the trailing 0.
     """
-    cures = []
+    remedies = []
     if sampler != "dpmpp_2m_sde":
-        cures.append("sampler dpmpp_2m_sde")
+        remedies.append("sampler dpmpp_2m_sde")
     if evaluations < 2:
-        cures.append("at least 2 steps")
+        remedies.append("at least 2 steps")
     if chunk_length < frames <= 1.25 * chunk_length:
-        cures.append(f"chunks of {frames} frames")
-    if cures:
+        remedies.append(f"chunks of {frames} frames")
+    if remedies:
         raise ValueError(
-            f"the reference crashes on this: use {' and '.join(cures)}, or leave out reference"
+            f"the reference crashes on this: use {' and '.join(remedies)}, or leave out reference"
         )

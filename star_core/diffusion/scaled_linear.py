@@ -1,7 +1,7 @@
 """Noise schedule of CogVideoX: scaled-linear, zero terminal SNR, and the levels of one run.
 
 Betas as in latent diffusion (Rombach et al. 2022), an SNR shift (Yang et al. 2024,
-arXiv:2408.06072), the mean of the signal stretched until the last level has none (Lin et al. 2023,
+arXiv:2408.06072), and the signal rescaled so that it is 0 at the last level (Lin et al. 2023,
 arXiv:2305.08891). Specification of the second backbone, section 5.
 """
 
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from .schedule import NoiseSchedule
 
-TimestepSpacing = Literal["star", "diffusers"]
-
 
 class NoiseLevels(NamedTuple):
-    """The levels of one run: the schedule by which velocities are converted, and EDM noise levels,
-    descending from inf, with a trailing 0."""
+    """The noise levels of one run.
+
+    schedule: converts the network's velocities. sigmas: EDM noise levels, descending, with a
+    trailing 0; the first may be inf.
+    """
 
     schedule: NoiseSchedule
     sigmas: Tensor
@@ -28,18 +29,27 @@ class NoiseLevels(NamedTuple):
 
 @cache
 def scaled_linear_schedule(shift: float = 1.0) -> NoiseSchedule:
-    """The 1000 levels that the network was trained on. shift: of the SNR, 3 for CogVideoX-2B."""
+    """Returns the 1000 levels that the network was trained on.
+
+    shift: shift of the SNR, 1 for CogVideoX-5B and 3 for CogVideoX-2B.
+    """
     return _schedule_of(_zero_terminal(_signal(shift)))
 
 
 def run_levels(
-    steps: int, *, shift: float = 1.0, noise_level: int = 1000, levels: TimestepSpacing = "star"
+    steps: int,
+    *,
+    shift: float = 1.0,
+    noise_level: int = 1000,
+    spacing: Literal["star", "diffusers"] = "star",
 ) -> NoiseLevels:
-    """Levels for `steps` network evaluations, which see the last first: timestep noise_level - 1.
+    """Returns the levels for `steps` network evaluations, from timestep noise_level - 1 down.
 
-    levels: "star" stretches the run's own levels and snaps each to the nearest of the 1000 where
-    a velocity is converted, as the reference implementation; "diffusers" takes the 1000 at
-    CogVideoXDPMScheduler's trailing timesteps. ValueError for more steps than there are levels.
+    shift: shift of the SNR, see `scaled_linear_schedule`. noise_level: from 2 to 1000.
+    spacing: "star" rescales the run's own levels and converts velocities at the nearest of the 1000
+    trained levels, as the reference implementation does; "diffusers" takes trained levels at
+    CogVideoXDPMScheduler's trailing timesteps.
+    Raises ValueError for more steps than there are levels and for a noise level out of range.
     """
     if not 2 <= noise_level <= 1000:
         raise ValueError(f"noise level must be from 2 to 1000 for this model, got {noise_level}")
@@ -47,18 +57,18 @@ def run_levels(
     if not 1 <= steps <= last:
         raise ValueError(f"steps must be from 1 to {last} from this noise level, got {steps}")
     trained = scaled_linear_schedule(shift)
-    if levels == "diffusers":
-        spacing = noise_level / steps
-        t = torch.tensor([round(noise_level - i * spacing) - 1 for i in range(steps)])
+    if spacing == "diffusers":
+        stride = noise_level / steps
+        t = torch.tensor([round(noise_level - i * stride) - 1 for i in range(steps)])
         sigmas = trained.edm_sigma(t)
         return NoiseLevels(trained, torch.cat([sigmas, torch.zeros(1)]))
-    if levels != "star":
-        raise ValueError(f'levels must be "star" or "diffusers", got {levels!r}')
+    if spacing != "star":
+        raise ValueError(f'timestep spacing must be "star" or "diffusers", got {spacing!r}')
     t = torch.tensor([math.floor(last - i * last / steps) for i in range(steps)])
     signal = _signal(shift)[t.flip(0)]
     alphas = _zero_terminal(signal).flip(0) if noise_level == 1000 else trained.alphas[t]
     nearest = (trained.alphas - alphas[:, None]).abs().argmin(dim=1)
-    # Between the steps of the run, levels go on evenly: any of them has its timestep.
+    # Levels between the steps of the run are interpolated, so that each has its timestep.
     between = np.interp(np.arange(1000), t.flip(0), alphas.flip(0))
     table = torch.from_numpy(between).float()
     table[noise_level:] = trained.alphas[noise_level:]
@@ -75,14 +85,14 @@ def run_levels(
 
 
 def _signal(shift: float) -> Tensor:
-    """Share of the signal at each timestep before it is stretched, (1000,) float32."""
+    """Returns the signal scale at each timestep before rescaling, (1000,) float32."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     power = (1 - betas).cumprod(0)
     return (power / (shift + (1 - shift) * power)).float().sqrt()
 
 
 def _zero_terminal(signal: Tensor) -> Tensor:
-    """Stretched so that the last is 0 and the first stays."""
+    """Rescales signal scales so that the last is 0 and the first does not change."""
     first, last = signal[0], signal[-1]
     if len(signal) == 1:
         return torch.zeros(1)

@@ -1,10 +1,10 @@
 """Noise schedule of STAR on I2VGen-XL: log-SNR cosine, interpolated, zero terminal SNR.
 
-Variance preserving: `x_t = alpha x_0 + sigma noise`, index 0 almost clean, the last index pure
-noise. Solvers work with the EDM noise level `sigma / alpha` (Karras et al. 2022, arXiv:2206.00364),
-which is infinite where alpha is zero. Sources: Hoogeboom et al. 2023 (arXiv:2301.11093) for the
-cosine log-SNR and its interpolation between two shifts; Lin et al. 2023 (arXiv:2305.08891) for zero
-terminal SNR.
+Variance preserving: `x_t = alpha x_0 + sigma noise`. Index 0 is almost clean, the last index is
+pure noise. Solvers work with the EDM noise level `sigma / alpha` (Karras et al. 2022,
+arXiv:2206.00364), which is infinite where alpha is zero. Sources: Hoogeboom et al. 2023
+(arXiv:2301.11093) for the cosine log-SNR and its interpolation between two shifts; Lin et al. 2023
+(arXiv:2305.08891) for zero terminal SNR.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 SolverMode = Literal["fast", "normal"]
 TimestepSpacing = Literal["trailing", "linspace", "leading"]
 
-# Below this timestep "fast" always walks the same eleven levels; above it takes four.
+# From this timestep down, "fast" always takes the same eleven levels; above it takes four.
 FAST_MIDDLE = 500
 
 
@@ -26,7 +26,7 @@ FAST_MIDDLE = 500
 class NoiseSchedule:
     """Tables of one schedule, float32 on the CPU, each (n,); `log_edm_sigmas` may end in inf.
 
-    The methods move what they look up to the device of their argument.
+    Methods return tensors on the device of their argument.
     """
 
     sigmas: Tensor
@@ -37,15 +37,15 @@ class NoiseSchedule:
         return len(self.sigmas)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal scale at integer timesteps: (b,) -> (b 1 1 1 1)."""
+        """Returns the signal scale at integer timesteps: (b,) -> (b 1 1 1 1)."""
         return self.alphas.to(t.device)[t].reshape(-1, 1, 1, 1, 1)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise scale at integer timesteps: (b,) -> (b 1 1 1 1)."""
+        """Returns the noise scale at integer timesteps: (b,) -> (b 1 1 1 1)."""
         return self.sigmas.to(t.device)[t].reshape(-1, 1, 1, 1, 1)
 
     def edm_sigma(self, t: Tensor) -> Tensor:
-        """EDM noise level at timesteps that may be fractional; inf where alpha vanishes."""
+        """Returns the EDM noise level at timesteps that may be fractional; inf where alpha is 0."""
         table, t = self.log_edm_sigmas.to(t.device), t.float()
         low, high, w = t.floor().long(), t.ceil().long(), t.frac()
         log_sigma = (1 - w) * table[low] + w * table[high]
@@ -53,7 +53,7 @@ class NoiseSchedule:
         return torch.nan_to_num(log_sigma, nan=math.inf, posinf=math.inf).exp()
 
     def t(self, edm_sigma: Tensor) -> Tensor:
-        """Fractional timestep of EDM noise levels, float32, the inverse of `edm_sigma`.
+        """Returns the fractional timestep of EDM noise levels, float32; inverts `edm_sigma`.
 
         Levels below the table give 0; finite ones above its last finite entry give that entry.
         """
@@ -65,34 +65,35 @@ class NoiseSchedule:
         return torch.where(log_sigma.isposinf(), float(len(table) - 1), t)
 
     def model_timestep(self, edm_sigma: Tensor) -> Tensor:
-        """The int64 timestep the network gets at EDM noise levels: rounded, halves to even."""
+        """Returns the int64 timestep for the network at EDM noise levels, rounded half to even."""
         return self.t(edm_sigma).round().long()
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Diffuse (b c f h w) to integer timesteps (b,): alpha x_0 + sigma noise."""
+        """Diffuses x_0 (b c f h w) to integer timesteps t (b,): alpha x_0 + sigma noise."""
         return self.alpha(t) * x_0 + self.sigma(t) * noise
 
     def velocity(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network is trained to predict, alpha noise - sigma x_0, by way of x_t.
+        """Returns the network's training target, alpha noise - sigma x_0, (b c f h w).
 
-        The detour is the reference's; near t = 0 it cancels and costs 3e-4 in float32.
+        It is computed through x_t, as in the reference; near t = 0 cancellation costs 3e-4 in
+        float32. x_0, noise: (b c f h w). t: integer timesteps (b,).
         """
         return self.velocity_between(self.add_noise(x_0, noise, t), x_0, t)
 
     def velocity_between(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
-        """The velocity that leads from x_t to x_0, the inverse of `x_0`."""
+        """Returns the velocity that leads from x_t to x_0 (b c f h w); inverts `x_0`."""
         return (self.alpha(t) * x_t - x_0) / self.sigma(t)
 
     def x_0(self, x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """Clean latents from a velocity: alpha x_t - sigma v."""
+        """Returns clean latents, alpha x_t - sigma v, from a velocity v (b c f h w) at t (b,)."""
         return self.alpha(t) * x_t - self.sigma(t) * v
 
 
 def cosine_interpolated_logsnr(n: int, scale_min: float, scale_max: float) -> Tensor:
-    """Log-SNR of n levels from clean to noise, (n,) float32.
+    """Returns the log-SNR of n levels from clean to noise, (n,) float32.
 
-    The cosine log-SNR from 15 to -15, shifted by the resolution factor `scale_min` at the clean end
-    and by `scale_max` at the noisy end, interpolated in between.
+    It is the cosine log-SNR from 15 to -15, shifted by the resolution factor `scale_min` at the
+    clean end and `scale_max` at the noisy end, and interpolated in between.
     """
     u = torch.linspace(1, 0, n)
     start, end = math.atan(math.exp(7.5)), math.atan(math.exp(-7.5))
@@ -107,10 +108,10 @@ def logsnr_cosine_schedule(
     scale_max: float = 4.0,
     zero_terminal_snr: bool = True,
 ) -> NoiseSchedule:
-    """The schedule of `n` steps; the defaults are STAR's.
+    """Returns the schedule of `n` levels; the defaults are STAR's.
 
-    Zero terminal SNR stretches sigma itself (not the mean of the signal, as Lin et al. do) so that
-    its last entry is 1.
+    scale_min, scale_max: see `cosine_interpolated_logsnr`. zero_terminal_snr: rescales sigma (and
+    not the signal scale, as Lin et al. do) so that its last entry is 1.
     """
     sigmas = torch.sigmoid(-cosine_interpolated_logsnr(n, scale_min, scale_max)).sqrt()
     low, high = sigmas.min(), sigmas.max()
@@ -124,7 +125,7 @@ def logsnr_cosine_schedule(
 
 @cache
 def star_schedule() -> NoiseSchedule:
-    """STAR's schedule, built once."""
+    """Returns STAR's schedule, which is built once."""
     return logsnr_cosine_schedule()
 
 
@@ -137,19 +138,21 @@ def sampling_timesteps(
     spacing: TimestepSpacing = "trailing",
     exact: bool = True,
 ) -> Tensor:
-    """Timesteps from noise_level - 1 down, (steps,) float32 and fractional ("fast": (15,)).
+    """Returns timesteps from noise_level - 1 down, (steps,) float32 and fractional.
 
-    solver_mode: "normal" spaces `steps` levels evenly; "fast" ignores `steps` and takes four levels
-        above 500 and eleven from there on (fewer if `noise_level` is below).
-    discretization: "trailing" contains the noisiest level, "leading" the cleanest, "linspace" both.
-    exact: False keeps the reference's extra level where float rounding makes `torch.arange` longer
-        than asked (steps 95, 109, 190, ...).
+    solver_mode: "normal" spaces `steps` levels evenly; "fast" ignores `steps` and returns (15,):
+        four levels above 500 and eleven from there on (fewer if `noise_level` is below).
+    t_min: smallest timestep.
+    spacing: "trailing" contains the noisiest level, "leading" the cleanest, "linspace" both.
+    exact: False keeps the reference's additional level where rounding makes `torch.arange` one
+        longer than `steps` (95, 109, 190, ...).
+    Raises ValueError for an unknown mode or spacing, and for "fast" unless trailing.
     """
     t_max = noise_level - 1
     if solver_mode == "fast":
         if spacing != "trailing":
             raise ValueError(
-                f'solver mode "fast" has trailing timesteps: use "normal" for {spacing}'
+                f'solver mode "fast" has trailing timesteps only: use "normal" for {spacing}'
             )
         fine = torch.arange(FAST_MIDDLE, t_min - 1, -(FAST_MIDDLE - t_min + 1) / 11)[:11]
         if t_max <= FAST_MIDDLE:
@@ -164,7 +167,7 @@ def sampling_timesteps(
         raise ValueError(f"unknown timestep spacing {spacing!r}: use trailing")
     step = (t_max - t_min + 1) / steps
     if exact and steps > 1:
-        # more steps than there are levels would run below t_min
+        # with more steps than levels, timesteps would go below t_min
         step = min(step, (t_max - t_min) / (steps - 1))
     if step == 0:
         return torch.tensor([float(t_max)])
@@ -188,14 +191,19 @@ def sampling_sigmas(
     spacing: TimestepSpacing = "trailing",
     exact: bool = True,
 ) -> Tensor:
-    """EDM noise levels for a sampler, descending, float32, the trailing 0 included.
+    """Returns EDM noise levels for a sampler, descending, float32, with a trailing 0.
 
-    There are as many evaluations as levels before the 0: `steps` in normal mode, 14 in fast mode
-    with dpmpp_2m_sde (which skips the cleanest level but one) and 15 with heun. Levels that the
-    schedule cannot tell apart are one (so 1000 steps from level 1000 are 999).
-    noise_level: 0 to len(schedule), the number of levels that sampling uses, from the clean end;
-        at 0 there is nothing to sample and the result is (1,): just the 0.
-    Other arguments as in `sampling_timesteps`.
+    The number of levels before the 0 is `steps` in normal mode; in fast mode it is 14 with
+    dpmpp_2m_sde, which skips the last level but one, and 15 with heun. Equal levels are merged, so
+    1000 steps from level 1000 are 999.
+
+    solver_mode: "fast" or "normal", see `sampling_timesteps`. steps: at least 1, unused in "fast".
+    noise_level: 0 to len(schedule), the number of levels that sampling uses, from the clean end; at
+        0 there is nothing to sample and the result is (1,): only the 0.
+    t_min: smallest timestep. sampler: key of `samplers.SAMPLERS`.
+    spacing: "trailing", "linspace" or "leading", see `sampling_timesteps`.
+    exact: False keeps the reference's additional level, see `sampling_timesteps`.
+    Raises ValueError for an argument outside its range.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")

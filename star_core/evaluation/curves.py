@@ -1,4 +1,4 @@
-"""Curves of per-frame values as a picture."""
+"""Draws curves of per-frame values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ def curves(
     width: int = 960,
     height: int = 360,
 ) -> Tensor:
-    """Draw one curve a name over frame numbers: a picture (3 h w) in [0, 1].
+    """Draws a curve over frame numbers for each name; returns a picture (3 h w) in [0, 1].
 
-    values: nan and inf leave a gap. Six names at most, sides of at least 200 pixels. ValueError for
-    others, and without Pillow.
+    values: by name, at most six curves; nan and inf leave a gap. width, height: in pixels, at least
+    200. ValueError for anything else, or if Pillow is not installed.
     """
     if not 1 <= len(values) <= len(COLOURS):
         raise ValueError(f"one to {len(COLOURS)} curves can be drawn, got {len(values)}")
@@ -30,17 +30,17 @@ def curves(
     last = max(max((len(curve) for curve in values.values()), default=1) - 1, 1)
     left, top, right, bottom = 80, 44, width - 24, height - 52
 
-    def place(frame: float, value: float) -> tuple[float, float]:
+    def pixel(frame: float, value: float) -> tuple[float, float]:
         x = left + (right - left) * frame / last
         return x, bottom - (bottom - top) * (value - low) / (high - low)
 
     for tick in marks:
-        y = place(0, tick)[1]
+        y = pixel(0, tick)[1]
         draw.line((left, y, right, y), GRID)
         draw.text((left - 8, y), f"{tick:.6g}", INK, anchor="rm")
     for frame in ticks(0, last)[2]:
         if frame <= last and frame == int(frame):
-            x = place(frame, low)[0]
+            x = pixel(frame, low)[0]
             draw.line((x, bottom, x, bottom + 4), INK)
             draw.text((x, bottom + 8), f"{frame:.0f}", INK, anchor="ma")
     draw.line((left, bottom, right, bottom), INK)
@@ -54,7 +54,7 @@ def curves(
         draw.line((x, 22, x + 22, 22), colour, 3)
         x -= 16
         for run in _runs(curve):
-            points = [place(frame, curve[frame]) for frame in run]
+            points = [pixel(frame, curve[frame]) for frame in run]
             if len(points) > 1:
                 draw.line(points, colour, 2, joint="curve")
             for px, py in points if len(points) < 3 else ():
@@ -63,7 +63,7 @@ def curves(
 
 
 def _runs(curve: Sequence[float]) -> list[list[int]]:
-    """Frames with a value, cut where one has none."""
+    """Returns the runs of successive frames that have a finite value."""
     runs: list[list[int]] = [[]]
     for frame, value in enumerate(curve):
         if math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Restored clips measured against their ground truth, or alone."""
+"""Measures restored clips against their ground truth, or alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,17 +12,19 @@ from ..metrics import Comparison, Setup, compare
 from ..video_io import open_video
 from .clip_folders import Pair
 
-# What a restored clip may lack of its ground truth: sizes that are no multiple of the scale.
+# The difference in pixels that is allowed between a restored clip and its ground truth, whose size
+# need not be a multiple of the scale.
 MARGIN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What of each clip is compared.
+    """The part of each clip that is compared.
 
-    frames: (A, B) of both clips, from 0; B None takes all from A.
+    frames: (A, B) selects frames A..B-1 of both clips, from 0; B None selects all from A.
     border: pixels left out at each side.
-    size: width, height of the middle that is compared, None for all.
+    size: width and height of the compared middle, None for all. Raises ValueError for a negative
+    border.
     """
 
     frames: tuple[int, int | None] | None = None
@@ -36,9 +38,10 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One clip's values, and what was compared: frames, width, height after cropping.
+    """The values of one clip.
 
-    notes: what a reader must know of how restored clip and ground truth were made to fit.
+    name: of the clip. frames, width, height: the compared part, after cropping. notes: how restored
+    clip and ground truth were aligned, for the reader of a report.
     """
 
     name: str
@@ -57,12 +60,14 @@ def evaluate(
     selection: Selection | None = None,
     on_frame: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Measure a clip; metrics that lack something are left out and say so.
+    """Measures a clip; metrics that cannot be computed are listed in `Comparison.missing`.
 
-    Clips are aligned by their first frame and upper left corner; what one has more, by up to
-    MARGIN pixels or by any number of frames, is left out with a note. Then `selection` crops.
-    on_frame: called with the frames that are done and their number. ValueError for sizes that
-    differ more.
+    Clips are aligned by their first frame and upper left corner. Additional frames of one clip, and
+    up to MARGIN additional pixels, are left out with a note. Then `selection` crops both.
+
+    metrics: keys of `metrics.METRICS`. setup: options of metrics, None for the defaults. on_frame:
+    called with the frames done and their number. Raises ValueError for sizes that differ more, and
+    for files that cannot be read.
     """
     selection, setup = selection or Selection(), setup or Setup()
     restored = open_video(pair.restored, frames=selection.frames)
@@ -73,14 +78,16 @@ def evaluate(
     frames, width, height = min(counts), *map(min, zip(*sizes, strict=True))
     notes = [] if setup.flow == "dis" else [f"motion by {setup.flow.upper()}"]
     if max(counts) > frames:
-        notes.append(f"{counts[0]} frames restored, {counts[1]} of the truth: first {frames} taken")
+        notes.append(f"{counts[0]} frames restored, {counts[1]} of the truth: first {frames} used")
     if len(set(sizes)) > 1:
-        told = " and ".join(f"{w}x{h}" for w, h in sizes)
+        listed = " and ".join(f"{w}x{h}" for w, h in sizes)
         if any(w - width > MARGIN or h - height > MARGIN for w, h in sizes):
             raise ValueError(
-                f"{pair.name}: sizes are {told}, restored and true: resize or restore to one size"
+                f"{pair.name}: sizes are {listed}, restored and true: resize or restore to one size"
             )
-        notes.append(f"{told}, restored and true: cropped to {width}x{height} from the upper left")
+        notes.append(
+            f"{listed}, restored and true: cropped to {width}x{height} from the upper left"
+        )
     region = _region(pair.name, width, height, selection)
 
     def cropped(source: Any) -> Iterator[Tensor]:
@@ -115,7 +122,12 @@ def evaluate_all(
     selection: Selection | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Evaluation]:
-    """`evaluate` for each pair. on_progress: called with its name, frames done and their number."""
+    """Measures each pair as `evaluate` does.
+
+    metrics: keys of `metrics.METRICS`. setup, selection: None for the defaults. on_progress: called
+    with the pair's name, the frames done and their number. Raises ValueError for clips that do not
+    fit or cannot be read.
+    """
     return [
         evaluate(
             pair,
@@ -138,10 +150,14 @@ def evaluate_frames(
     border: int = 0,
     on_frame: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Measure frames (f c h w) in [0, 1] that are in memory; as many true ones, of the same size.
+    """Measures frames (f c h w) in [0, 1] that are in memory.
 
-    name: what reports call them. border: pixels left out at each side. Metrics that lack something
-    are left out and say so.
+    Metrics that cannot be computed are listed in `Comparison.missing`.
+
+    reference: the ground truth, of the same shape; None without one. metrics: keys of
+    `metrics.METRICS`. name: the clip's name in reports. setup: options of metrics, None for the
+    defaults. border: pixels left out at each side. on_frame: called with the number of frames done.
+    Raises ValueError for videos of different sizes.
     """
     frames, _, height, width = restored.shape
     rows, columns = _region(name, width, height, Selection(border=border))
@@ -169,7 +185,7 @@ def evaluate_frames(
 
 
 def _region(name: str, width: int, height: int, selection: Selection) -> tuple[slice, slice]:
-    """Rows and columns that are compared."""
+    """Returns the rows and columns that are compared."""
     left = top = selection.border
     width, height = width - 2 * left, height - 2 * top
     if selection.size:

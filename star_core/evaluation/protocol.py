@@ -1,6 +1,6 @@
-"""The paper's evaluation: its four test sets, their low-quality input, its table beside ours.
+"""The paper's evaluation: its four test sets, their low-quality input, and its table of results.
 
-docs/metrics.md says what is not known about the original.
+docs/metrics.md lists what is unknown about the original.
 """
 
 import math
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..checkpoints.tensors import first_names
 from ..degradation import PRESETS
 from ..degradation.files import degrade_file
 from ..metrics import METRICS
@@ -16,14 +17,18 @@ from .clip_folders import Pair, clips_in
 from .evaluate import Evaluation
 from .report import missing, overall
 
-# Where the published archives and other papers' releases keep clips, below a set's folder.
+# The folders of clips in the published archives and in other papers' releases.
 _TRUTH = ("GT", "GT-Video", "gt", "val_sharp", "val/val_sharp", "HR", "HQ", "hq")
 _LOW_QUALITY = ("LQ", "LQ-Video", "lq", "Input")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
-    """metrics: of the paper's Table 1, by our names. has_truth: False for video found bad."""
+    """A test set of the paper.
+
+    clips: their number. metrics: those of the paper's Table 1, as keys of `metrics.METRICS`.
+    has_truth: False for real low-quality video without a ground truth.
+    """
 
     name: str
     clips: int
@@ -47,7 +52,7 @@ SETS = {
     )
 }
 
-# Table 1 of arXiv 2501.02976v1: a line a set and metric, in the order of `metrics`.
+# Table 1 of arXiv 2501.02976v1: one line for each metric of a set, in the order of `metrics`.
 METHODS = (
     *("Real-ESRGAN", "DBVSR", "RealBasicVSR", "RealViformer", "ResShift", "StableSR"),
     *("Upscale-A-Video", "MGLD-VSR", "STAR"),
@@ -84,7 +89,10 @@ _TABLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class TestClip:
-    """truth: None in a set without ground truth. low_quality: None where it must be made."""
+    """A clip of a test set.
+
+    truth: None in a set without ground truth. low_quality: the input, None if it must be made.
+    """
 
     name: str
     truth: Path | None
@@ -92,41 +100,41 @@ class TestClip:
 
 
 def set_called(name: str) -> TestSet:
-    """ValueError for a name that is none of the paper's sets."""
+    """Returns the test set with a name. Raises ValueError for an unknown name."""
     if name not in SETS:
         raise ValueError(f"no test set is called {name}: choose among {', '.join(SETS)}")
     return SETS[name]
 
 
 def paper(set_name: str) -> dict[str, dict[str, float]]:
-    """The paper's figures of a set: metric -> method -> value."""
+    """Returns the paper's values for a set: metric -> method -> value."""
     lines = _TABLE[set_name].split("\n")[1:-1]
     rows = (dict(zip(METHODS, map(float, line.split()), strict=True)) for line in lines)
     return dict(zip(SETS[set_name].metrics, rows, strict=True))
 
 
 def clips_of(test_set: TestSet, folder: Path) -> list[TestClip]:
-    """The set's clips, by name, as they lie in `folder`.
+    """Returns the set's clips in `folder`, by name.
 
-    Clips are videos or folders of images: in `folder` itself, or in a folder of it that goes by a
-    usual name (GT, val_sharp, LQ, Input ...), or, as UDM10 was first published, in
-    `folder/CLIP/truth`. Low-quality input made by plain blur or bicubic (BDx4, BIx4) is not the
-    paper's and is left alone. ValueError if there is no clip, or input and truth do not match.
+    Clips are videos or folders of images in `folder` itself, in a subfolder with a usual name (GT,
+    val_sharp, LQ, Input ...), or, as UDM10 was first published, in `folder/CLIP/truth`. Low-quality
+    input made by blur or bicubic downscaling (BDx4, BIx4) is not the paper's and is ignored. Raises
+    ValueError if there is no clip, or if input and ground truth do not match.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: name the one that holds {test_set.name}")
-    inputs = _below(folder, _LOW_QUALITY)
+        raise ValueError(f"{folder} is not a folder: name the one that contains {test_set.name}")
+    inputs = _clips_below(folder, _LOW_QUALITY)
     truths = {}
     if test_set.has_truth:
-        truths = _below(folder, _TRUTH) or {
+        truths = _clips_below(folder, _TRUTH) or {
             path.parent.name: path for path in sorted(folder.glob("*/truth")) if path.is_dir()
         }
     if not truths and not inputs:
-        found = clips_in(folder)
-        truths, inputs = (found, {}) if test_set.has_truth else ({}, found)
+        clips = clips_in(folder)
+        truths, inputs = (clips, {}) if test_set.has_truth else ({}, clips)
     if truths and inputs and truths.keys() != inputs.keys():
-        alone = ", ".join(sorted(truths.keys() ^ inputs.keys()))
-        raise ValueError(f"{folder} has input or ground truth alone of {alone}: complete them")
+        unpaired = first_names(sorted(truths.keys() ^ inputs.keys()))
+        raise ValueError(f"{folder} has input or ground truth alone of {unpaired}: complete them")
     if test_set.has_truth and not truths:
         raise ValueError(f"{folder} has no ground truth: put it into {folder / 'GT'}")
     return [
@@ -135,7 +143,7 @@ def clips_of(test_set: TestSet, folder: Path) -> list[TestClip]:
     ]
 
 
-def _below(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+def _clips_below(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     path = next((folder / name for name in names if (folder / name).is_dir()), None)
     return clips_in(path) if path else {}
 
@@ -148,10 +156,11 @@ def write_low_quality(
     seed: int = 0,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Path]:
-    """Make the low-quality input that the set lacks: `out/CLIP.mkv`, and CLIP.mkv.json tells how.
+    """Makes the missing low-quality input of clips; returns its paths, `out/CLIP.mkv`.
 
-    The n-th clip has the seed `seed` + n, whichever others there are; a file that is there is
-    kept. on_progress: called with the clip's name, what is done and the total.
+    `CLIP.mkv.json` records the parameters. The n-th clip always has the seed `seed` + n. Existing
+    files are not written again. preset: a key of `degradation.PRESETS`; ValueError for another one.
+    on_progress: called with the clip's name, the frames done and their number.
     """
     if preset not in PRESETS:
         raise ValueError(f"no recipe is called {preset}: choose among {', '.join(PRESETS)}")
@@ -163,27 +172,32 @@ def write_low_quality(
         path = out / f"{clip.name}.mkv"
         files.append(path)
         if not path.exists():
-            told = on_progress and partial(on_progress, clip.name)
-            degrade_file(clip.truth, path, PRESETS[preset], seed + number, on_progress=told)
+            report = on_progress and partial(on_progress, clip.name)
+            degrade_file(clip.truth, path, PRESETS[preset], seed + number, on_progress=report)
     return files
 
 
 def pairs_of(clips: Sequence[TestClip], restored: Path) -> list[Pair]:
-    """What was restored, with its ground truth; clips that were not restored are left out."""
-    found = clips_in(restored)
+    """Pairs the results in a folder with the ground truths; clips without a result are ignored.
+
+    Raises ValueError if there is no result.
+    """
+    results = clips_in(restored)
     pairs = [
-        Pair(name=clip.name, restored=found[clip.name], reference=clip.truth)
+        Pair(name=clip.name, restored=results[clip.name], reference=clip.truth)
         for clip in clips
-        if clip.name in found
+        if clip.name in results
     ]
     if not pairs:
         names = ", ".join(clip.name for clip in clips[:3])
-        raise ValueError(f"{restored} has no clip of the set: name results as its clips ({names})")
+        raise ValueError(
+            f"{restored} has no clip of the set: name results like its clips ({names})"
+        )
     return pairs
 
 
 def beside_the_paper(test_set: TestSet, evaluations: Sequence[Evaluation]) -> str:
-    """A table: our means, STAR's in the paper, and the best of the other methods there."""
+    """Returns a table of these means, STAR's in the paper, and the best of other methods there."""
     means = overall(evaluations)
     lines = [
         f"{test_set.name}: {len(evaluations)} of {test_set.clips} clips",

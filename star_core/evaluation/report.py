@@ -1,4 +1,4 @@
-"""What was measured, as tables: terminal, CSV, JSON, curves."""
+"""Reports evaluations as a table for a terminal, as CSV and JSON, and as curves."""
 
 import csv
 import importlib.util
@@ -20,43 +20,43 @@ from .evaluate import Evaluation
 
 
 def overall(evaluations: Sequence[Evaluation]) -> dict[str, float]:
-    """Of every metric the mean over clips of each clip's mean; clips without a value left out."""
+    """Returns the mean of every metric over the clips' means; clips without a value are ignored."""
     means = [evaluation.comparison.means for evaluation in evaluations]
     names = list(dict.fromkeys(name for clip in means for name in clip))
     values = {
         n: [clip[n] for clip in means if not math.isnan(clip.get(n, math.nan))] for n in names
     }
-    return {name: fmean(found) if found else math.nan for name, found in values.items()}
+    return {name: fmean(numbers) if numbers else math.nan for name, numbers in values.items()}
 
 
 def missing(evaluations: Sequence[Evaluation]) -> dict[str, str]:
-    """Why metrics lack a value, each once, with the number of clips if it is not all of them."""
+    """Returns why metrics have no value, with the number of clips if it is not all of them."""
     reasons: dict[str, str] = {}
     for name in METRICS:
-        found = [e.comparison.missing[name] for e in evaluations if name in e.comparison.missing]
-        if found:
-            part = f" ({len(found)} of {len(evaluations)} clips)"
-            reasons[name] = found[0] + (part if len(found) < len(evaluations) else "")
+        of_clips = [e.comparison.missing[name] for e in evaluations if name in e.comparison.missing]
+        if of_clips:
+            part = f" ({len(of_clips)} of {len(evaluations)} clips)"
+            reasons[name] = of_clips[0] + (part if len(of_clips) < len(evaluations) else "")
     return reasons
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:
-    """For a terminal: a line a clip, where there are several, then a line a metric."""
+    """Returns a table for a terminal: a line for each of several clips, then for each metric."""
     means = overall(evaluations)
     lines = []
     if len(evaluations) > 1:
-        wide = max(len(evaluation.name) for evaluation in evaluations)
-        lines.append(" ".join((f"{'':{wide}}", *(f"{name:>10}" for name in means))))
+        width = max(len(evaluation.name) for evaluation in evaluations)
+        lines.append(" ".join((f"{'':{width}}", *(f"{name:>10}" for name in means))))
         for evaluation in evaluations:
             values = evaluation.comparison.means
             cells = (
                 _number(values.get(name, math.nan)).rjust(max(10, len(name))) for name in means
             )
-            lines.append(" ".join((f"{evaluation.name:{wide}}", *cells)))
+            lines.append(" ".join((f"{evaluation.name:{width}}", *cells)))
         lines.append("")
-    wide = max((len(METRICS[name].title) for name in means), default=0)
+    width = max((len(METRICS[name].title) for name in means), default=0)
     lines += [
-        f"{METRICS[name].title:{wide}} {_number(value):>10}  {METRICS[name].better} is better"
+        f"{METRICS[name].title:{width}} {_number(value):>10}  {METRICS[name].better} is better"
         for name, value in means.items()
     ]
     lines += [f"{METRICS[name].title}: {why}" for name, why in missing(evaluations).items()]
@@ -69,7 +69,7 @@ def _number(value: float) -> str:
 
 
 def report(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """JSON: values as numbers, null where there is none, "inf" for equal clips' PSNR."""
+    """Returns the report as JSON: null for a value that does not exist, "inf" for infinity."""
     return {
         "means": {name: _json(value) for name, value in overall(evaluations).items()},
         "missing": missing(evaluations),
@@ -95,18 +95,19 @@ def _json(value: float) -> float | str | None:
 
 
 def write_report(evaluations: Sequence[Evaluation], folder: Path) -> str | None:
-    """clips.csv (a line a clip), frames.csv (a line a frame), report.json; replaces older ones.
+    """Writes clips.csv, frames.csv, report.json and curves.png into a folder; replaces older ones.
 
-    And curves.png; without Pillow that is left out, and returned is a line that says so.
+    The tables have a line for each clip or frame. Without Pillow there are no curves, and the
+    result is a line that says so; otherwise it is None.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = list(overall(evaluations))
-    clips, frames, whole = (folder / n for n in ("clips.csv", "frames.csv", "report.json"))
+    clips, frames, summary = (folder / n for n in ("clips.csv", "frames.csv", "report.json"))
     with clips.open("w", newline="", encoding="utf-8") as file:
         _write_clips(file, evaluations, names)
     with frames.open("w", newline="", encoding="utf-8") as file:
         _write_frames(file, evaluations, names)
-    whole.write_text(json.dumps(report(evaluations), indent=1) + "\n", encoding="utf-8")
+    summary.write_text(json.dumps(report(evaluations), indent=1) + "\n", encoding="utf-8")
     if not importlib.util.find_spec("PIL"):
         return "curves.png needs Pillow: `pip install pillow`"
     if any(e.comparison.per_frame for e in evaluations):
@@ -115,11 +116,11 @@ def write_report(evaluations: Sequence[Evaluation], folder: Path) -> str | None:
 
 
 def curves_of(evaluations: Sequence[Evaluation], metric: str | None = None) -> Tensor:
-    """A picture (3 h w) with the curves of every metric below each other, or of one alone.
+    """Returns a picture (3 h w) in [0, 1] with curves of one metric, or of all below each other.
 
-    A curve for each clip; where there are more than can be told apart, one for their mean. Axes
-    without a curve if no metric has a value for each frame. ValueError, which says why, if `metric`
-    has none.
+    Each clip has a curve; too many clips to distinguish have one curve of their mean. If no metric
+    has values for each frame, the axes are empty. Raises ValueError, with the reason, if `metric`
+    has no such values, and without Pillow.
     """
     if metric is not None:
         for e in evaluations:

@@ -1,7 +1,8 @@
-"""What a restored video is measured by, with its ground truth and without.
+"""Metrics of a restored video, with a ground truth and without.
 
-A frame is (c h w) in [0, 1], c = 3 or 4: alpha is not compared. A value that does not exist (of a
-pair at the first frame, of a picture that is occluded everywhere) is nan, and means leave it out.
+A frame is (c h w) in [0, 1], c = 3 or 4; alpha is not compared. A value that does not exist (of a
+pair at the first frame, or of a picture that is occluded everywhere) is nan, and means leave it
+out.
 """
 
 from .catalogue import DEFAULT_METRICS, METRICS, Metric, Setup

@@ -1,4 +1,4 @@
-"""Every metric by its name: what it is called in a table, which way is better, how it is made."""
+"""All metrics by their names: title, which direction is better, and how to create the meter."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .dover import DoverMeter, load_dover
 from .fidelity import ms_ssim, psnr, psnr_y, ssim
 from .ilniqe import load_ilniqe
 from .lpips import load_lpips
-from .meters import Measure, Meter, OfFrames, OfNeighbours
+from .meters import FrameMeter, Measure, Meter, PairMeter
 from .motion import (
     Flow,
     flicker,
@@ -31,12 +31,12 @@ from .vmaf import VMAF
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What metrics need to know beside the frames.
+    """Options of metrics.
 
     weights: the folder of their weights, None for `weights.default_folder()`.
     device: where networks compute.
-    flow: what finds motion for the warping errors and tOF, OpenCV's DIS or RAFT.
-    frames: how many there will be, None if that is not known beforehand; DOVER must know.
+    flow: the method that estimates motion for the warping errors and tOF, OpenCV's DIS or RAFT.
+    frames: the number of frames, None if it is unknown beforehand; DOVER needs it.
     """
 
     weights: Path | str | None = None
@@ -51,7 +51,12 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """meter: raises ValueError, one line, if something that it needs is missing."""
+    """A metric.
+
+    title: the name in tables, with the unit. better: which values are better. meter: creates the
+    meter; raises ValueError, one line, if weights or a package are missing. needs_reference:
+    whether it compares with a ground truth.
+    """
 
     title: str
     better: Literal["higher", "lower"]
@@ -60,11 +65,11 @@ class Metric:
 
 
 def _frames(measure: Measure) -> Callable[[Setup], Meter]:
-    return lambda setup: OfFrames(measure)
+    return lambda setup: FrameMeter(measure)
 
 
 def _neighbours(measure: Measure) -> Callable[[Setup], Meter]:
-    return lambda setup: OfNeighbours(measure)
+    return lambda setup: PairMeter(measure)
 
 
 def _by_flow(measure: Callable[[Tensor, Tensor, Flow], float]) -> Callable[[Setup], Meter]:
@@ -74,7 +79,7 @@ def _by_flow(measure: Callable[[Tensor, Tensor, Flow], float]) -> Callable[[Setu
         else:
             require_opencv()
             flow = optical_flow
-        return OfNeighbours(lambda restored, reference: measure(restored, reference, flow))
+        return PairMeter(lambda restored, reference: measure(restored, reference, flow))
 
     return meter
 
@@ -88,15 +93,15 @@ def _by_network(load: Callable[..., nn.Module]) -> Callable[[Setup], Meter]:
             pictures = (frame[None].to(setup.device) for frame in (restored, reference))
             return network(*pictures).item()
 
-        return OfFrames(measure)
+        return FrameMeter(measure)
 
     return meter
 
 
-def _alone(load: Callable[..., Callable[[Tensor], float]]) -> Callable[[Setup], Meter]:
+def _no_reference(load: Callable[..., Callable[[Tensor], float]]) -> Callable[[Setup], Meter]:
     def meter(setup: Setup) -> Meter:
         measure = load(folder=setup.weights)
-        return OfFrames(lambda restored, reference: measure(restored))
+        return FrameMeter(lambda restored, reference: measure(restored))
 
     return meter
 
@@ -121,9 +126,11 @@ METRICS: dict[str, Metric] = {
     ),
     "dists": Metric(title="DISTS", better="lower", meter=_by_network(load_dists)),
     "vmaf": Metric(title="VMAF", better="higher", meter=lambda setup: VMAF()),
-    "niqe": Metric(title="NIQE", better="lower", meter=_alone(load_niqe), needs_reference=False),
+    "niqe": Metric(
+        title="NIQE", better="lower", meter=_no_reference(load_niqe), needs_reference=False
+    ),
     "ilniqe": Metric(
-        title="ILNIQE", better="lower", meter=_alone(load_ilniqe), needs_reference=False
+        title="ILNIQE", better="lower", meter=_no_reference(load_ilniqe), needs_reference=False
     ),
     "dover": Metric(title="DOVER", better="higher", meter=_dover, needs_reference=False),
     "warping_error": Metric(title="E*warp, x 1000", better="lower", meter=_by_flow(warping_error)),
@@ -139,8 +146,8 @@ METRICS: dict[str, Metric] = {
 DEFAULT_METRICS = ("psnr", "psnr_y", "ssim", "flicker", "warping_error")
 
 
-def known(names: Iterable[str]) -> None:
-    """ValueError that names the metrics that there are, unless all of `names` are among them."""
+def check_names(names: Iterable[str]) -> None:
+    """Raises ValueError, with a list of all metrics, unless all names are in `METRICS`."""
     if unknown := set(names) - METRICS.keys():
         raise ValueError(
             f"no metric is called {', '.join(sorted(unknown))}: choose from {', '.join(METRICS)}"

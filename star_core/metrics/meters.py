@@ -1,4 +1,4 @@
-"""How a metric is fed: one pair of frames after the other, as far back as it must remember."""
+"""Meters, which measure a video in one pass over its frames."""
 
 import math
 from abc import abstractmethod
@@ -12,50 +12,54 @@ Measure = Callable[[Tensor, Tensor], float]
 
 
 class Meter(AbstractContextManager["Meter"]):
-    """Takes the frames of one video in their order; what it holds is freed when its block ends."""
+    """Measures one video, a context manager: its resources are released when the block ends."""
 
     @abstractmethod
     def add(self, restored: Tensor, reference: Tensor | None) -> None:
-        """A frame (3 h w) in [0, 1] and its ground truth; None if there is none."""
+        """Adds the next frame (3 h w) in [0, 1] and its ground truth, None without one."""
 
     @abstractmethod
     def result(self) -> list[float] | float:
-        """A value for each frame, nan where there is none, or one for the whole video."""
+        """Returns a value for each frame, nan where there is none, or one for the whole video."""
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is held."""
+        """Releases nothing by default."""
 
 
-class OfFrames(Meter):
-    """measure(restored, reference) of each frame (c h w)."""
+class FrameMeter(Meter):
+    """Measures each frame (c h w) by a function of the restored frame and its reference."""
 
     def __init__(self, measure: Measure) -> None:
         self.measure = measure
         self.values: list[float] = []
 
     def add(self, restored: Tensor, reference: Tensor | None) -> None:
+        """Measures the next frame (3 h w) in [0, 1], without a reference against itself."""
         self.values.append(self.measure(restored, restored if reference is None else reference))
 
     def result(self) -> list[float]:
+        """Returns a value for each frame."""
         return self.values
 
 
-class OfNeighbours(Meter):
-    """measure(restored, reference) of each frame with the one before it (2 c h w)."""
+class PairMeter(Meter):
+    """Measures each pair of neighbouring frames (2 c h w) by a function of restored, reference."""
 
     def __init__(self, measure: Measure) -> None:
         self.measure = measure
         self.values: list[float] = []
-        self.before: tuple[Tensor, Tensor] | None = None
+        self.previous: tuple[Tensor, Tensor] | None = None
 
     def add(self, restored: Tensor, reference: Tensor | None) -> None:
-        now = restored, restored if reference is None else reference
-        if self.before is None:
+        """Measures the next frame (3 h w) in [0, 1] with the previous one."""
+        current = restored, restored if reference is None else reference
+        if self.previous is None:
             self.values.append(math.nan)
         else:
-            pairs = (torch.stack(p) for p in zip(self.before, now, strict=True))
+            pairs = (torch.stack(p) for p in zip(self.previous, current, strict=True))
             self.values.append(self.measure(*pairs))
-        self.before = now
+        self.previous = current
 
     def result(self) -> list[float]:
+        """Returns a value for each frame, nan for the first."""
         return self.values

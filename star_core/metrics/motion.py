@@ -1,6 +1,6 @@
-"""How a video moves against its ground truth: optical flow, warping error, flicker, tOF.
+"""Compares a video's motion with its ground truth: optical flow, warping error, flicker, tOF.
 
-A pair is two neighbouring frames (2 c h w) in [0, 1], c = 3 or 4: alpha is not compared.
+A pair is two neighbouring frames (2 c h w) in [0, 1], c = 3 or 4; alpha is not compared.
 """
 
 from collections.abc import Callable
@@ -13,25 +13,27 @@ from torch import Tensor
 
 from .fidelity import luma
 
-# Displacements (2 h w) in pixels, x then y, of a frame (c h w) to another.
+# A function of two frames (c h w) that returns displacements (2 h w) in pixels, x then y.
 Flow = Callable[[Tensor, Tensor], Tensor]
 
 
 def flicker(restored: Tensor, reference: Tensor) -> float:
-    """Change from frame to frame that the reference does not have, in 8-bit levels.
+    """Returns the change between frames that the reference does not have, in 8-bit levels.
 
-    Mean of |change of restored - change of reference|; neighbouring frames (2 c h w) of each.
+    It is the mean of |change of restored - change of reference| of neighbouring frames (2 c h w) in
+    [0, 1].
     """
     changes = restored[1, :3] - restored[0, :3], reference[1, :3] - reference[0, :3]
     return 255 * F.l1_loss(*changes).item()
 
 
 def warping_error(restored: Tensor, reference: Tensor, flow: Flow | None = None) -> float:
-    """Flow warping error x 1000 of neighbouring frames (2 c h w), along the reference's motion.
+    """Returns the flow warping error x 1000 along the reference's motion (Lai et al. 2018).
 
-    Lai et al. 2018: the second frame, warped back to the first, is subtracted from it; the mean
-    square over colours and non-occluded pixels, with values in [0, 1]. Flow by OpenCV's DIS on the
-    reference's luma, or by `flow`. Blur lowers it too: read it beside PSNR.
+    restored, reference: neighbouring frames (2 c h w) in [0, 1]. flow: None for OpenCV's DIS on
+    luma. The second frame, warped back to the first, is subtracted from it; the result is the mean
+    square over colours and pixels that are not occluded, nan if all are. Blur lowers it too, so
+    read it beside PSNR.
     """
     flow = flow or optical_flow
     forward, backward = flow(reference[0], reference[1]), flow(reference[1], reference[0])
@@ -41,15 +43,19 @@ def warping_error(restored: Tensor, reference: Tensor, flow: Flow | None = None)
 
 
 def own_warping_error(restored: Tensor, reference: Tensor, flow: Flow | None = None) -> float:
-    """`warping_error` along the motion of the restored video itself, whatever the reference."""
+    """Returns the flow warping error x 1000 along the restored video's own motion.
+
+    restored: neighbouring frames (2 c h w) in [0, 1]. reference: unused. flow: see `warping_error`.
+    """
     return warping_error(restored, restored, flow)
 
 
 def tof(restored: Tensor, reference: Tensor, flow: Flow | None = None) -> float:
-    """How far the motion of neighbouring frames (2 c h w) is from the reference's, in pixels.
+    """Returns the mean difference between the motion and the reference's, in pixels.
 
-    Chu et al. 2020 (TecoGAN): mean length of the difference of the two flows, here by DIS or by
-    `flow` where the authors took Farneback's and cropped the frame.
+    restored, reference: neighbouring frames (2 c h w) in [0, 1]. flow: None for OpenCV's DIS. Chu
+    et al. 2020 (TecoGAN) use the mean length of the difference of the two flows too, but with
+    Farneback's method and a cropped frame.
     """
     flow = flow or optical_flow
     difference = flow(restored[0], restored[1]) - flow(reference[0], reference[1])
@@ -57,13 +63,14 @@ def tof(restored: Tensor, reference: Tensor, flow: Flow | None = None) -> float:
 
 
 def optical_flow(frame: Tensor, target: Tensor) -> Tensor:
-    """Displacements (2 h w), x then y, in pixels, of what `frame` shows to its place in `target`.
+    """Returns the displacements (2 h w), x then y, in pixels, from `frame` to `target` (c h w).
 
-    OpenCV's DIS (Kroeger et al. 2016), medium preset, on 8-bit luma, on the CPU.
+    OpenCV's DIS (Kroeger et al. 2016), medium preset, on 8-bit luma, on the CPU. Raises ValueError
+    without OpenCV.
     """
     cv2 = require_opencv()
     h, w = frame.shape[-2:]
-    # OpenCV (5.0) reads outside the picture, down to a segmentation fault, if a side is below 16.
+    # OpenCV (5.0) reads outside the picture, and may crash, if a side is below 16.
     margin = (0, max(16 - w, 0), 0, max(16 - h, 0))
     lumas = torch.cat((luma(frame), luma(target)))
     lumas = (F.pad(lumas, margin, mode="replicate") * 255).round().byte()
@@ -74,7 +81,7 @@ def optical_flow(frame: Tensor, target: Tensor) -> Tensor:
 
 
 def require_opencv() -> ModuleType:
-    """OpenCV. ValueError that says how to get it, if it is not installed."""
+    """Returns the module cv2. Raises ValueError, with advice, if OpenCV is not installed."""
     try:
         import cv2
     except ImportError as error:
@@ -86,7 +93,7 @@ def require_opencv() -> ModuleType:
 
 
 def warp(frame: Tensor, flow: Tensor) -> Tensor:
-    """Fetch (c h w) from where `flow` (2 h w) points: bilinear, edges repeated."""
+    """Samples a frame (c h w) where `flow` (2 h w) points: bilinear, edges repeated."""
     h, w = frame.shape[-2:]
     # grid_sample counts from -1 to 1 between the centres of the outer pixels.
     sides = torch.tensor((max(w - 1, 1), max(h - 1, 1)), dtype=flow.dtype, device=flow.device)
@@ -95,10 +102,11 @@ def warp(frame: Tensor, flow: Tensor) -> Tensor:
 
 
 def visibility(forward: Tensor, backward: Tensor) -> Tensor:
-    """Pixels of a frame that the next one shows too: flows (2 h w) to it and back -> (h w) bool.
+    """Returns which pixels (h w) of a frame are visible in the next one.
 
-    There and back again must lead home: |f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram et al.
-    2010), b taken where f points to, inside the frame.
+    forward, backward: flows (2 h w) to the next frame and back. A pixel is visible if both flows
+    cancel: |f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram et al. 2010), with b where f points to,
+    which must be inside the frame.
     """
     back = warp(backward, forward)
     squares = ((forward + back) ** 2).sum(0), (forward**2).sum(0) + (back**2).sum(0)
@@ -109,7 +117,7 @@ def visibility(forward: Tensor, backward: Tensor) -> Tensor:
 
 
 def _targets(flow: Tensor) -> Tensor:
-    """Where a flow (2 h w) points: pixel coordinates (2 h w), x then y."""
+    """Returns the pixel coordinates (2 h w), x then y, to which a flow (2 h w) points."""
     h, w = flow.shape[-2:]
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     return flow + torch.stack((x, y)).to(flow)

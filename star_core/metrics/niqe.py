@@ -1,4 +1,4 @@
-"""NIQE, how unlike a natural picture a frame is, without ground truth (Mittal et al. 2013)."""
+"""NIQE, naturalness of a frame without a ground truth (Mittal et al. 2013)."""
 
 import math
 from functools import lru_cache
@@ -18,7 +18,7 @@ BLOCK = 96
 
 
 class NIQE:
-    """Distance of a frame's statistics from those of undistorted pictures; lower is better.
+    """The distance of a frame's statistics from those of undistorted pictures; lower is better.
 
     mean (36), covariance (36 36): of the features of natural pictures' blocks. window (7 7): for
     local means.
@@ -30,10 +30,11 @@ class NIQE:
         self.window = window.double()
 
     def __call__(self, frame: Tensor) -> float:
-        """A frame (c h w) in [0, 1] of at least two blocks of 96x96; what is beyond blocks is cut.
+        """Returns the distance of a frame (c h w) in [0, 1]; nan if too few blocks have texture.
 
-        As in the authors' program: luma rounded to 8 bits, no overlap of blocks. nan where less
-        than two blocks have any texture.
+        As in the authors' program, luma is rounded to 8 bits, blocks do not overlap, and pixels
+        that do not fill a block are cut. Raises ValueError for a frame of fewer than two blocks of
+        96x96.
         """
         rows, columns = (side // BLOCK for side in frame.shape[-2:])
         if rows * columns < 2:
@@ -47,15 +48,15 @@ class NIQE:
             self._features(scaled, BLOCK // scale) for scale, scaled in ((1, picture), (2, halved))
         ]
         features = torch.cat(scales, dim=1)  # (blocks 36)
-        whole = features[~features.isnan().any(dim=1)]
-        if len(whole) < 2:
+        complete = features[~features.isnan().any(dim=1)]
+        if len(complete) < 2:
             return math.nan
         difference = self.mean - features.nanmean(dim=0)
-        inverse = torch.linalg.pinv((self.covariance + torch.cov(whole.T)) / 2)
+        inverse = torch.linalg.pinv((self.covariance + torch.cov(complete.T)) / 2)
         return math.sqrt(max((difference @ inverse @ difference).item(), 0))
 
     def _features(self, picture: Tensor, block: int) -> Tensor:
-        """Statistics (blocks 18) of the picture (1 h w)."""
+        """Returns statistics (blocks 18) of the picture (1 h w)."""
         blocks = rearrange(
             normalized(picture, self.window), "1 (y h) (x w) -> (y x) h w", h=block, w=block
         )
@@ -63,7 +64,7 @@ class NIQE:
 
 
 def natural_features(blocks: Tensor) -> Tensor:
-    """Statistics (n 18) of normalized blocks (n h w): of values, of products of neighbours."""
+    """Returns statistics (n 18) of normalized blocks (n h w): of values, products of neighbours."""
     shape, left, right = asymmetric_gaussian(blocks)
     features = [shape, (left + right) / 2]
     for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
@@ -75,14 +76,17 @@ def natural_features(blocks: Tensor) -> Tensor:
 
 
 def gaussian_window(side: int, sigma: float) -> Tensor:
-    """(side side), sums to 1."""
+    """Returns a Gaussian window (side side) in float64 that sums to 1; sigma: in pixels."""
     line = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
     line = torch.exp(-(line**2) / (2 * sigma**2))
     return torch.outer(line, line) / line.sum() ** 2
 
 
 def normalized(picture: Tensor, window: Tensor) -> Tensor:
-    """Each pixel's distance from its local mean in local deviations plus 1: (c h w), 0 to 255."""
+    """Divides each pixel's difference from its local mean by its local deviation plus 1.
+
+    picture: (c h w) from 0 to 255. window: (k k), the weights of the neighbourhood.
+    """
     margin = window.shape[-1] // 2
     padded = F.pad(picture[None], (margin,) * 4, mode="replicate")[0]
 
@@ -95,10 +99,10 @@ def normalized(picture: Tensor, window: Tensor) -> Tensor:
 
 
 def asymmetric_gaussian(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Shape, left and right scale (n) of the asymmetric generalized Gaussian of blocks (n h w).
+    """Fits asymmetric generalized Gaussians to blocks (n h w); returns shapes, left, right scales.
 
-    By moments (Lasmar et al. 2009); shapes from 0.2 to 10 in steps of 0.001. nan for a block
-    without values on both sides of 0.
+    The fit is by moments (Lasmar et al. 2009), with shapes from 0.2 to 10 in steps of 0.001. Each
+    result is (n), and nan for a block without values on both sides of 0.
     """
     shapes, ratios = _shape_table()
     ratios = ratios.to(blocks)
@@ -109,12 +113,12 @@ def asymmetric_gaussian(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     skew = left / right
     ratio = reduce(blocks.abs(), "n h w -> n", "mean") ** 2 / reduce(squares, "n h w -> n", "mean")
     ratio = ratio * (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
-    after = torch.searchsorted(ratios, ratio).clamp(1, len(ratios) - 1)
-    nearer = (ratio - ratios[after - 1] <= ratios[after] - ratio).long()
-    shape = shapes.to(blocks)[after - nearer]
+    index = torch.searchsorted(ratios, ratio).clamp(1, len(ratios) - 1)
+    is_lower_nearer = (ratio - ratios[index - 1] <= ratios[index] - ratio).long()
+    shape = shapes.to(blocks)[index - is_lower_nearer]
     scale = torch.exp((torch.lgamma(1 / shape) - torch.lgamma(3 / shape)) / 2)
     left, right = left * scale, right * scale
-    return shape + 0 * (left + right), left, right  # nan is nan in all three
+    return shape + 0 * (left + right), left, right  # a nan makes all three nan
 
 
 def _total(blocks: Tensor) -> Tensor:
@@ -123,14 +127,18 @@ def _total(blocks: Tensor) -> Tensor:
 
 @lru_cache
 def _shape_table() -> tuple[Tensor, Tensor]:
-    """Shapes, and mean(|x|)^2 / mean(x^2) of the generalized Gaussian that has them."""
+    """Returns shapes, and mean(|x|)^2 / mean(x^2) of the generalized Gaussian of each."""
     shapes = 0.2 + 0.001 * torch.arange(9801, dtype=torch.float64)
     logs = 2 * torch.lgamma(2 / shapes) - torch.lgamma(1 / shapes) - torch.lgamma(3 / shapes)
     return shapes, logs.exp()
 
 
 def load_niqe(*, folder: Path | str | None = None) -> NIQE:
-    """NIQE with its authors' model of natural pictures. ValueError if that is missing."""
+    """Loads NIQE with its authors' model of natural pictures.
+
+    folder: of the weights, None for `weights.default_folder()`. Raises ValueError, with a source,
+    if the model is missing.
+    """
     with np.load(find_weights("niqe", folder), allow_pickle=False) as arrays:
         names = ("mu_pris_param", "cov_pris_param", "gaussian_window")
         return NIQE(*(torch.from_numpy(arrays[name]) for name in names))

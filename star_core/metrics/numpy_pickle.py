@@ -1,4 +1,8 @@
-"""Arrays out of a pickle of numpy arrays, without running anything that the pickle names."""
+"""Reads pickles of numpy arrays without importing or executing anything that they name.
+
+`torch.load` cannot read such files, which have no torch header, and numpy's own constructors trust
+their arguments, so stand-ins record these and arrays are built from the checked values.
+"""
 
 import pickle
 from pathlib import Path
@@ -6,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# What numpy writes for an array: under the first name before numpy 2, under the second since.
+# The names in the pickle of an array; numpy 2 has renamed the first module to the second.
 _NAMES = {
     (module, name): name
     for module, name in (
@@ -19,7 +23,7 @@ _NAMES = {
 
 
 class _Dtype:
-    """Stands for numpy.dtype: a number type's code, such as f4, and its byte order."""
+    """A stand-in for numpy.dtype: the code of a number type, such as f4, and its byte order."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         self.code = code
@@ -36,7 +40,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray until its bytes are known."""
+    """A stand-in for numpy.ndarray that records its state."""
 
     def __setstate__(self, state: tuple) -> None:
         _, self.shape, self.dtype, self.by_columns, self.data = state
@@ -50,25 +54,25 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         name = _NAMES.get((module_name, global_name))
         if name is None:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+            raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
         return {"_reconstruct": lambda *_: _Array(), "ndarray": _Array, "dtype": _Dtype}[name]
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a pickled tree of dicts, by their keys joined with dots.
+    """Returns the arrays of a pickled tree of dicts, by their keys joined with dots.
 
-    Only arrays of numbers and plain dicts are built. ValueError for a pickle with anything else.
+    Raises ValueError for a pickle with anything but dicts and arrays of numbers.
     """
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
 
     def collect(node: Any, name: str) -> None:
         if isinstance(node, dict):
             for key, value in node.items():
                 collect(value, f"{name}.{key}" if name else str(key))
         elif isinstance(node, _Array):
-            found[name] = node.real()
+            arrays[name] = node.real()
         else:
-            raise ValueError(f"{name} is no array")
+            raise ValueError(f"{name} is not an array")
 
     try:
         with path.open("rb") as file:
@@ -76,5 +80,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except OSError:
         raise
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise ValueError(f"{path} is no pickle of arrays alone ({error}): get it again") from None
-    return found
+        raise ValueError(
+            f"{path} is not a pickle of arrays alone ({error}): download it again"
+        ) from None
+    return arrays

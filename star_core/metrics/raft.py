@@ -19,7 +19,7 @@ UPDATES = 12
 
 
 class RAFT(nn.Module):
-    """Pictures (b 3 h w) in [-1, 1], sides of at least 128 that 8 divides -> flow (b 2 h w)."""
+    """The network: pictures (b 3 h w) in [-1, 1] -> flow (b 2 h w); sides 8n of at least 128."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,18 +34,19 @@ class RAFT(nn.Module):
         )
 
     def forward(self, picture: Tensor, target: Tensor) -> Tensor:
+        """Returns the displacements, x then y, in pixels, from `picture` to `target`."""
         pyramid = _correlations(*self.feature_encoder(torch.cat((picture, target))).chunk(2))
         hidden, context = self.context_encoder(picture).chunk(2, dim=1)
         hidden, context = hidden.tanh(), context.relu()
         b, _, h, w = hidden.shape
         y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-        places = torch.stack((x, y)).to(hidden).expand(b, 2, h, w)
-        flow = torch.zeros_like(places)
+        positions = torch.stack((x, y)).to(hidden).expand(b, 2, h, w)
+        flow = torch.zeros_like(positions)
         for _ in range(UPDATES):
-            around = _look_up(pyramid, places + flow)
-            hidden, step = self.update_block(hidden, context, around, flow)
+            correlations = _look_up(pyramid, positions + flow)
+            hidden, step = self.update_block(hidden, context, correlations, flow)
             flow = flow + step
-        return _enlarged(flow, 0.25 * self.mask_predictor(hidden))
+        return _upsampled(flow, 0.25 * self.mask_predictor(hidden))
 
 
 def _convolution(
@@ -60,7 +61,7 @@ def _convolution(
 
 
 class _Encoder(nn.Module):
-    """(b 3 h w) -> (b 256 h/8 w/8)."""
+    """Encodes pictures: (b 3 h w) -> (b 256 h/8 w/8)."""
 
     def __init__(self, norm) -> None:
         super().__init__()
@@ -101,9 +102,9 @@ class _Update(nn.Module):
         )
 
     def forward(
-        self, hidden: Tensor, context: Tensor, around: Tensor, flow: Tensor
+        self, hidden: Tensor, context: Tensor, correlations: Tensor, flow: Tensor
     ) -> tuple[Tensor, Tensor]:
-        x = torch.cat((context, self.motion_encoder(around, flow)), dim=1)
+        x = torch.cat((context, self.motion_encoder(correlations, flow)), dim=1)
         for gru in self.recurrent_block.values():
             hidden = gru(hidden, x)
         return hidden, self.flow_head(hidden)
@@ -118,10 +119,11 @@ class _MotionEncoder(nn.Module):
         self.convflow2 = _convolution(128, 64, 3, activation=True)
         self.conv = _convolution(192 + 64, 128 - 2, 3, activation=True)
 
-    def forward(self, around: Tensor, flow: Tensor) -> Tensor:
-        seen = self.convcorr2(self.convcorr1(around))
-        moved = self.convflow2(self.convflow1(flow))
-        return torch.cat((self.conv(torch.cat((seen, moved), dim=1)), flow), dim=1)
+    def forward(self, correlations: Tensor, flow: Tensor) -> Tensor:
+        correlation_features = self.convcorr2(self.convcorr1(correlations))
+        flow_features = self.convflow2(self.convflow1(flow))
+        features = torch.cat((correlation_features, flow_features), dim=1)
+        return torch.cat((self.conv(features), flow), dim=1)
 
 
 class _GRU(nn.Module):
@@ -140,7 +142,7 @@ class _GRU(nn.Module):
 
 
 def _correlations(features: Tensor, target: Tensor) -> list[Tensor]:
-    """How alike each pixel of one is to all of the other, at four resolutions: (bhw 1 h' w')."""
+    """Returns the correlations (bhw 1 h' w') of all pairs of pixels, at four resolutions."""
     d, h = features.shape[1:3]
     volume = torch.einsum("b d n, b d m -> b n m", features.flatten(2), target.flatten(2)) / d**0.5
     pyramid = [rearrange(volume, "b n (h w) -> (b n) 1 h w", h=h)]
@@ -149,39 +151,40 @@ def _correlations(features: Tensor, target: Tensor) -> list[Tensor]:
     return pyramid
 
 
-def _look_up(pyramid: list[Tensor], places: Tensor) -> Tensor:
-    """The correlations within RADIUS pixels of places (b 2 h w) at each level: (b 324 h w)."""
-    b, _, h, w = places.shape
-    line = torch.arange(-RADIUS, RADIUS + 1, dtype=places.dtype, device=places.device)
-    # Across is the slow index: so the published weights were trained.
-    around = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1)
-    centres = rearrange(places, "b c h w -> (b h w) 1 1 c")
-    found = []
+def _look_up(pyramid: list[Tensor], positions: Tensor) -> Tensor:
+    """Returns correlations (b 324 h w) within RADIUS of positions (b 2 h w) at all levels."""
+    b, _, h, w = positions.shape
+    line = torch.arange(-RADIUS, RADIUS + 1, dtype=positions.dtype, device=positions.device)
+    # The horizontal index varies slowest, as the published weights expect.
+    offsets = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1)
+    centres = rearrange(positions, "b c h w -> (b h w) 1 1 c")
+    levels = []
     for level, volume in enumerate(pyramid):
-        sides = torch.tensor(volume.shape[:-3:-1], dtype=places.dtype, device=places.device)
-        grid = 2 * (centres / 2**level + around) / (sides - 1) - 1
+        sides = torch.tensor(volume.shape[:-3:-1], dtype=positions.dtype, device=positions.device)
+        grid = 2 * (centres / 2**level + offsets) / (sides - 1) - 1
         sampled = F.grid_sample(volume, grid, align_corners=True)
-        found.append(rearrange(sampled, "(b h w) 1 y x -> b (y x) h w", b=b, h=h, w=w))
-    return torch.cat(found, dim=1)
+        levels.append(rearrange(sampled, "(b h w) 1 y x -> b (y x) h w", b=b, h=h, w=w))
+    return torch.cat(levels, dim=1)
 
 
-def _enlarged(flow: Tensor, mask: Tensor) -> Tensor:
-    """Eight times the size: each pixel a weighted mean of the 3x3 around it, weights by `mask`."""
+def _upsampled(flow: Tensor, mask: Tensor) -> Tensor:
+    """Enlarges flow by 8: each pixel is a mean of its 3x3 neighbours, weighted by `mask`."""
     h, w = flow.shape[-2:]
     weights = rearrange(mask, "b (k y x) h w -> b 1 k y x h w", k=9, y=8, x=8).softmax(dim=2)
-    near = F.unfold(8 * flow, 3, padding=1)
-    near = rearrange(near, "b (c k) (h w) -> b c k 1 1 h w", c=2, h=h, w=w)
-    return rearrange((weights * near).sum(dim=2), "b c y x h w -> b c (h y) (w x)")
+    neighbours = F.unfold(8 * flow, 3, padding=1)
+    neighbours = rearrange(neighbours, "b (c k) (h w) -> b c k 1 1 h w", c=2, h=h, w=w)
+    return rearrange((weights * neighbours).sum(dim=2), "b c y x h w -> b c (h y) (w x)")
 
 
 class RAFTFlow:
-    """A `motion.Flow`: frames (c h w) in [0, 1] of any size -> displacements (2 h w) in pixels."""
+    """A `motion.Flow` by RAFT, for frames of any size; device: that of the network."""
 
     def __init__(self, network: RAFT, device: torch.device | str) -> None:
         self.network, self.device = network, device
 
     @torch.inference_mode()
     def __call__(self, frame: Tensor, target: Tensor) -> Tensor:
+        """Returns the displacements (2 h w) in pixels between frames (c h w) in [0, 1]."""
         h, w = frame.shape[-2:]
         margin = (0, max(128, -(-w // 8) * 8) - w, 0, max(128, -(-h // 8) * 8) - h)
         pictures = (
@@ -192,13 +195,17 @@ class RAFTFlow:
 
 
 def load_raft(*, folder: Path | str | None = None, device: torch.device | str = "cpu") -> RAFTFlow:
-    """RAFT with its authors' weights as torchvision publishes them. ValueError if missing."""
+    """Loads RAFT with its authors' weights, as torchvision publishes them.
+
+    folder: of the weights, None for `weights.default_folder()`. Raises ValueError if they are
+    missing or do not fit.
+    """
     path = find_weights("raft", folder)
-    network, given = RAFT(), dict(open_tensors(path))
+    network, weights = RAFT(), dict(open_tensors(path))
     expected = network.state_dict()
-    odd = expected.keys() ^ given.keys()
-    odd |= {k for k in expected.keys() & given.keys() if expected[k].shape != given[k].shape}
-    if odd:
-        raise ValueError(f"{path} is not RAFT: {min(odd)} does not fit")
-    network.load_state_dict(given)
+    wrong = expected.keys() ^ weights.keys()
+    wrong |= {k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape}
+    if wrong:
+        raise ValueError(f"{path} is not RAFT: {min(wrong)} does not fit")
+    network.load_state_dict(weights)
     return RAFTFlow(network.requires_grad_(False).eval().to(device), device)

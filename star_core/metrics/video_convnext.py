@@ -1,4 +1,4 @@
-"""ConvNeXt (Liu et al. 2022) for video, as DOVER inflates it: every second block looks at time.
+"""ConvNeXt (Liu et al. 2022) for video, as in DOVER: every third block mixes frames.
 
 Attribute names are the keys of DOVER's checkpoint.
 """
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 
 class VideoConvNeXt(nn.Module):
-    """Video (b 3 f h w) -> features (b d f/2 h/32 w/32), d the last of `dims`."""
+    """The network: video (b 3 f h w) -> features (b d f/2 h/32 w/32), d the last of `dims`.
+
+    depths, dims: number of blocks and width of each stage.
+    """
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class VideoConvNeXt(nn.Module):
         self.norm = _ChannelNorm(dims[-1])
 
     def forward(self, video: Tensor) -> Tensor:
+        """Returns the features of a normalised video."""
         x = video
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(downsample(x))

@@ -16,9 +16,10 @@ Size = tuple[int, int, int]  # frames, height, width
 
 
 class VideoSwin(nn.Module):
-    """Video (b c f h w) -> features (b d f/2 h/32 w/32), d = 8 * embed_dim.
+    """The network: video (b 3 f h w) -> features (b d f/2 h/32 w/32), d = 8 * embed_dim.
 
-    f in multiples of 16 and h, w of 224: every stage then is whole windows, as DOVER has them.
+    f must be a multiple of 16, h and w of 224, so that every stage consists of whole windows.
+    depths, heads: number of blocks, and of attention heads, of each stage.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class VideoSwin(nn.Module):
         self.norm = nn.LayerNorm(embed_dim * 2**last)
 
     def forward(self, video: Tensor) -> Tensor:
+        """Returns the features of a normalised video. Raises ValueError for another size."""
         if video.shape[2] % 16 or video.shape[3] % 224 or video.shape[4] % 224:
             raise ValueError(f"the video must be (b 3 16n 224n 224n), got {tuple(video.shape)}")
         x = self.patch_embed(video)
@@ -72,7 +74,7 @@ class _Stage(nn.Module):
 
 
 class _Merge(nn.Module):
-    """Neighbouring 2x2 tokens become one, twice as wide."""
+    """Merges 2x2 neighbouring tokens into one that is twice as wide."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -95,14 +97,14 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[1], x.shape[2], x.shape[3])
-        # Where one window is all there is, there is nothing to shift to.
+        # A dimension of only one window is not shifted.
         shift = [
             w // 2 if self.shifted and side > w else 0 for side, w in zip(size, WINDOW, strict=True)
         ]
         back = [-s for s in shift]
-        moved = torch.roll(self.norm1(x), back, dims=(1, 2, 3))
-        tokens = self.attn(_windows(moved), size, (shift[0], shift[1], shift[2]))
-        moved = rearrange(
+        shifted = torch.roll(self.norm1(x), back, dims=(1, 2, 3))
+        tokens = self.attn(_windows(shifted), size, (shift[0], shift[1], shift[2]))
+        shifted = rearrange(
             tokens,
             "(b nf nh nw) (f h w) d -> b (nf f) (nh h) (nw w) d",
             nf=size[0] // WINDOW[0],
@@ -111,7 +113,7 @@ class _Block(nn.Module):
             f=WINDOW[0],
             h=WINDOW[1],
         )
-        x = x + torch.roll(moved, shift, dims=(1, 2, 3))
+        x = x + torch.roll(shifted, shift, dims=(1, 2, 3))
         return x + self.mlp(self.norm2(x))
 
 
@@ -128,8 +130,8 @@ class _MLP(nn.Module):
 class _WindowAttention(nn.Module):
     """Attention inside windows, with a learned bias for each distance in time and space.
 
-    gated: a second table of biases holds inside a fragment of the picture, the first one between
-    fragments.
+    gated: whether a second table of biases applies inside a fragment of the picture, and the first
+    one between fragments.
     """
 
     relative_position_index: Tensor
@@ -147,18 +149,18 @@ class _WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, windows: Tensor, size: Size, shift: Size) -> Tensor:
-        """Tokens (windows l d) of a video of `size` tokens, moved by `shift` before the cut."""
+        """Attends inside windows (n l d) of a video of `size` tokens that was rolled by `shift`."""
         count = size[0] * size[1] * size[2] // (WINDOW[0] * WINDOW[1] * WINDOW[2])
         q, k, v = rearrange(self.qkv(windows), "n l (k a d) -> k n a l d", k=3, a=self.heads)
         bias = self._bias("relative_position_bias_table")  # (a l l)
         if self.gated:
-            # The distance between fragments, not only whether it is 0: as published.
+            # Weighted by the distance between fragments, not only by whether it is 0: as published.
             between = _fragment_distance(size, shift).to(windows)[:, None]
             bias = bias * between + self._bias("fragment_position_bias_table") * (1 - between)
         else:
             bias = bias[None]
         if any(shift):
-            bias = bias + _apart(size, shift).to(windows)[:, None]
+            bias = bias + _shift_mask(size, shift).to(windows)[:, None]
         bias = bias.expand(count, -1, -1, -1).repeat(len(windows) // count, 1, 1, 1)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(rearrange(attended, "n a l d -> n l (a d)"))
@@ -173,9 +175,9 @@ def _windows(x: Tensor) -> Tensor:
 
 
 def _distance_index() -> Tensor:
-    """Row of the table of biases for each pair of tokens of a window: (l l)."""
-    places = torch.stack(torch.meshgrid(*map(torch.arange, WINDOW), indexing="ij")).flatten(1)
-    distance = places[:, :, None] - places[:, None]  # (3 l l)
+    """Returns the row (l l) of the table of biases for each pair of tokens of a window."""
+    positions = torch.stack(torch.meshgrid(*map(torch.arange, WINDOW), indexing="ij")).flatten(1)
+    distance = positions[:, :, None] - positions[:, None]  # (3 l l)
     index = torch.zeros_like(distance[0])
     for along, side in zip(distance, WINDOW, strict=True):
         index = index * (2 * side - 1) + along + side - 1
@@ -184,25 +186,26 @@ def _distance_index() -> Tensor:
 
 @lru_cache(maxsize=16)
 def _fragment_distance(size: Size, shift: Size) -> Tensor:
-    """How many fragments apart the tokens of each window lie, over h and w together: (n l l)."""
+    """Returns the distances (n l l) of each window's tokens in fragments, h and w together."""
     rows = torch.arange(size[1]) * WINDOW[1] // size[1]
     columns = torch.arange(size[2]) * WINDOW[2] // size[2]
-    places = torch.stack(
+    fragments = torch.stack(
         (rows[:, None].expand(size[1:]), columns[None].expand(size[1:])), dim=-1
     ).expand(*size, 2)
-    places = _windows(torch.roll(places, [-s for s in shift], dims=(0, 1, 2))[None])  # (n l 2)
-    return (places[:, None] - places[:, :, None]).abs().sum(dim=-1)
+    fragments = torch.roll(fragments, [-s for s in shift], dims=(0, 1, 2))
+    fragments = _windows(fragments[None])  # (n l 2)
+    return (fragments[:, None] - fragments[:, :, None]).abs().sum(dim=-1)
 
 
 @lru_cache(maxsize=16)
-def _apart(size: Size, shift: Size) -> Tensor:
-    """-100 between tokens of a shifted window that were no neighbours before the shift: (n l l)."""
+def _shift_mask(size: Size, shift: Size) -> Tensor:
+    """Returns -100 between tokens of a window (n l l) that were not neighbours before the shift."""
     region = torch.zeros(size)
-    for dim, (side, window, moved) in enumerate(zip(size, WINDOW, shift, strict=True)):
+    for dim, (side, window, offset) in enumerate(zip(size, WINDOW, shift, strict=True)):
         line = torch.zeros(side)
-        if moved:
-            line[side - window : side - moved] = 1
-            line[side - moved :] = 2
+        if offset:
+            line[side - window : side - offset] = 1
+            line[side - offset :] = 2
         shape = [1, 1, 1]
         shape[dim] = side
         region = region * 3 + line.view(shape)

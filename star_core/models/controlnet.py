@@ -1,4 +1,4 @@
-"""VideoControlNet: tells the UNet about the low-quality video (specification, section 3)."""
+"""VideoControlNet: conditions the UNet on the low-quality video (specification, section 3)."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,10 @@ from .unet_blocks import Factory, sinusoidal_embedding, timestep_mlp
 
 
 class VideoControlNet(nn.Module):
-    """A second encoder with its own weights; its outputs are added to the UNet's skips."""
+    """A second encoder with weights of its own; its outputs are added to the UNet's skips.
+
+    make: makes the layers.
+    """
 
     def __init__(self, config: UNetConfig, *, make: Factory):
         super().__init__()
@@ -25,7 +28,11 @@ class VideoControlNet(nn.Module):
         self.middle_block_out = nn.Sequential(make.conv2d(outputs[-1], outputs[-1], 1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor | None = None) -> list[Tensor]:
-        """x and hint (b c f h w), t (b,), y (b l d) -> one (b·f c h w) a skip, then the middle."""
+        """Returns the controls: one (b·f c h w) for each skip, then one for the middle block.
+
+        x: noisy latents (b c f h w). t: timesteps (b,). y: text embedding (b l d). hint: latents of
+        the low-quality video (b c f h w).
+        """
         return [last(output) for last, output in self.controls(x, t, y, hint)]
 
     def controls(
@@ -36,14 +43,17 @@ class VideoControlNet(nn.Module):
         hint: Tensor | None = None,
         slicing: Slicing | None = None,
     ) -> Iterator[tuple[nn.Module, Tensor]]:
-        """One after the other, each before its last convolution."""
+        """Yields each control as its last convolution and the input of that convolution.
+
+        Arguments are as in `forward`, and slicing: how much each layer computes at a time.
+        """
         frames = x.shape[2]
         emb = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
         emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
-        about = (emb, context, frames, slicing)
+        conditioning = (emb, context, frames, slicing)
         channels = [first_convolution(self.input_blocks, x, slicing, self.input_hint_block, hint)]
-        outputs = encode(self.input_blocks, channels, *about)
+        outputs = encode(self.input_blocks, channels, *conditioning)
         for zero_conv, _ in zip(self.zero_convs, outputs, strict=True):
             yield zero_conv, channels[0]
-        channels.append(run_block(self.middle_block, channels, *about))
+        channels.append(run_block(self.middle_block, channels, *conditioning))
         yield self.middle_block_out, channels[0]

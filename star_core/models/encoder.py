@@ -1,4 +1,4 @@
-"""The down-sampling half that UNet and ControlNet share (specification, 2.2)."""
+"""The encoder, the down-sampling half of both UNet and ControlNet (specification, 2.2)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,11 +24,14 @@ from .unet_blocks import (
 class UNetConfig:
     """Geometry of the network; the defaults are those of I2VGen-XL.
 
+    in_dim, out_dim: channels of latents and velocity. dim, dim_mult: channels of the finest level,
+    and the factor for each level. context_dim: width of the text embedding.
     num_heads: heads of the first block's temporal transformer only; all others have
     channels // head_dim. attn_scales: resolutions, relative to the latents, with attention.
-    norm_groups: groups of every group norm. hint_prior: see `unet.hint_prior_velocity`; 0 for STAR.
-    guess_input: both encoders see that prior's guess of x_0 instead of x_t, so that the UNet's has
-    something to look at where x_t is nearly pure noise.
+    norm_groups: groups of every group norm.
+    hint_prior: spread of the prior in `unet.hint_prior_velocity`; 0, as in STAR, for no prior.
+    guess_input: both encoders get `unet.hint_prior_guess` of x_0 in place of x_t, which contains
+    almost no information where it is nearly pure noise.
     """
 
     backbone: ClassVar = "i2vgenxl"
@@ -56,23 +59,28 @@ class UNetConfig:
         if self.hint_prior and self.in_dim != self.out_dim:
             raise ValueError("hint_prior needs as many output as input channels")
         if self.guess_input and not self.hint_prior:
-            raise ValueError("guess_input needs hint_prior: the guess is that prior's")
+            raise ValueError("guess_input needs hint_prior above 0")
 
     @property
     def context_length(self) -> int:
-        """Tokens of a prompt, those of CLIP."""
+        """Number of tokens in a prompt, as in CLIP."""
         return 77
 
     @property
     def downsamplings(self) -> int:
+        """Number of times the network halves the latents."""
         return len(self.dim_mult) - 1
 
     @property
     def emb_channels(self) -> int:
+        """Width of the timestep embedding."""
         return 4 * self.dim
 
     def tiles(self, sides: tuple[int, int], tile: Tile | None) -> tuple[list[range], list[range]]:
-        """Rows and columns of latents (height, width) that are worked on together."""
+        """Returns the rows and the columns of the tiles that latents are computed in.
+
+        sides: (height, width) of the latents. tile: in latents, None for one tile of all.
+        """
         height, width = sides
         if tile is None:
             return [range(height)], [range(width)]
@@ -80,11 +88,12 @@ class UNetConfig:
         return tile.on_grid(height, step=step, rest=2), tile.on_grid(width, step=step)
 
     def attention_at(self, level: int) -> bool:
+        """Returns whether a level has attention; 0 is the finest."""
         return 0.5**level in self.attn_scales
 
 
 def transformers(channels: int, config: UNetConfig, make: Factory) -> list[nn.Module]:
-    """A spatial and a temporal transformer, each with its LIEM."""
+    """Makes a spatial and a temporal transformer, each with its LIEM, for `channels` channels."""
     heads = heads_of(channels, config.head_dim)
     spatial = SpatialTransformer(
         channels, heads, config.head_dim, context_dim=config.context_dim, make=make
@@ -93,11 +102,12 @@ def transformers(channels: int, config: UNetConfig, make: Factory) -> list[nn.Mo
 
 
 def res_block(channels: int, out_channels: int, config: UNetConfig, make: Factory) -> ResBlock:
+    """Makes a residual block with the sizes of `config`."""
     return ResBlock(channels, out_channels, config.emb_channels, dropout=config.dropout, make=make)
 
 
 def input_blocks(config: UNetConfig, make: Factory) -> tuple[nn.ModuleList, list[int]]:
-    """The encoder's blocks and the channels that each puts out."""
+    """Makes the encoder's blocks; returns them and the output channels of each."""
     first = [
         make.conv2d(config.in_dim, config.dim, 3, padding=1),
         TemporalTransformer(config.dim, config.num_heads, config.head_dim, make=make),
@@ -119,6 +129,7 @@ def input_blocks(config: UNetConfig, make: Factory) -> tuple[nn.ModuleList, list
 
 
 def middle_block(config: UNetConfig, make: Factory) -> nn.ModuleList:
+    """Makes the block at the coarsest level, between encoder and decoder."""
     channels = config.dim * config.dim_mult[-1]
     blocks = [res_block(channels, channels, config, make) for _ in range(2)]
     return nn.ModuleList([blocks[0], *transformers(channels, config, make), blocks[1]])
@@ -132,10 +143,13 @@ def run_block(
     frames: int,
     slicing: Slicing | None = None,
 ) -> Tensor:
-    """Runs one entry of a block list on x (b·f c h w).
+    """Runs one block, a layer or a list of layers, on x and returns the result (b·f c h w).
 
-    channels: x, or parts of it. They are taken out of the list, so that what nobody else holds is
-    freed as soon as it is read.
+    channels: a list with x (b·f c h w), or with tensors whose channels together are x. They are
+    removed from the list, so that they are freed as soon as they are read unless the caller keeps a
+    reference.
+    emb: timestep embedding (b·f d). context: text embedding (b·f l d). frames: f.
+    slicing: how much a layer computes at a time, None for everything.
     """
     for layer in block if isinstance(block, (nn.ModuleList, list)) else [block]:
         if isinstance(layer, ResBlock):
@@ -161,7 +175,11 @@ def first_convolution(
     hint_block: nn.Module | None = None,
     hint: Tensor | None = None,
 ) -> Tensor:
-    """x (b c f h w) -> (b·f c h w), with the hint's convolution added to it."""
+    """Runs the encoder's first convolution: x (b c f h w) -> (b·f c h w).
+
+    blocks: the encoder's. hint_block, hint: a convolution of the hint (b c f h w) that is added to
+    the result; None for none. slicing: how much is computed at a time, None for everything.
+    """
     first = blocks[0]
     assert isinstance(first, nn.ModuleList)
     x = rearrange(x, "b c f h w -> (b f) c h w")
@@ -179,10 +197,12 @@ def encode(
     frames: int,
     slicing: Slicing | None = None,
 ) -> Iterator[None]:
-    """Leaves each block's output in `channels`, one after the other.
+    """Runs the encoder's blocks; yields after each, with its output in `channels`.
 
-    At the start it holds that of the first convolution, to which a hint may be added. Nobody else
-    should hold what is in it, so that it can be freed.
+    channels: a list with the output of `first_convolution`. The caller should keep no other
+    reference to its tensors, so that they can be freed.
+    emb: timestep embedding (b·f d). context: text embedding (b·f l d). frames: f.
+    slicing: how much a layer computes at a time, None for everything.
     """
     first = blocks[0]
     assert isinstance(first, nn.ModuleList)

@@ -1,7 +1,7 @@
-"""Convolution over time alone, computed as a 2-D convolution over (frames, pixels).
+"""Convolution over time only, computed as a 2-D convolution over (frames, pixels).
 
-A Conv3d of kernel (k, 1, 1) holds the weights; the same sums are 2 to 4 times faster as a Conv2d,
-because libraries tune that one.
+The layer is a Conv3d with kernel (k, 1, 1). The same sums are 2 to 4 times faster as a Conv2d,
+which libraries optimise better.
 """
 
 from functools import cache
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 @cache
 def temporal_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
-    """The subclass of a (host's) Conv3d that runs kernels of (k, 1, 1) over planes."""
+    """Returns a subclass of torch's or a host's Conv3d that runs (k, 1, 1) kernels as Conv2d."""
 
     class TemporalConv(conv3d):
         def _conv_forward(
             self, input: Tensor, weight: Tensor, bias: Tensor | None, **padded: Any
         ) -> Tensor:
-            # A host's layer may be asked to pad in further ways. None is this layer's own way.
+            # A host's layer may get further padding arguments; only their defaults work here.
             if any(padded.values()):
                 return super()._conv_forward(input, weight, bias, **padded)
             height, padding = input.shape[-2], (int(self.padding[0]), 0)
@@ -30,7 +30,7 @@ def temporal_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
 
 
 def speed_up_temporal_convs(module: nn.Module) -> None:
-    """Turns a module's (k, 1, 1) convolutions of stride 1 into `temporal_conv`, in place."""
+    """Replaces a module's (k, 1, 1) convolutions of stride 1 by `temporal_conv`, in place."""
     for layer in module.modules():
         if type(layer) is nn.Conv3d and layer.kernel_size[1:] == (1, 1) == layer.stride[1:]:
             layer.__class__ = temporal_conv(nn.Conv3d)

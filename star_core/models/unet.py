@@ -1,4 +1,4 @@
-"""STAR's network on I2VGen-XL: a video UNet steered by a ControlNet (specification, section 2)."""
+"""STAR's network on I2VGen-XL: a video UNet with a ControlNet (specification, section 2)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,45 +41,52 @@ __all__ = ["ControlledVideoUNet", "UNetConfig"]
 def hint_prior_velocity(
     x: Tensor, t: Tensor, hint: Tensor | None, spread: float
 ) -> tuple[Tensor, Tensor]:
-    """Velocity of the best guess of x_0 that knows only x_t and the hint, and its uncertainty.
+    """Returns the velocity of E[x_0 | x_t, hint] and its standard deviation, (b 1 1 1 1).
 
-    If x_0 is the hint plus Gaussian error of standard deviation `spread`, and x_t = α x_0 + σ ε,
-    then E[x_0 | x_t, hint] has the velocity σ (α (1 - s²) x_t - hint) / (s² α² + σ²), and the true
-    velocity differs from it with standard deviation s / √(s² α² + σ²). A network that predicts that
+    If x_0 is the hint plus Gaussian error of standard deviation s, and x_t = α x_0 + σ ε, then
+    E[x_0 | x_t, hint] has the velocity σ (α (1 - s²) x_t - hint) / (s² α² + σ²), and the true
+    velocity differs from it with standard deviation s / √(s² α² + σ²). A network that predicts this
     difference starts from copying the hint, which makes a small one trainable in hours.
+
+    x: x_t (b c f h w). t: timesteps (b,). hint: (b c f h w), None for 0. spread: s.
     """
     schedule = star_schedule()
     alpha, sigma = (schedule.alpha(t).to(x), schedule.sigma(t).to(x))
     variance = spread**2 * alpha**2 + sigma**2
-    known = alpha * (1 - spread**2) * x
-    velocity = sigma * (known if hint is None else known - hint) / variance
+    scaled = alpha * (1 - spread**2) * x
+    velocity = sigma * (scaled if hint is None else scaled - hint) / variance
     return velocity, spread / torch.sqrt(variance)
 
 
 def hint_prior_guess(x: Tensor, t: Tensor, hint: Tensor | None, spread: float) -> Tensor:
-    """E[x_0 | x_t, hint] of `hint_prior_velocity`: the hint at high noise, x_t at none."""
+    """Returns E[x_0 | x_t, hint] (b c f h w), the hint at high noise and x_t without noise.
+
+    x: x_t (b c f h w). t: timesteps (b,). hint: (b c f h w), None for 0. spread: standard deviation
+    of x_0 around the hint, see `hint_prior_velocity`.
+    """
     schedule = star_schedule()
     alpha, sigma = (schedule.alpha(t).to(x), schedule.sigma(t).to(x))
-    known = spread**2 * alpha * x
-    known = known if hint is None else known + sigma**2 * hint
-    return known / (spread**2 * alpha**2 + sigma**2)
+    weighted = spread**2 * alpha * x
+    weighted = weighted if hint is None else weighted + sigma**2 * hint
+    return weighted / (spread**2 * alpha**2 + sigma**2)
 
 
-def added(h: Tensor, last: nn.Module, control: Tensor, slicing: Slicing | None) -> Tensor:
-    """A control, after its last convolution, on its skip."""
+def _add_control(h: Tensor, last: nn.Module, control: Tensor, slicing: Slicing | None) -> Tensor:
+    """Runs a control's last convolution and adds it to a skip."""
     return over_frames(lambda h, control: h + last(control), slicing, h, control)
 
 
 class ControlledVideoUNet(nn.Module):
     """UNet and ControlNet in one module, as in the published files.
 
-    operations: namespace of Linear, Conv1d to Conv3d, GroupNorm and LayerNorm; a host hands in its
-    own. attention: see `attention.scaled_dot_product`.
+    operations: torch.nn, or a host's namespace with Linear, Conv1d to Conv3d, GroupNorm and
+    LayerNorm. attention: see `models.attention`. device: "meta" for a network whose weights come
+    from a file.
 
-    How it works may be set, see `working`. slicing: the same result in less memory, where gradients
-    are switched off. tile: overlapping tiles of the latents, sizes in latents, so that memory does
-    not depend on their size. attention_window: side in latents of the windows within which the
-    finest attention in space stays.
+    Three attributes, set by `working`, reduce memory or work. slicing: the same result in slices,
+    only without gradients. tile: overlapping tiles, in latents, so that memory does not depend on
+    the size of the frame. attention_window: side, in latents, of the windows that limit spatial
+    attention at the finest level.
     """
 
     star_parts = ("VideoControlNet.", ".local1.", ".local2.")  # what STAR trains
@@ -130,12 +137,12 @@ class ControlledVideoUNet(nn.Module):
 
     @property
     def blocks(self) -> Iterator[nn.Module]:
-        """What gradient checkpointing computes again as a whole."""
+        """The modules that gradient checkpointing recomputes as units."""
         kinds = ResBlock, SpatialTransformer, TemporalTransformer
         return (module for module in self.modules() if isinstance(module, kinds))
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError for latents that the skips cannot meet (specification, 2.6)."""
+        """Raises ValueError for latents whose skips would not fit (specification, 2.6)."""
         step = 2**self.config.downsamplings
         if height < 2 or width < 1 or (height - 2) % step or width % step:
             raise ValueError(
@@ -151,7 +158,11 @@ class ControlledVideoUNet(nn.Module):
         tile: Tile | None = None,
         attention_window: int | None = None,
     ) -> Iterator[None]:
-        """Works in this way for the block, and as before afterwards."""
+        """Sets the three attributes within a `with` block and restores them afterwards.
+
+        slicing: how much each layer computes at a time, None for everything. tile: in latents, None
+        for the whole frame. attention_window: side in latents, None for the whole frame.
+        """
         before = self.slicing, self.tile, self.attention_window
         try:
             self.slicing, self.tile, self.attention_window = slicing, tile, attention_window
@@ -161,6 +172,7 @@ class ControlledVideoUNet(nn.Module):
 
     @property
     def attention_window(self) -> int | None:
+        """Side, in latents, of the finest spatial attention's windows; None for whole frames."""
         return self._attention_window
 
     @attention_window.setter
@@ -169,17 +181,17 @@ class ControlledVideoUNet(nn.Module):
         levels = len(self.config.dim_mult)
         level = next((i for i in range(levels) if self.config.attention_at(i)), 0)
         tokens = side and max(1, round(side / 2**level))
-        blocks = self.config.num_res_blocks + 1  # of a level, in either half
+        blocks = self.config.num_res_blocks + 1  # blocks of a level in encoder or decoder
         down, up = 1 + level * blocks, (levels - 1 - level) * blocks
         for half, start in (
             (self.input_blocks, down),
             (self.VideoControlNet.input_blocks, down),
             (self.output_blocks, up),
         ):
-            inside = [layer for block in half[start : start + blocks] for layer in block.modules()]
-            finest = [layer for layer in inside if isinstance(layer, SpatialTransformer)]
+            layers = [layer for block in half[start : start + blocks] for layer in block.modules()]
+            finest = [layer for layer in layers if isinstance(layer, SpatialTransformer)]
             for index, layer in enumerate(finest):
-                # Layers take turns, so that no border of a window lasts.
+                # Every other layer is shifted, to hide the borders of the windows.
                 window = tokens and AttentionWindow(size=tokens, shifted=index % 2 == 1)
                 layer.window = window or None
 
@@ -192,11 +204,12 @@ class ControlledVideoUNet(nn.Module):
         *,
         deep: DeepFeatures | BatchedFeatures | None = None,
     ) -> Tensor:
-        """Velocity of x.
+        """Returns the velocity (b c f h w) of noisy latents.
 
         x: noisy latents (b c f h w). t: timesteps (b,), 0 to 999. y: text embedding (b l d).
-        hint: latents of the low-quality video (b c f h w). deep: of calls for the same clip and
-        prompt at earlier timesteps. Returns (b c f h w).
+        hint: latents of the low-quality video (b c f h w). deep: features of calls for the same
+        clip and prompt at earlier timesteps, reused and updated here.
+        Raises ValueError for latents of a size that the network cannot take, see `check_size`.
         """
         height, width = x.shape[-2:]
         self.check_size(height, width)
@@ -205,9 +218,9 @@ class ControlledVideoUNet(nn.Module):
             return self._velocity(x, t, y, hint, deep)
 
         def velocity(rows: slice, columns: slice) -> Tensor:
-            part = None if hint is None else hint[..., rows, columns]
+            hint_tile = None if hint is None else hint[..., rows, columns]
             place = rows.start, rows.stop, columns.start, columns.stop
-            return self._velocity(x[..., rows, columns], t, y, part, deep, place)
+            return self._velocity(x[..., rows, columns], t, y, hint_tile, deep, place)
 
         return blend_tiles(velocity, rows, columns)
 
@@ -226,41 +239,41 @@ class ControlledVideoUNet(nn.Module):
         frames = x.shape[2]
         emb = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
         emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
-        # Slices are written in place, which gradients do not survive.
+        # Slices overwrite tensors that gradients would need.
         slicing = None if torch.is_grad_enabled() else self.slicing
-        about = (emb, context, frames, slicing)
-        # In step, so that each control is added to its skip at once.
+        conditioning = (emb, context, frames, slicing)
+        # Both encoders run in lockstep, so that only one control exists at a time.
         controls = self.VideoControlNet.controls(x, t, y, hint, slicing)
         channels = [first_convolution(self.input_blocks, x, slicing)]
-        outputs = encode(self.input_blocks, channels, *about)
+        outputs = encode(self.input_blocks, channels, *conditioning)
         finest = self.config.num_res_blocks + 1  # blocks of the finest level in either half
-        known = deep and deep.recall(place, t)
+        cached = deep and deep.recall(place, t)
         skips = []
 
-        def kept(x: Tensor) -> Tensor:
-            return slicing.waiting(x) if slicing else x
+        def offloaded(x: Tensor) -> Tensor:
+            return slicing.offloaded(x) if slicing else x
 
-        for _ in outputs if known is None else islice(outputs, finest):
-            skips.append(kept(added(channels[0], *next(controls), slicing)))
+        for _ in outputs if cached is None else islice(outputs, finest):
+            skips.append(offloaded(_add_control(channels[0], *next(controls), slicing)))
         blocks = [list(block.children()) for block in self.output_blocks]
         ascent = [blocks[-finest - 1].pop()] if len(blocks) > finest else []
 
         def decode(blocks: list[list[nn.Module]]) -> None:
             for block in blocks:
                 channels.append(skips.pop().to(x.device, non_blocking=x.is_cuda))
-                channels.append(run_block(block, channels, *about))
+                channels.append(run_block(block, channels, *conditioning))
 
-        if known is None:
-            h = run_block(self.middle_block, channels, *about)
-            channels.append(added(h, *next(controls), slicing))
+        if cached is None:
+            h = run_block(self.middle_block, channels, *conditioning)
+            channels.append(_add_control(h, *next(controls), slicing))
             del h
             decode(blocks[:-finest])
             if deep:
-                deep.keep(place, t, kept(channels[0]))
+                deep.keep(place, t, offloaded(channels[0]))
         else:
-            channels[:] = [known.to(x.device, non_blocking=x.is_cuda)]
+            channels[:] = [cached.to(x.device, non_blocking=x.is_cuda)]
         del controls
-        channels.append(run_block(ascent, channels, *about))
+        channels.append(run_block(ascent, channels, *conditioning))
         decode(blocks[-finest:])
         v = over_frames(self.out, slicing, channels.pop())
         v = rearrange(v, "(b f) c h w -> b c f h w", f=frames)

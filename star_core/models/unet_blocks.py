@@ -3,7 +3,6 @@
 Attribute names are checkpoint keys, the reference's spelling included (`temopral_conv`).
 """
 
-import math
 from typing import Any
 
 import torch
@@ -11,14 +10,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import Attention, AttentionWindow, scaled_dot_product, within
+from .attention import Attention, AttentionWindow, scaled_dot_product, windowed_attention
 from .liem import SpatialLIEM, TemporalLIEM
 from .slicing import ClipNorm, Slicing, over_frames
 from .temporal_conv import temporal_conv
 
 
 class Factory:
-    """How layers are made: the host's operations, device, dtype, attention, group count."""
+    """Makes layers with a host's classes, on one device and in one dtype."""
 
     def __init__(
         self,
@@ -29,31 +28,41 @@ class Factory:
         dtype=None,
         norm_groups: int = 32,
     ):
+        """operations: torch.nn, or a host's layers. attention: see `models.attention`.
+
+        norm_groups: groups of every group norm.
+        """
         self.operations, self.attention, self.norm_groups = operations, attention, norm_groups
-        self.where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.placement: dict[str, Any] = {"device": device, "dtype": dtype}
 
     def linear(self, *args, **kwargs) -> nn.Linear:
-        return self.operations.Linear(*args, **kwargs, **self.where)
+        """Makes a linear layer; the arguments are torch's."""
+        return self.operations.Linear(*args, **kwargs, **self.placement)
 
     def conv1d(self, *args, **kwargs) -> nn.Conv1d:
-        return self.operations.Conv1d(*args, **kwargs, **self.where)
+        """Makes a 1-D convolution; the arguments are torch's."""
+        return self.operations.Conv1d(*args, **kwargs, **self.placement)
 
     def conv2d(self, *args, **kwargs) -> nn.Conv2d:
-        return self.operations.Conv2d(*args, **kwargs, **self.where)
+        """Makes a 2-D convolution; the arguments are torch's."""
+        return self.operations.Conv2d(*args, **kwargs, **self.placement)
 
     def temporal_conv(self, channels: int) -> nn.Conv3d:
+        """Makes a convolution over 3 frames that keeps the number of channels and frames."""
         conv = temporal_conv(self.operations.Conv3d)
-        return conv(channels, channels, (3, 1, 1), padding=(1, 0, 0), **self.where)
+        return conv(channels, channels, (3, 1, 1), padding=(1, 0, 0), **self.placement)
 
     def layer_norm(self, channels: int) -> nn.LayerNorm:
-        return self.operations.LayerNorm(channels, **self.where)
+        """Makes a layer norm over the last dimension."""
+        return self.operations.LayerNorm(channels, **self.placement)
 
     def group_norm(self, channels: int, eps: float = 1e-5) -> nn.GroupNorm:
-        return self.operations.GroupNorm(self.norm_groups, channels, eps=eps, **self.where)
+        """Makes a group norm with `norm_groups` groups."""
+        return self.operations.GroupNorm(self.norm_groups, channels, eps=eps, **self.placement)
 
 
 def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
-    """Timesteps (b,) -> (b dim), cosines first (specification, 2.4)."""
+    """Embeds timesteps t (b,) as (b dim), cosines first (specification, 2.4)."""
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
     angles = t.float()[:, None] * torch.pow(10000.0, -exponents)
@@ -62,9 +71,9 @@ def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class TemporalConvBlock(nn.Module):
-    """Four residual convolutions over time: (b c f h w) -> (b c f h w).
+    """Four convolutions over time with one residual connection.
 
-    Group norm statistics run over frames and pixels jointly.
+    The statistics of its group norms are taken over frames and pixels jointly.
     """
 
     def __init__(self, channels: int, *, dropout: float = 0.0, make: Factory):
@@ -80,6 +89,7 @@ class TemporalConvBlock(nn.Module):
         self.conv4 = stage(nn.Dropout(dropout))
 
     def forward(self, x: Tensor, slicing: Slicing | None = None) -> Tensor:
+        """Returns (b c f h w) for x (b c f h w); slicing computes a few rows at a time."""
         if slicing is None or len(slicing.rows(x)) == 1:
             return x + self.conv4(self.conv3(self.conv2(self.conv1(x))))
         y = x
@@ -121,42 +131,49 @@ class ResBlock(nn.Module):
     def forward(
         self, channels: list[Tensor], emb: Tensor, frames: int, slicing: Slicing | None = None
     ) -> Tensor:
-        """channels: parts of x (b·f c h w), taken out of the list. emb (b·f d) -> (b·f c h w)."""
-        h = over_frames(self.spatial, slicing, emb, *channels)
+        """Returns the block's output (b·f c h w).
+
+        channels: tensors (b·f c h w) whose channels together are the input; the list is emptied so
+        that they can be freed. emb: timestep embedding (b·f d). frames: f. slicing: how much is
+        computed at a time, None for everything.
+        """
+        h = over_frames(self._spatial, slicing, emb, *channels)
         channels.clear()
         h = rearrange(h, "(b f) c h w -> b c f h w", f=frames)
         return rearrange(self.temopral_conv(h, slicing), "b c f h w -> (b f) c h w")
 
-    def spatial(self, emb: Tensor, *channels: Tensor) -> Tensor:
+    def _spatial(self, emb: Tensor, *channels: Tensor) -> Tensor:
         x = torch.cat(channels, dim=1)
         h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
         return self.out_layers(h) + self.skip_connection(x)
 
 
 class Downsample(nn.Module):
-    """Halves a frame; pads two rows but one column: h -> (h + 1) // 2 + 1, w -> (w + 1) // 2."""
+    """Halves frames, padding two rows but one column at each side (specification, 2.6)."""
 
     def __init__(self, channels: int, *, make: Factory):
         super().__init__()
         self.op = make.conv2d(channels, channels, 3, stride=2, padding=(2, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns frames (b·f c (h+1)//2+1 (w+1)//2) for x (b·f c h w)."""
         return self.op(x)
 
 
 class Upsample(nn.Module):
-    """Doubles a frame and drops its first and last row: h -> 2h - 2, w -> 2w."""
+    """Doubles frames and drops their first and last row (specification, 2.6)."""
 
     def __init__(self, channels: int, *, make: Factory):
         super().__init__()
         self.conv = make.conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns frames (b·f c 2h-2 2w) for x (b·f c h w)."""
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest")[:, :, 1:-1])
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of x to a context, or to itself: (b n d), (b l e) -> (b n d)."""
+    """Multi-head attention to a context of width `context_dim`, or to the tokens themselves."""
 
     def __init__(
         self, dim: int, heads: int, dim_head: int, *, context_dim: int | None = None, make: Factory
@@ -170,22 +187,28 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(make.linear(inner, dim), nn.Identity())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Returns (b n d) for tokens x (b n d); context: (b l e), None for x itself."""
         context = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         return self.to_out(self.attention(q, k, v, self.heads))
 
 
 class GEGLU(nn.Module):
+    """Linear layer with a GELU gate (Shazeer 2020, arXiv:2002.05202)."""
+
     def __init__(self, dim: int, inner: int, *, make: Factory):
         super().__init__()
         self.proj = make.linear(dim, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (... inner) for tokens x (... dim)."""
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
+    """GEGLU with a hidden width of 4 dim, and a linear layer back to dim."""
+
     def __init__(self, dim: int, *, make: Factory):
         super().__init__()
         self.net = nn.Sequential(
@@ -193,14 +216,15 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (... dim) for tokens x (... dim)."""
         return self.net(x)
 
 
 class BasicTransformerBlock(nn.Module):
     """LIEM, two attentions and a feed-forward layer on tokens (specification, 2.9).
 
-    In space (`context_dim` given) the second attention looks at the text; in time it is a second
-    self-attention with a LIEM of its own. The residual never passes a gate.
+    A spatial block, which has a `context_dim`, attends to the frame and then to the text. A
+    temporal block has two self-attentions, each with a LIEM. Residual connections bypass the gates.
     """
 
     def __init__(
@@ -211,11 +235,11 @@ class BasicTransformerBlock(nn.Module):
         self.attn2 = CrossAttention(dim, heads, dim_head, context_dim=context_dim, make=make)
         self.ff = FeedForward(dim, make=make)
         self.norm1, self.norm2, self.norm3 = (make.layer_norm(dim) for _ in range(3))
-        gate = {"operations": make.operations, **make.where}
+        options = {"operations": make.operations, **make.placement}
         if context_dim is None:
-            self.local1, self.local2 = TemporalLIEM(**gate), TemporalLIEM(**gate)
+            self.local1, self.local2 = TemporalLIEM(**options), TemporalLIEM(**options)
         else:
-            self.local1 = SpatialLIEM(**gate)
+            self.local1 = SpatialLIEM(**options)
 
     def forward(
         self,
@@ -225,14 +249,19 @@ class BasicTransformerBlock(nn.Module):
         height: int | None = None,
         window: AttentionWindow | None = None,
     ) -> Tensor:
-        """Time: x (b·h·w f d). Space: x (b·f h·w d), context (b·f l e), height h of the frame."""
+        """Returns tokens of the shape of x.
+
+        x: (b·h·w f d) for a temporal block, (b·f h·w d) for a spatial one. The rest is for a
+        spatial block only: context is the text (b·f l e), height the rows h of the frame, window
+        limits attention within the frame.
+        """
         if context is None or height is None:
             x = self.attn1(self.norm1(self.local1(x))) + x
             x = self.attn2(self.norm2(self.local2(x))) + x
         else:
             pixels = rearrange(x, "b (h w) d -> b d h w", h=height)
             local = rearrange(self.local1(pixels), "b d h w -> b (h w) d")
-            x = within(window, self.attn1, self.norm1(local), height) + x
+            x = windowed_attention(window, self.attn1, self.norm1(local), height) + x
             x = self.attn2(self.norm2(x), context) + x
         return self.ff(self.norm3(x)) + x
 
@@ -240,7 +269,7 @@ class BasicTransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Attention within each frame and to the text (specification, 2.7).
 
-    `window` may be set: the frame's attention to itself then stays within windows.
+    window: limits attention within the frame to windows; None for the whole frame.
     """
 
     def __init__(
@@ -257,7 +286,10 @@ class SpatialTransformer(nn.Module):
         self.window: AttentionWindow | None = None
 
     def forward(self, x: Tensor, context: Tensor, slicing: Slicing | None = None) -> Tensor:
-        """x (b·f c h w), context (b·f l e) -> (b·f c h w), in slices x itself."""
+        """Returns (b·f c h w) for x (b·f c h w) and the text, context (b·f l e).
+
+        slicing: how much is computed at a time; with more than one slice x is overwritten.
+        """
         if slicing is not None and len(parts := slicing.frames(x)) > 1:
             for part in parts:
                 x[part] = self(x[part], context[part])
@@ -283,15 +315,18 @@ class TemporalTransformer(nn.Module):
         self.proj_out = make.conv1d(inner, channels, 1)
 
     def forward(self, x: Tensor, slicing: Slicing | None = None) -> Tensor:
-        """(b c f h w) -> (b c f h w), in slices x itself."""
+        """Returns (b c f h w) for x (b c f h w).
+
+        slicing: how much is computed at a time; with more than one slice x is overwritten.
+        """
         if slicing is None or len(slicing.rows(x)) == 1:
-            return self.residual(self.norm(x)) + x
+            return self._residual(self.norm(x)) + x
         norm = ClipNorm(self.norm, x, slicing)
         for rows in slicing.rows(x):
-            rows += self.residual(norm(rows))
+            rows += self._residual(norm(rows))
         return x
 
-    def residual(self, x: Tensor) -> Tensor:
+    def _residual(self, x: Tensor) -> Tensor:
         b, _, _, h, w = x.shape
         tokens = self.proj_in(rearrange(x, "b c f h w -> (b h w) c f"))
         tokens = rearrange(tokens, "n c f -> n f c")
@@ -302,12 +337,14 @@ class TemporalTransformer(nn.Module):
 
 
 def timestep_mlp(dim: int, emb_channels: int, *, make: Factory) -> nn.Sequential:
+    """Makes the two linear layers that follow the sinusoidal embedding of the timestep."""
     return nn.Sequential(
         make.linear(dim, emb_channels), nn.SiLU(), make.linear(emb_channels, emb_channels)
     )
 
 
 def heads_of(channels: int, head_dim: int) -> int:
+    """Returns the number of attention heads of width `head_dim`; ValueError for a remainder."""
     if channels % head_dim:
         raise ValueError(f"{channels} channels do not divide into heads of {head_dim}")
-    return math.floor(channels / head_dim)
+    return channels // head_dim

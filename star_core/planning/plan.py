@@ -1,9 +1,8 @@
-"""How a run is to be done: windows, slices, tiles, and where weights wait.
+"""How a run can be computed: windows of frames, slices, tiles, and where idle weights are stored.
 
-`prediction` says what a plan takes and finds one that fits.
+`predict` says what a plan takes and finds one that fits.
 """
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -13,6 +12,7 @@ import torch
 
 from ..backbones import Geometry, NetworkConfig
 from ..diffusion.shortcuts import Shortcuts
+from ..memory import next_smaller
 from ..models.slicing import Slicing
 from ..models.unet import UNetConfig
 from ..parity import DEFAULT, Behaviour
@@ -22,20 +22,18 @@ from ..windows.canvas import Canvas, FrameSpan, WindowGroup
 from ..windows.chunking import ChunkConfig, filled_to, overlapping_windows, usual_overlap
 from ..windows.tiling import Tile
 
-# From the least curtailed to the smallest. Tiles in pixels of the result; a quarter is shared.
-TILES = (2048, 1536, 1280, 1024, 768, 640, 512, 384, 256)
 CHUNKS = (40, 32, 24, 16, 12, 8, 6, 4, 2, 1)  # frames, or as many more as fill whole latents
-SMALL_SLICES = 128  # pixels of temporal layers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be restored, and by what.
+    """A clip to be restored, and the model that restores it.
 
-    frames: of the clip. size: (width, height) of the result. config, vae: of the model, SVD's VAE
-    by default. text_encoder: whether the model has one, which is gone when denoising begins.
-    one_clip: all frames are encoded and decoded together where latents hold several, and windows
-    are those of latents, as in a host; otherwise each window is by itself.
+    frames: of the clip. size: (width, height) of the result. config, vae: sizes of the network and
+    of the VAE. text_encoder: whether the model has one; it is unloaded before encoding begins.
+    one_clip: encode and decode all frames together where latents hold several, with windows of
+    latents, as in a host; False encodes and decodes each window by itself.
+    ValueError if there is no frame or no pixel.
     """
 
     frames: int
@@ -50,62 +48,51 @@ class Task:
     shortcuts: Shortcuts = field(default_factory=Shortcuts)
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or min(self.size) < 1:
-            raise ValueError(
-                f"there must be at least 1 frame of 1x1 pixel, got {self.frames} of "
-                f"{self.size[0]}x{self.size[1]}"
-            )
+        if min(self.frames, *self.size) < 1:
+            size = "{}x{}".format(*self.size)
+            raise ValueError(f"there must be a frame of 1x1 pixel, got {self.frames} of {size}")
 
     @classmethod
-    def of_latents(cls, sides: tuple[int, int, int], vae: Geometry, **more: Any) -> "Task":
-        """Sampling and decoding a clip that is encoded already, as in a host.
+    def of_latents(cls, sides: tuple[int, int, int], vae: Geometry, **fields: Any) -> "Task":
+        """Returns the task of sampling and decoding an encoded clip, as in a host.
 
-        sides: frames, height and width of its latents. more: other fields.
+        sides: frames, height and width of the latents. fields: other fields of the task.
         """
         count, height, width = sides
-        return cls(
-            frames=(count - 1) * vae.latent_frames + 1,
-            size=(width * vae.factor, height * vae.factor),
-            vae=vae,
-            text_encoder=False,
-            one_clip=True,
-            **more,
+        size, frames = (
+            (width * vae.factor, height * vae.factor),
+            vae.latent_frames * (count - 1) + 1,
         )
+        return cls(frames=frames, size=size, vae=vae, text_encoder=False, one_clip=True, **fields)
 
     @cached_property
     def padded(self) -> tuple[int, int]:
-        """Height and width in pixels of what is computed."""
-        return Canvas.of(
-            self.size,
-            vae_factor=self.vae.factor,
-            levels=self.config.downsamplings,
-            behaviour=self.behaviour,
-        ).padded
+        """Height and width of a computed frame, in pixels."""
+        grid = {"vae_factor": self.vae.factor, "levels": self.config.downsamplings}
+        return Canvas.of(self.size, behaviour=self.behaviour, **grid).padded
 
     @property
     def latents(self) -> tuple[int, int]:
-        """Height and width in latents."""
+        """Height and width of a computed frame, in latents."""
         height, width = self.padded
         return height // self.vae.factor, width // self.vae.factor
 
-    def latent_bytes(self, count: int) -> int:
-        """Of latents of whole frames in float32."""
-        height, width = self.latents
-        return 4 * self.config.in_dim * count * height * width
+    def usual_chunk(self, length: int | None = None, **fields: Any) -> ChunkConfig:
+        """Returns windows of frames with the default overlap.
 
-    def usual_chunk(self, length: int | None = None, **more: Any) -> ChunkConfig:
-        """Windows of so many frames, None for the model's own, where nobody says more."""
+        length: in frames, None for the model's own. fields: other fields of the config.
+        """
         length, each = length or self.sampling.chunk_frames, self.vae.latent_frames
         overlap = usual_overlap(length, self.behaviour.overlap, each)
-        return ChunkConfig(length=length, overlap=overlap, latent_frames=each, **more)
+        return ChunkConfig(length=length, overlap=overlap, latent_frames=each, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How to do a task. What is not said here is said by `Settings`.
+    """How a task is computed.
 
-    offload: only the part at work is on the device, and skips wait in main memory. tile: of the
-    VAE, latent_tile: of the network, both in pixels of the result.
+    chunk: windows of frames. slicing: slices of the network's layers, and offloading. tile: of the
+    VAE, latent_tile: of the network, both in pixels of the result; None for whole frames.
     """
 
     task: Task
@@ -116,43 +103,30 @@ class Plan:
 
     @property
     def offload(self) -> bool:
+        """Whether idle weights and skip connections are stored in main memory."""
         return self.slicing.offload
 
     @cached_property
     def span(self) -> FrameSpan:
-        """Its windows of frames."""
-        frames = range(self.task.frames)
-        if self.task.one_clip and (each := self.task.vae.latent_frames) > 1:
-            latents = -(-(len(frames) - 1) // each) + 1
+        """The clip's frames and their windows."""
+        task, whole = self.task, range(self.task.frames)
+        if task.one_clip and (each := task.vae.latent_frames) > 1:
+            latents = filled_to(task.frames, each) // each + 1
             windows = overlapping_windows(latents, *self.chunk.in_latents(each))
-            group = WindowGroup(frames=frames, windows=windows)
-            return FrameSpan(wanted=frames, needed=frames, groups=[group], decode_windows=[frames])
-        return FrameSpan.of(
-            frames,
-            chunk=self.chunk,
-            decode_window=self.task.sampling.decode_window,
-            behaviour=self.task.behaviour,
-        )
+            groups = [WindowGroup(frames=whole, windows=windows)]
+            return FrameSpan(requested=whole, needed=whole, groups=groups, decode_windows=[whole])
+        window, behaviour = task.sampling.decode_window, task.behaviour
+        return FrameSpan.of(whole, chunk=self.chunk, decode_window=window, behaviour=behaviour)
 
     @property
     def windows(self) -> list[int]:
-        """How many latents follow each other in each window that the network sees."""
+        """Lengths of the network's windows, in latent frames."""
         return [len(window) for group in self.span.groups for window in group.windows]
 
     @property
     def window_frames(self) -> list[int]:
-        """The frames that these stand for."""
+        """Lengths of the network's windows, in frames."""
         return [(count - 1) * self.task.vae.latent_frames + 1 for count in self.windows]
-
-    @cached_property
-    def encoded(self) -> Counter[int]:
-        """How many frames are encoded together, and how often."""
-        return Counter(self.task.vae.encoded(self.span, hold=self.chunk.hold))
-
-    @property
-    def latents(self) -> int:
-        """How many the network works on together, at most."""
-        return max(self.windows) * max(h * w for h, w in self.network_tiles)
 
     @property
     def network_tile(self) -> Tile | None:
@@ -162,55 +136,45 @@ class Plan:
 
     @property
     def network_tiles(self) -> list[tuple[int, int]]:
-        """Height and width in latents of each of the network's tiles."""
+        """Height and width of each of the network's tiles, in latents."""
         rows, columns = self.task.config.tiles(self.task.latents, self.network_tile)
         return [(len(row), len(column)) for row, column in product(rows, columns)]
 
     @property
     def vae_tiles(self) -> list[tuple[int, int]]:
-        """Height and width in pixels of each of the VAE's tiles."""
+        """Height and width of each of the VAE's tiles, in pixels."""
         factor = self.task.vae.factor
         rows, columns = self.task.vae.tiles(self.task.padded, self.tile)
         return [(len(row) * factor, len(column) * factor) for row, column in product(rows, columns)]
 
     def settings(self) -> dict[str, Any]:
-        """Its fields of `pipeline.Settings`."""
-        names = ("chunk", "slicing", "tile", "latent_tile")
-        return {name: getattr(self, name) for name in names}
+        """Returns the fields of `Settings` that the plan decides; `slicing` is for `Execution`."""
+        return {"chunk": self.chunk, "tile": self.tile, "latent_tile": self.latent_tile}
 
-    def smaller_denoising(self) -> "Plan | None":
-        """The next that needs less memory to denoise, None if there is none.
+    def smaller_denoising(self, *, offload: bool = True) -> "Plan | None":
+        """Returns the next plan that needs less memory to denoise, or None if there is none.
 
-        First smaller slices, which change nothing in the result, then tiles, then shorter windows
-        of frames.
+        Windows of frames become shorter where `next_smaller` has nothing left. offload: whether
+        offloading is an option.
         """
-        task, slicing = self.task, self.slicing
-        if slicing.temporal_pixels > SMALL_SLICES:
-            return replace(self, slicing=replace(slicing, temporal_pixels=SMALL_SLICES))
-        factor = task.vae.factor
+        factor, each = self.task.vae.factor, self.task.vae.latent_frames
         largest = factor * max(map(max, self.network_tiles))
-        tile = smaller_tile(self.latent_tile, largest, factor * 2**task.config.downsamplings)
-        if tile != self.latent_tile:
-            return replace(self, latent_tile=tile)
-        longest, each = min(self.chunk.length, max(self.window_frames)), task.vae.latent_frames
-        shorter = [n for n in (filled_to(n, each) for n in CHUNKS) if n < longest]
-        if not shorter:
-            return None
-        length = shorter[0]
-        near = ChunkConfig.near(length, min(self.chunk.overlap, length // 4), each)
-        return replace(self, chunk=replace(self.chunk, length=length, overlap=near.overlap))
+        step = factor * 2**self.task.config.downsamplings
+        options = {"largest": largest, "step": step, "offload": offload}
+        if smaller := next_smaller(self.slicing, self.latent_tile, **options):
+            return replace(self, slicing=smaller.slicing, latent_tile=smaller.tile)
+        longest = min(self.chunk.length, max(self.window_frames))
+        for length in (filled_to(frames, each) for frames in CHUNKS):
+            if length < longest:
+                near = ChunkConfig.near(length, min(self.chunk.overlap, length // 4), each)
+                return replace(self, chunk=replace(self.chunk, length=length, overlap=near.overlap))
+        return None
 
-    def smaller_decoding(self) -> "Plan | None":
-        """The next that needs less memory to encode and decode, None if there is none."""
-        tile = smaller_tile(self.tile, max(map(max, self.vae_tiles)), self.task.vae.factor)
-        return None if tile == self.tile else replace(self, tile=tile)
+    def smaller_decoding(self, *, offload: bool = True) -> "Plan | None":
+        """Returns the next plan that needs less memory to encode and decode, or None.
 
-
-def smaller_tile(tile: Tile | None, largest: int, step: int) -> Tile | None:
-    """The next tile, at least 4 steps wide; the same if there is none.
-
-    largest: side of the largest part that is worked on where there is no tile, in pixels.
-    """
-    size = largest if tile is None else tile.size
-    smaller = [Tile(size=n, overlap=n // 4) for n in TILES if 4 * step <= n < size]
-    return smaller[0] if smaller else tile
+        offload: whether offloading is an option.
+        """
+        options = {"largest": max(map(max, self.vae_tiles)), "step": self.task.vae.factor}
+        smaller = next_smaller(self.slicing, self.tile, offload=offload, slices=False, **options)
+        return smaller and replace(self, slicing=smaller.slicing, tile=smaller.tile)

@@ -1,14 +1,14 @@
-"""What a plan takes, before it runs, and the plan that fits into the memory there is.
+"""Predicts what a plan takes before it runs, and finds the plan that fits into the memory.
 
-Nothing here was measured beforehand. Bytes and FLOPs are those of the code itself on shapes alone
-(`footprint`), and solver, windows and guidance are rehearsed with a network that does nothing.
+Nothing is fitted to measurements: bytes and FLOPs are those of the code itself on the meta device
+(`cost`), and the solver, the windows and guidance run with a network that does nothing.
 """
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -18,40 +18,23 @@ from ..backbones import backbone_of
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.levels import guidance_of
 from ..diffusion.samplers import SAMPLERS
-from ..pipeline import Settings
+from ..settings import Settings
 from ..windows.chunking import ChunkConfig, chunked
-from .cost import (
-    Cost,
-    Pass,
-    decoding,
-    encoding,
-    flops_of,
-    network_bytes,
-    peak_of,
-    reusing,
-    vae_bytes,
-)
+from .cost import Bytes, Pass, decoding, encoding, pass_flops, peak_of, weight_bytes
 from .meta_memory import META, LiveMetaTensors
 from .plan import Plan, Task
 
+VAEStage = Literal["encode", "decode"]
 Stage = Literal["prompt", "encode", "denoise", "decode"]
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """Most bytes of a stage, weights included. device: where the work is done. host: what waits in
-    main memory meanwhile, without the frames of the video."""
-
-    device: int
-    host: int
+VAE_COST = {"encode": encoding, "decode": decoding}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """What a plan takes.
 
-    memory: of each stage. flops: of each stage, two per multiply-add. passes: forward passes
-    of the network on a window of frames.
+    memory: most bytes of each stage, with weights, without the frames of the video. flops: of each
+    stage, two per multiply-add. passes: forward passes of the network on a window of frames.
     """
 
     memory: dict[Stage, Bytes]
@@ -63,31 +46,24 @@ class Prediction:
         """Most bytes on the device."""
         return max(stage.device for stage in self.memory.values())
 
-    @property
-    def peak_on_cpu(self) -> int:
-        """Most bytes where the device's memory is main memory."""
-        return max(stage.device + stage.host for stage in self.memory.values())
-
 
 def predict(plan: Plan) -> Prediction:
-    """Takes a few seconds for a full-size network."""
-    task = plan.task
+    """Returns what a plan takes. Lasts a few seconds for a full-size network."""
+    task, backbone = plan.task, backbone_of(plan.task.config)
     memory: dict[Stage, Bytes] = {
-        "encode": encode_memory(plan),
+        "encode": vae_memory(plan, "encode"),
         "denoise": denoise_memory(plan),
-        "decode": decode_memory(plan),
+        "decode": vae_memory(plan, "decode"),
     }
-    if task.text_encoder:  # comes first, and is gone when the rest begins
-        waiting = network_bytes(task.config, task.dtype) + vae_bytes(task.vae, task.dtype)
-        backbone = backbone_of(task.config)
-        size = (backbone.text_dtype or task.dtype).itemsize
-        memory["prompt"] = Bytes(backbone.text_parameters * size, waiting)
-    encode, decode = _vae_flops(plan)
-    return Prediction(
-        memory=memory,
-        flops={"encode": encode, "denoise": denoise_flops(plan), "decode": decode},
-        passes=sum(rehearsed(plan).calls.values()),
-    )
+    if task.text_encoder:  # runs first and is unloaded before the rest begins
+        device = backbone.text_parameters * (backbone.text_dtype or task.dtype).itemsize
+        memory["prompt"] = Bytes(device, sum(weight_bytes(task.config, task.vae, task.dtype)))
+    flops: dict[Stage, int] = {
+        "encode": _vae_flops(plan, "encode"),
+        "denoise": denoise_flops(plan),
+        "decode": _vae_flops(plan, "decode"),
+    }
+    return Prediction(memory=memory, flops=flops, passes=_rehearse(plan)[0].total())
 
 
 def fitting(
@@ -97,193 +73,156 @@ def fitting(
     offload: bool = True,
     chunk: ChunkConfig | None = None,
 ) -> Plan:
-    """The least curtailed plan that fits into `memory` bytes; if none does, the smallest.
+    """Returns the plan that fits into the memory with the least change, or the smallest of all.
 
-    offload: whether it may. memory None: whatever it takes. chunk: windows as they are wanted, None
-    for `Task.usual_chunk`.
+    memory: bytes on the device, None for no limit. offload: whether the plan may offload. chunk:
+    windows of frames to begin with, None for `Task.usual_chunk`.
     """
+
+    def network(plan: Plan) -> bool:
+        return memory is None or denoise_memory(plan).device <= memory
+
+    def vae(plan: Plan) -> bool:
+        stages: tuple[VAEStage, VAEStage] = ("encode", "decode")
+        return memory is None or all(vae_memory(plan, each).device <= memory for each in stages)
+
     plan = Plan(task=task, chunk=chunk or task.usual_chunk())
-    if memory is None or all(
-        stage(plan).device <= memory for stage in (encode_memory, decode_memory, denoise_memory)
-    ):
-        return plan
-    if offload:
-        plan = replace(plan, slicing=replace(plan.slicing, offload=True))
-    plan = _fitting_denoising(plan, memory)
-    while max(encode_memory(plan).device, decode_memory(plan).device) > memory:
-        if (smaller := plan.smaller_decoding()) is None:
-            break
-        plan = smaller
+    for fits, smaller in ((network, Plan.smaller_denoising), (vae, Plan.smaller_decoding)):
+        plans = [plan]
+        while after := smaller(plans[-1], offload=offload):
+            plans.append(after)
+        # Most plans fit after few changes, so the first plans are tried first.
+        bound, last = 1, len(plans) - 1
+        while bound <= last and not fits(plans[bound - 1]):
+            bound *= 2
+        plan = plans[bisect_left(plans, True, bound // 2, min(bound, last), key=fits)]
     return plan
 
 
-def _fitting_denoising(plan: Plan, memory: int) -> Plan:
-    needed = denoise_memory(plan).device
-    if needed <= memory:
-        return plan
-    plans = [plan]
-    while (smaller := plans[-1].smaller_denoising()) is not None:
-        plans.append(smaller)
-    # Each question takes a second, so the first is about the plan that fits if memory is
-    # proportional to what is worked on at a time.
-    weights = network_bytes(plan.task.config, plan.task.dtype)
-    share = max(memory - weights, 0) / (needed - weights)
-    last = len(plans) - 1
-    at = next((i for i, p in enumerate(plans) if p.latents <= share * plan.latents), last)
-    while at < last and denoise_memory(plans[at]).device > memory:
-        at += 1
-    while at > 1 and denoise_memory(plans[at - 1]).device <= memory:
-        at -= 1
-    return plans[at]
+def vae_calls(plan: Plan, stage: VAEStage) -> Counter[int]:
+    """Returns the numbers of frames that are encoded or decoded together, with how often each."""
+    if stage == "encode":
+        return Counter(plan.task.vae.encoded(plan.span, hold=plan.chunk.hold))
+    return Counter(map(len, plan.span.decode_windows))
 
 
-def encode_memory(plan: Plan) -> Bytes:
-    task, tiles = plan.task, plan.vae_tiles
-    frames = max(plan.encoded)
-    peak = max(encoding(task.vae, task.dtype, frames, *side).peak for side in set(tiles))
-    if len(tiles) > 1:  # what is joined, and the tile before
-        latents = -(-(frames - 1) // task.vae.latent_frames) + 1
-        values = 2 * task.vae.latent_channels * latents / task.vae.factor**2  # of a pixel
-        peak += sum(int(4 * values * h * w) for h, w in (task.padded, max(tiles)))
-    host = _pixel_bytes(plan, frames) + task.latent_bytes(_longest_piece(plan))
-    return _with_weights(plan, peak, host + _windows_before(plan), "vae")
-
-
-def decode_memory(plan: Plan) -> Bytes:
-    task, tiles = plan.task, plan.vae_tiles
-    windows = plan.span.decode_windows
-    frames = max(map(len, windows))
-    peak = max(decoding(task.vae, task.dtype, frames, *side).peak for side in set(tiles))
-    joined, tile = (4 * 3 * frames * h * w for h, w in (task.padded, max(tiles)))
-    if len(tiles) > 1:  # what is joined, and the tile before
-        peak += joined + tile
-    # The clip before and after, and the window before, of which frames are carried on.
-    host = 3 * task.latent_bytes(_longest_piece(plan)) + joined * (len(windows) > 1)
-    return _with_weights(plan, peak, host, "vae")
+def vae_memory(plan: Plan, stage: VAEStage) -> Bytes:
+    """Returns the most bytes while frames are encoded or decoded."""
+    vae, tiles, calls = plan.task.vae, plan.vae_tiles, vae_calls(plan, stage)
+    frames, (clip, frame, previous) = max(calls), _host_bytes(plan)
+    if stage == "encode":
+        # Mean and variance of each latent.
+        values = 2 * vae.latent_channels * (-(-(frames - 1) // vae.latent_frames) + 1)
+        size, host = 4 * values / vae.factor**2, clip + frames * frame + previous
+    else:
+        # The clip before and after, and the previous window, whose last frames are blended.
+        size, host = 4 * 3 * frames, 3 * clip + frames * frame * (calls.total() > 1)
+    cost, dtype = VAE_COST[stage], plan.task.dtype
+    peak = max(cost(vae, dtype, frames, *side).peak for side in set(tiles))
+    return _with_weights(plan, peak + _blended(tiles, plan.task.padded, size), host, "vae")
 
 
 def denoise_memory(plan: Plan) -> Bytes:
-    task, run, tiles = plan.task, rehearsed(plan), plan.network_tiles
-    frames = max(plan.windows)
-    passes = [_pass(task, frames, side) for side in tiles]
+    """Returns the most bytes while a clip is denoised."""
+    task, tiles, frames = plan.task, plan.network_tiles, max(plan.windows)
+    (_, device, kept), (clip, _, previous) = _rehearse(plan), _host_bytes(plan)
+    passes = _passes(plan, frames)
     peaks = [peak_of(forward, plan.slicing) for forward in set(passes)]
-    device = run.held + max(peak.device for peak in peaks)
-    if len(tiles) > 1:  # what is joined, and the tile before
-        values = task.config.in_dim * frames
-        device += sum(task.dtype.itemsize * values * h * w for h, w in (task.latents, max(tiles)))
+    device += max(peak.device for peak in peaks)
+    device += _blended(tiles, task.latents, task.dtype.itemsize * task.config.in_dim * frames)
     # The clip that is restored, frame by frame and as a whole.
-    host = 2 * task.latent_bytes(_longest_piece(plan)) + max(peak.host for peak in peaks)
-    host += _windows_before(plan)
-    if run.kept:
+    host = 2 * clip + max(peak.host for peak in peaks) + previous
+    if kept:
         window = task.shortcuts.attention_window
-        kept = sum(reusing(forward, window).kept for forward in passes) * run.kept // frames
-        device, host = (device, host + kept) if plan.offload else (device + kept, host)
+        features = sum(pass_flops(forward, window, reuse=True)[1] for forward in passes)
+        features = features * kept // frames
+        device, host = device + features * (not plan.offload), host + features * plan.offload
     return _with_weights(plan, device, host, "network")
 
 
-def _longest_piece(plan: Plan) -> int:
-    """In latents."""
-    return max(group.windows[-1].stop for group in plan.span.groups)
+def skip_traffic(plan: Plan) -> int:
+    """Returns how many bytes of skip connections a pass sends to main memory and fetches again."""
+    return sum(peak_of(forward, plan.slicing).host for forward in _passes(plan, max(plan.windows)))
 
 
-def _pixel_bytes(plan: Plan, frames: int) -> int:
-    height, width = plan.task.padded
-    return 4 * 3 * frames * height * width
+def _passes(plan: Plan, frames: int) -> list[Pass]:
+    """Returns the forward passes over a window of frames, one for each tile."""
+    model = {"config": plan.task.config, "dtype": plan.task.dtype, "frames": frames}
+    return [Pass(height=height, width=width, **model) for height, width in plan.network_tiles]
 
 
-def _windows_before(plan: Plan) -> int:
-    """Of frames: where pieces are decoded by themselves, each holds what the one before restored,
-    and what of that it blends into."""
-    groups, each = plan.span.groups, plan.task.vae.latent_frames
-    if each == 1 or len(groups) == 1:
-        return 0
-    return 2 * _pixel_bytes(plan, max(len(group.frames) for group in groups))
+def _blended(tiles: Sequence[tuple[int, int]], whole: tuple[int, int], size: float) -> int:
+    """Bytes of the blended frame and the previous tile, `size` bytes a place; 0 without tiles."""
+    return sum(int(size * h * w) for h, w in (whole, max(tiles))) if len(tiles) > 1 else 0
 
 
-def traffic(plan: Plan) -> int:
-    """Bytes of skips that a pass over a window sends to main memory and fetches again."""
-    frames = max(plan.windows)
-    passes = [_pass(plan.task, frames, side) for side in plan.network_tiles]
-    return sum(peak_of(forward, plan.slicing).host for forward in passes)
+def _latent_bytes(task: Task, frames: int) -> int:
+    height, width = task.latents
+    return 4 * task.config.in_dim * frames * height * width
 
 
-def _with_weights(plan: Plan, device: int, host: int, at_work: str) -> Bytes:
-    task = plan.task
-    weights = {
-        "network": network_bytes(task.config, task.dtype),
-        "vae": vae_bytes(task.vae, task.dtype),
-    }
-    working = weights.pop(at_work)
-    waiting = sum(weights.values())
+def _host_bytes(plan: Plan) -> tuple[int, int, int]:
+    """Returns the bytes of a group's latents, of a frame, and of frames of the previous window.
+
+    The last are 0 unless windows are decoded by themselves: then its result is stored, and the
+    part of it that is blended into the next.
+    """
+    (height, width), groups = plan.task.padded, plan.span.groups
+    clip = _latent_bytes(plan.task, max(group.windows[-1].stop for group in groups))
+    frame = 4 * 3 * height * width
+    blends = plan.task.vae.latent_frames > 1 and len(groups) > 1
+    return clip, frame, 2 * frame * max(len(group.frames) for group in groups) * blends
+
+
+def _with_weights(plan: Plan, device: int, host: int, part: Literal["network", "vae"]) -> Bytes:
+    """Adds the weights of the part that works and of the one that is idle."""
+    network, vae = weight_bytes(plan.task.config, plan.task.vae, plan.task.dtype)
+    working, idle = (network, vae) if part == "network" else (vae, network)
     if plan.offload:
-        return Bytes(working + device, waiting + host)
-    return Bytes(working + waiting + device, host)
-
-
-def _pass(task: Task, frames: int, side: tuple[int, int]) -> Pass:
-    height, width = side
-    return Pass(config=task.config, dtype=task.dtype, frames=frames, height=height, width=width)
+        return Bytes(working + device, idle + host)
+    return Bytes(working + idle + device, host)
 
 
 def denoise_flops(plan: Plan) -> int:
-    """Of all passes of the network."""
-    task, window = plan.task, plan.task.shortcuts.attention_window
-    total = 0
-    for (frames, reused), calls in rehearsed(plan).calls.items():
-        for side, number in Counter(plan.network_tiles).items():
-            forward = _pass(task, frames, side)
-            flops = reusing(forward, window).flops if reused else flops_of(forward, window)
-            total += calls * number * flops
-    return total
+    """Returns the FLOPs of all passes of the network."""
+    window = plan.task.shortcuts.attention_window
+    return sum(
+        times * pass_flops(forward, window, reuse=reused)[0]
+        for (frames, reused), times in _rehearse(plan)[0].items()
+        for forward in _passes(plan, frames)
+    )
 
 
-def _vae_flops(plan: Plan) -> tuple[int, int]:
-    """Of encoding and of decoding."""
-    task, tiles = plan.task, Counter(plan.vae_tiles)
-    windows = Counter(map(len, plan.span.decode_windows))
-
-    def flops(cost: Callable[..., Cost], clips: Counter[int]) -> int:
-        return sum(
-            number * times * cost(task.vae, task.dtype, frames, *side).flops
-            for (side, number), (frames, times) in product(tiles.items(), clips.items())
-        )
-
-    return flops(encoding, plan.encoded), flops(decoding, windows)
+def _vae_flops(plan: Plan, stage: VAEStage) -> int:
+    cost, vae, dtype = VAE_COST[stage], plan.task.vae, plan.task.dtype
+    return sum(
+        times * cost(vae, dtype, frames, *side).flops
+        for frames, times in vae_calls(plan, stage).items()
+        for side in plan.vae_tiles
+    )
 
 
-@dataclass(frozen=True)
-class Rehearsal:
-    """Calls of the network, by frames and whether deep features are reused.
+Calls = Counter[tuple[int, bool]]
 
-    held: most bytes beside the network's own while it works. kept: frames whose deep features are
-    kept at once, those of both prompts counted.
+
+def _rehearse(plan: Plan) -> tuple[Calls, int, int]:
+    """Runs the solver, the windows and guidance with a network that does nothing.
+
+    Returns the calls of the network by frames and whether deep features are reused, the most bytes
+    beside the network's own while it works, and for how many frames deep features are kept.
     """
-
-    calls: Counter[tuple[int, bool]]
-    held: int
-    kept: int
-
-
-def rehearsed(plan: Plan) -> Rehearsal:
-    """The solver, the windows and guidance as they are, with a network that does nothing."""
-    groups = [_piece(plan.task, tuple(group.windows)) for group in plan.span.groups]
-    calls: Counter[tuple[int, bool]] = Counter()
-    for group in groups:
-        calls += group.calls
-    held, kept = max(group.held for group in groups), max(group.kept for group in groups)
-    return Rehearsal(calls, held, kept)
+    groups = [_rehearse_group(plan.task, tuple(group.windows)) for group in plan.span.groups]
+    calls, held, kept = zip(*groups, strict=True)
+    return sum(calls, Counter()), max(held), max(kept)
 
 
 @cache
 @torch.inference_mode()
-def _piece(task: Task, windows: tuple[range, ...]) -> Rehearsal:
-    """Of frames that are denoised together."""
-    sampling = task.sampling
+def _rehearse_group(task: Task, windows: tuple[range, ...]) -> tuple[Calls, int, int]:
+    sampling, size = task.sampling, (1, task.config.in_dim, windows[-1].stop, *task.latents)
     schedule, sigmas = Settings(sampling=sampling, behaviour=task.behaviour).levels
-    frames = windows[-1].stop
-    size = (1, task.config.in_dim, frames, *task.latents)
-    calls: Counter[tuple[int, bool]] = Counter()
-    kept: dict[int, int] = {}
+    calls: Calls = Counter()
+    kept: dict[int, int] = {}  # frames, by the features of each window and prompt
     held, t = 0, torch.zeros(1)
 
     def network(x: Tensor, _t: Tensor, _y: Tensor, _hint: Tensor, deep: Any = None) -> Tensor:
@@ -296,6 +235,12 @@ def _piece(task: Task, windows: tuple[range, ...]) -> Rehearsal:
         calls[x.shape[2], reused] += 1
         return torch.empty_like(x)
 
+    def denoise(x_in: Tensor, sigma: Tensor, window: range) -> Tensor:
+        nonlocal t  # the network's own is a meta tensor without a value
+        t = schedule.model_timestep(sigma).reshape(1)
+        return denoiser(x_in, sigma, window)
+
+    hint = torch.empty(size, device=META)  # not counted: it is in main memory
     with LiveMetaTensors() as live:
         prompt = torch.empty(1, task.config.context_length, task.config.context_dim, device=META)
         denoiser = Denoiser(
@@ -303,18 +248,12 @@ def _piece(task: Task, windows: tuple[range, ...]) -> Rehearsal:
             schedule=schedule,
             positive=prompt,
             negative=prompt,
-            hint=torch.empty(size, device=META),
+            hint=hint,
             guidance_scale=guidance_of(sampling),
             guidance_rescale=sampling.cfg_rescale,
             dtype=task.dtype,
             shortcuts=task.shortcuts,
         )
-
-        def denoise(x_in: Tensor, sigma: Tensor, window: range) -> Tensor:
-            nonlocal t
-            t = schedule.model_timestep(sigma).reshape(1)
-            return denoiser(x_in, sigma, window)
-
         if len(sigmas) > 1:
             SAMPLERS[sampling.sampler](
                 chunked(denoise, windows, task.behaviour.merge),
@@ -322,5 +261,4 @@ def _piece(task: Task, windows: tuple[range, ...]) -> Rehearsal:
                 sigmas,
                 noise=lambda step, sigma, sigma_next: torch.empty(size, device=META),
             )
-    # The hint waits on the host.
-    return Rehearsal(calls, max(held - task.latent_bytes(frames), 0), sum(kept.values()))
+    return calls, held, sum(kept.values())

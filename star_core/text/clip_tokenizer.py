@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer (Radford et al. 2021), from whichever vocabulary is at hand."""
+"""CLIP's byte-pair tokenizer (Radford et al. 2021), from any of the published vocabulary files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..checkpoints.find import comfyui_folder
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _OPEN_CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
-# open_clip's file holds more merges than CLIP's 49408 tokens use: 256 bytes, each also as the end
-# of a word, and two special tokens are not merges.
+# open_clip's file has more merges than CLIP uses. Of CLIP's 49408 tokens, 256 bytes, the same at
+# the end of a word, and two special tokens are not merges.
 _MERGES = 49408 - 2 * 256 - 2
-# What ftfy does to sound text: straight quotes, plain ligatures, full-width letters made narrow.
+# What ftfy does to intact text: straight quotes, no ligatures, full-width letters made narrow.
 _PLAIN = dict.fromkeys([0x2BC, *range(0x2018, 0x201C)], "'")
 _PLAIN |= dict.fromkeys(range(0x201C, 0x2020), '"')
 _PLAIN |= {
@@ -30,15 +30,15 @@ _PLAIN |= {
 
 
 class ClipTokenizer:
-    """Prompts to token ids, equal to open_clip's.
+    """Converts prompts to the token ids that open_clip gives.
 
-    vocab: token -> id, the special tokens included. merges: pairs of tokens, the first merged
-    first. open_clip has ftfy repair the text; what that does to sound text is done here too, broken
-    encodings are not mended.
+    open_clip cleans text with ftfy. The same is done here, except that text with a broken encoding
+    is not repaired.
     """
 
     def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
-        # Not at the top: the package must import without loading transformers' dependencies.
+        """vocab: token -> id, with the special tokens. merges: pairs of tokens, in order."""
+        # Imported here because `import star_core` must not load optional packages.
         from tokenizers import Regex, Tokenizer
         from tokenizers.models import BPE
         from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
@@ -54,7 +54,10 @@ class ClipTokenizer:
         )
 
     def __call__(self, prompt: str, length: int = 77) -> Tensor:
-        """Ids (1 l), l = length: start, text (cut to fit), end, then zeros."""
+        """Returns the ids (1 l) of a prompt: start, text (cut to fit), end, then zeros.
+
+        length: l.
+        """
         text = html.unescape(html.unescape(unicodedata.normalize("NFC", prompt.translate(_PLAIN))))
         text = " ".join(text.split()).lower()
         ids = [self.start, *self._bpe.encode(text).ids[: length - 2], self.end]
@@ -67,31 +70,32 @@ def load_tokenizer(
     text_encoder: str | os.PathLike[str] | None = None,
     comfyui: str | os.PathLike[str] | None = None,
 ) -> ClipTokenizer:
-    """The tokenizer at `path` (file or folder), else the first one found.
+    """Loads a CLIP tokenizer.
 
-    Sought in the text encoder's folder, in the ComfyUI tree (see `model_files.comfyui_folder`) and
-    in the installed package open-clip-torch. ValueError if there is none.
+    path: its file or folder. None searches the folder of `text_encoder`, the ComfyUI folder (see
+    `checkpoints.find.comfyui_folder`) and the installed package open-clip-torch, in this order.
+    Raises ValueError if there is no tokenizer, or if its files are damaged.
     """
     if path is not None:
-        if (found := _vocabulary_in(Path(path))) is None:
+        if (vocabulary := _vocabulary_in(Path(path))) is None:
             raise ValueError(
-                f"{path} holds no CLIP tokenizer: it needs tokenizer.json, or vocab.json and "
+                f"{path} contains no CLIP tokenizer: it needs tokenizer.json, or vocab.json and "
                 f"merges.txt, or {_OPEN_CLIP_FILE}"
             )
-        return ClipTokenizer(*found)
-    places = []
+        return ClipTokenizer(*vocabulary)
+    folders = []
     if text_encoder is not None:
         folder = Path(text_encoder)
         folder = folder if folder.is_dir() else folder.parent
-        places += [folder, folder / "tokenizer", folder.parent / "tokenizer"]
+        folders += [folder, folder / "tokenizer", folder.parent / "tokenizer"]
     if root := comfyui_folder(comfyui):
-        places.append(root / "comfy" / "sd1_tokenizer")
-    # Found, not imported: importing open_clip needs torchvision.
+        folders.append(root / "comfy" / "sd1_tokenizer")
+    # Not imported, because importing open_clip needs torchvision.
     if (package := find_spec("open_clip")) and package.submodule_search_locations:
-        places += [Path(place) for place in package.submodule_search_locations]
-    for place in places:
-        if found := _vocabulary_in(place):
-            return ClipTokenizer(*found)
+        folders += [Path(folder) for folder in package.submodule_search_locations]
+    for folder in folders:
+        if vocabulary := _vocabulary_in(folder):
+            return ClipTokenizer(*vocabulary)
     raise ValueError(
         "no CLIP tokenizer found: put any CLIP model's vocab.json and merges.txt beside the text "
         "encoder, or set COMFYUI_DIR to a ComfyUI folder, or run "
@@ -100,7 +104,7 @@ def load_tokenizer(
 
 
 def _vocabulary_in(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]] | None:
-    """Tokens and merges of a tokenizer file or folder, None if there are none."""
+    """Returns the tokens and merges of a tokenizer's file or folder, None if there are none."""
     folder = path if path.is_dir() else path.parent
     try:
         if (file := path if path.name.endswith(".gz") else folder / _OPEN_CLIP_FILE).is_file():
@@ -120,14 +124,14 @@ def _vocabulary_in(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]] |
             f"the tokenizer in {folder} is unreadable ({error}): copy it again"
         ) from None
     if _START not in vocab or _END not in vocab:
-        return None  # some other model's
+        return None  # the tokenizer of another model
     return vocab, [_pair(line) for line in lines]
 
 
 def _open_clip_vocabulary(text: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """From the list of merges alone: the ids follow from their order."""
+    """Makes tokens and merges from a list of merges, whose order gives the ids."""
     merges = [_pair(line) for line in text.splitlines()[1 : 1 + _MERGES]]
-    # A byte is written as the character of its code if that is visible, else as one from 256 on.
+    # A byte is written as the character with its code if that is visible, else as one from 256 up.
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(byte) for byte in visible]
     letters += [chr(256 + n) for n in range(256 - len(visible))]

@@ -1,14 +1,15 @@
-"""What a model is told where the user says nothing, and how captions are put together."""
+"""Default prompts, and how the parts of a prompt are joined."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptDefaults:
-    """What a model is told where the user says nothing.
+    """Default prompts of a model.
 
-    prompt: what the video shows. positive, negative: what makes it good or bad; negative None
-    stands for an embedding of zeros. untold: share of the captions that training leaves out.
+    prompt: description of the video. positive: description of good image quality, added to the
+    prompt. negative: the negative prompt, None for an embedding of zeros.
+    caption_dropout: share of the captions that training omits.
     """
 
     prompt: str
@@ -34,5 +35,5 @@ STAR_PROMPTS = PromptDefaults(
 
 
 def join_prompt(prompt: str, positive: str, separator: str) -> str:
-    """The caption: what the video shows, then what makes it good; empty parts are left out."""
+    """Joins a prompt and a positive prompt with a separator; empty parts are left out."""
     return separator.join(part for part in (prompt, positive) if part)

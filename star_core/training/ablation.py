@@ -1,7 +1,7 @@
 """The paper's ablations at a small scale: LIEM and DF loss, each variant from scratch, by seeds.
 
-Paper, tables 3 to 5. What is measured here is a network of 3 million parameters after a few
-minutes, on clips that it has not seen.
+Paper, tables 3 to 5. Here a network of 3 million parameters is trained for a few minutes and
+measured on held-out clips.
 """
 
 import importlib.util
@@ -18,19 +18,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..degradation import HEAVY, degrade_video
-from ..drawing import write_png
 from ..losses import DFLossConfig
 from ..metrics import compare
 from ..metrics.catalogue import Setup
 from ..models.liem import SpatialLIEM
 from ..models.unet_blocks import BasicTransformerBlock
+from ..plots import spreads, write_figure
 from ..vae.frame_vae import VideoVAE
 from ..video_io import open_video
 from .linear_decoder import linear_decoder
 from .objective import Prompts
 from .pairs import LatentPairs
-from .spread_plot import spreads
-from .tiny import NETWORK, RECIPE, first_samples, started
+from .tiny import NETWORK, RECIPE, first_samples, new_network
 from .trainer import OnStep, train
 from .validation import Validation
 from .videos import enlarged
@@ -43,7 +42,10 @@ CROP = (4, 18, 20)
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What is changed. liem: where LIEM is; "after" is behind attention instead of before it."""
+    """A change to the base configuration. group: the table that it belongs to.
+
+    liem: the blocks that have LIEM; "after" puts it behind attention instead of before it.
+    """
 
     name: str
     group: str
@@ -66,21 +68,22 @@ VARIANTS = (
 
 
 class LiemAfterAttention(BasicTransformerBlock):
-    """LIEM gates what attention adds, instead of what it sees."""
+    """A transformer block in which LIEM gates the output of attention instead of its input."""
 
     def forward(self, x: Tensor, context: Tensor | None = None, *, height=None, window=None):
+        """Applies the block as `BasicTransformerBlock.forward` does; `window` is ignored."""
         if context is None or height is None:
             x = self.local1(self.attn1(self.norm1(x))) + x
             x = self.local2(self.attn2(self.norm2(x))) + x
         else:
-            found = rearrange(self.attn1(self.norm1(x)), "b (h w) d -> b d h w", h=height)
-            x = rearrange(self.local1(found), "b d h w -> b (h w) d") + x
+            attended = rearrange(self.attn1(self.norm1(x)), "b (h w) d -> b d h w", h=height)
+            x = rearrange(self.local1(attended), "b d h w -> b (h w) d") + x
             x = self.attn2(self.norm2(x), context) + x
         return self.ff(self.norm3(x)) + x
 
 
 def place_liem(network: nn.Module, liem: Liem) -> None:
-    """Takes LIEM out, or puts it behind attention, in place."""
+    """Removes LIEM from blocks that `liem` leaves out, or moves it behind attention; in place."""
     for block in list(network.modules()):
         if not isinstance(block, BasicTransformerBlock):
             continue
@@ -94,9 +97,11 @@ def place_liem(network: nn.Module, liem: Liem) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What all runs share. clips: videos kept apart. frames: of each that are measured.
+    """Settings that all runs share.
 
-    metric_weights: folder of LPIPS' weights. A metric that lacks something is left out.
+    pairs: folder of latent pairs to train on (`LatentPairs`). clips: held-out videos. out: folder
+    for results. frames: number that is measured of each clip. metric_weights: folder of LPIPS'
+    weights. A metric that cannot be computed is left out.
     """
 
     pairs: Path
@@ -118,10 +123,13 @@ def ablate(
     on_run: Callable[[int, int, str], None] | None = None,
     on_step: OnStep | None = None,
 ) -> str:
-    """Runs what has not been run yet and writes `out`/ablation.md, its plot and results.json.
+    """Trains and measures every variant with every seed, unless its result is stored already.
 
-    Started again it goes on where it stopped, within a run too. on_run(done, runs, name) is called
-    before each run. Returns the table.
+    Writes `ablation.out`/ablation.md, results.json and, if matplotlib is installed, ablation.png.
+    An interrupted ablation resumes, within a run too.
+
+    vae: of the latent pairs. on_run: called as on_run(done, runs, name) before each run. on_step:
+    see `train`. Returns the table in Markdown.
     """
     runs = [(variant, seed) for seed in ablation.seeds for variant in variants]
     validation_set = [clip_pair(path, ablation.frames) for path in ablation.clips]
@@ -135,10 +143,10 @@ def ablate(
             run_variant(variant, seed, ablation, vae, validation_set, folder, on_step)
         results.setdefault(variant.name, []).append(json.loads(file.read_text()))
         (ablation.out / "ablation.md").write_text(table(results))
-        shown = {name: [row["psnr"] for row in rows] for name, rows in results.items()}
-        if importlib.util.find_spec("PIL"):
-            picture = spreads(shown, title="PSNR, dB: each seed, and their mean")
-            write_png(picture, ablation.out / "ablation.png")
+        if importlib.util.find_spec("matplotlib"):
+            psnr = {name: [row["psnr"] for row in rows] for name, rows in results.items()}
+            figure = spreads(psnr, title="PSNR, dB: each seed, and their mean")
+            write_figure(figure, ablation.out / "ablation.png")
     (ablation.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     return table(results)
 
@@ -152,9 +160,13 @@ def run_variant(
     folder: Path,
     on_step: OnStep | None = None,
 ) -> None:
-    """Trains one variant; `folder`/result.json: means over clips of its averaged weights."""
+    """Trains one variant and writes the means over clips to `folder`/result.json.
+
+    The averaged weights are measured. seed: of initial weights and samples. vae: of the latent
+    pairs. validation_set: clean and degraded frames (f 3 h w) in [0, 1]. on_step: see `train`.
+    """
     pairs = LatentPairs(ablation.pairs, CROP)
-    network, prompts = started(replace(NETWORK, hint_prior=round(pairs.spread(), 2)), seed)
+    network, prompts = new_network(replace(NETWORK, hint_prior=round(pairs.spread(), 2)), seed)
     place_liem(network, variant.liem)
     config = replace(
         RECIPE,
@@ -163,12 +175,12 @@ def run_variant(
         seed=seed,
         df=variant.df,
         bf16=ablation.bf16,
-        # DF loss weighs most where little noise is left.
+        # DF loss has the largest weight at low noise levels.
         start=0.25,
         early=0.25,
         decay_from=ablation.steps // 2,
     )
-    see = Validation((), vae, folder)
+    validation = Validation((), vae, folder)
 
     @torch.no_grad()
     def measure(out: Path, network: Any, prompts: Prompts | None, step: int) -> None:
@@ -177,12 +189,12 @@ def run_variant(
         network.eval()
         rows = []
         for clean, large in validation_set:
-            restored = see.restored(network, prompts, large)
+            restored = validation.restored(network, prompts, large)
             setup = Setup(weights=ablation.metric_weights)
-            found = compare(
+            comparison = compare(
                 list(restored), list(clean), metrics=METRICS, setup=setup, skip_missing=True
             )
-            rows.append(found.means)
+            rows.append(comparison.means)
         figures = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
         temporary = out / "result.part"
         temporary.write_text(json.dumps(figures) + "\n")
@@ -202,7 +214,10 @@ def run_variant(
 
 
 def clip_pair(path: Path, frames: int) -> tuple[Tensor, Tensor]:
-    """Clean and degraded frames (heavy), cut to sides that the network takes."""
+    """Returns a video's first frames, clean and degraded (heavy), both (f 3 h w) in [0, 1].
+
+    Height and width are cropped to what the network accepts.
+    """
     video = torch.stack([frame[:3] for frame in open_video(path, frames=(0, frames))])
     height, width = ((video.shape[-2] - 8) // 16 * 16 + 8, video.shape[-1] // 16 * 16)
     clean = video[..., :height, :width]
@@ -211,7 +226,10 @@ def clip_pair(path: Path, frames: int) -> tuple[Tensor, Tensor]:
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Mean and standard deviation over the seeds, a line a variant."""
+    """Returns a Markdown table with mean and standard deviation over seeds, a row for each variant.
+
+    results: figures of each run by variant.
+    """
     keys = [key for key in METRICS if all(key in row for rows in results.values() for row in rows)]
     lines = [
         f"| # | variant | seeds | {' | '.join(keys)} |",

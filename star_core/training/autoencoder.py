@@ -19,31 +19,33 @@ from ..vae.patch import PatchGeometry, PatchVAE
 logger = logging.getLogger(__name__)
 
 TINY_VAE = asdict(PatchGeometry())
-SPREAD = 0.5  # standard deviation of a channel of latents, before a teacher has its say
+SPREAD = 0.5  # standard deviation of the latent channels that no teacher determines
 
 
 def around(x: Tensor) -> Tensor:
-    """What a 3x3 convolution sees at each place, and a one for its bias: (n c h w) -> (p 9·c+1)."""
+    """Returns each pixel's 3x3 neighbourhood and a one for the bias: (n c h w) -> (p 9·c+1)."""
     near = F.unfold(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3)
     return F.pad(rearrange(near, "n k p -> (n p) k"), (0, 1), value=1.0)
 
 
 def at(x: Tensor) -> Tensor:
-    """(n c h w) -> (p c)."""
+    """Flattens pixels: (n c h w) -> (p c)."""
     return rearrange(x, "n c h w -> (n h w) c")
 
 
-def fit(inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The convolution over 3x3 `inputs` (n c h w) that comes closest to `wanted` (p c'), as the
-    rows of a matrix (9·c+1 c'), and what it leaves (p c')."""
+def fit(inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Fits a 3x3 convolution of `inputs` (n c h w) to `target` (p c') by least squares.
+
+    Returns its weights and bias as a matrix (9·c+1 c'), and the residual (p c').
+    """
     x = around(inputs).double()
     square = x.T @ x + 1e-6 * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-    rows = torch.linalg.solve(square, x.T @ wanted.double())
-    return rows.float(), wanted - (x @ rows).float()
+    rows = torch.linalg.solve(square, x.T @ target.double())
+    return rows.float(), target - (x @ rows).float()
 
 
 def put(rows: Tensor, convolution: nn.Conv2d, first: int = 0) -> None:
-    """Rows of `fit` into the outputs of a convolution from number `first` on."""
+    """Copies a matrix of `fit` into a convolution's outputs from number `first` on."""
     outputs = slice(first, first + rows.shape[1])
     with torch.no_grad():
         weight = rearrange(rows[:-1], "(c y x) o -> o c y x", y=3, x=3)
@@ -54,24 +56,27 @@ def put(rows: Tensor, convolution: nn.Conv2d, first: int = 0) -> None:
 
 @torch.no_grad()
 def start_as_projection(vae: PatchVAE, frames: Tensor, teacher: VideoVAE | None = None) -> None:
-    """Starts from linear latents: those of a teacher as far as they are linear, then whatever is
-    largest in the patches of frames (n 3 h w) that these do not tell, and their linear decoder."""
+    """Initialises a VAE with a linear encoder and the linear decoder that fits it.
+
+    The first latent channels are linear fits to the teacher's, the others principal components of
+    what these do not explain. frames: (n 3 h w) in [-1, 1].
+    """
     patches = F.pixel_unshuffle(frames, vae.config["patch"])
-    taught, left = 0, at(patches)
+    taught, residual = 0, at(patches)
     if teacher is not None:
         latents = teacher.encode_frame(frames)
         taught = teacher.latent_channels
         put(fit(patches, at(latents))[0], vae.encoder.linear)
-        _, left = fit(latents, at(patches))
-    axes = torch.linalg.svd(left - left.mean(0), full_matrices=False).Vh
-    rest = left @ axes[: vae.config["latent_channels"] - taught].T
+        _, residual = fit(latents, at(patches))
+    axes = torch.linalg.svd(residual - residual.mean(0), full_matrices=False).Vh
+    rest = residual @ axes[: vae.config["latent_channels"] - taught].T
     rest = rest * (SPREAD / rest.std(0)).clamp(max=20)
     put(fit(patches, rest)[0], vae.encoder.linear, taught)
     put(fit(vae.encoder(patches), at(patches))[0], vae.decoder.linear)
 
 
 def low_quality(clips: Tensor, generator: torch.Generator) -> Tensor:
-    """What hints look like: reduced by 4, noisy, up-sampled again; (b c f h w) in [-1, 1]."""
+    """Degrades clips as hints are: reduced by 4, noisy, enlarged again; (b c f h w) in [-1, 1]."""
     b, _, f, h, w = clips.shape
     frames = rearrange(clips, "b c f h w -> (b f) c h w")
     small = F.interpolate(frames, size=(h // 4, w // 4), mode="area")
@@ -84,8 +89,11 @@ def low_quality(clips: Tensor, generator: torch.Generator) -> Tensor:
 def draw_frames(
     clips: Sequence[Tensor], count: int, crop: int, generator: torch.Generator
 ) -> Tensor:
-    """Parts of frames (n 3 h w) in [-1, 1] out of uint8 clips (n f 3 h w): a quarter enlarged as
-    hints are, a quarter noisy at full size, the rest as they are."""
+    """Returns `count` random crops of frames, (n 3 crop crop) in [-1, 1].
+
+    A quarter is degraded as hints are, a quarter is noisy at full size, the rest is unchanged.
+    clips: shards of uint8 clips (n f 3 h w).
+    """
 
     def below(limit: int) -> int:
         return int(torch.randint(limit, (), generator=generator))
@@ -115,10 +123,11 @@ def train_vae(
     crop: int = 48,
     first: int = 400,
 ) -> None:
-    """uint8 clips (n f 3 h w) -> `out`, a float16 safetensors file.
+    """Trains the VAE and writes its averaged weights to `out`, a float16 safetensors file.
 
-    teacher: its latents become the first channels of this VAE's. first: frames that the linear
-    start is fitted to.
+    clips: shards of uint8 clips (n f 3 h w). seed: of initial weights and crops. teacher: a VAE
+    whose latents become this VAE's first channels. batch: crops in a step. crop: their side in
+    pixels. first: number of crops that the linear initialisation is fitted to.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -137,14 +146,14 @@ def train_vae(
     for step in range(steps):
         frames = draw_frames(clips, batch, crop, generator)
         z = vae.encoder(F.pixel_unshuffle(frames, patch))
-        shaken = z + 0.01 * torch.randn(z.shape, generator=generator)
-        error = F.pixel_shuffle(vae.decoder(shaken), patch) - frames
+        noisy = z + 0.01 * torch.randn(z.shape, generator=generator)
+        error = F.pixel_shuffle(vae.decoder(noisy), patch) - frames
         loss = error.abs().mean() + 10 * error.pow(2).mean()
         if teacher is not None:
             with torch.no_grad():
                 latents = teacher.encode_frame(frames)
-            away = z[:, : latents.shape[1]] - latents
-            loss = loss + 0.3 * away.abs().mean() + away.pow(2).mean()
+            difference = z[:, : latents.shape[1]] - latents
+            loss = loss + 0.3 * difference.abs().mean() + difference.pow(2).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 0.5)
         optimizer.step()
@@ -166,7 +175,7 @@ def train_vae(
 
 @torch.inference_mode()
 def preview_rgb(vae: VideoVAE, clips: Tensor) -> tuple[tuple[float, ...], ...]:
-    """The linear map from latents to colours, fitted to uint8 clips (n f 3 h w): (c 3)."""
+    """Returns the linear map (c 3) from latents to colours, fitted to uint8 clips (n f 3 h w)."""
     frames = rearrange(clips, "n f c h w -> (n f) c h w").float() / 127.5 - 1
     latents = torch.cat([vae.encode_frame(frame[None]) for frame in frames])
     colours = F.avg_pool2d(frames, vae.factor)

@@ -1,17 +1,18 @@
-"""Captions of videos: a text file beside each, or a CSV file of the whole folder."""
+"""Reads captions of videos from text files beside them or from CSV files of the folder."""
 
 import csv
 import sys
 from pathlib import Path
 
-# Columns for a file's name or path, and for its caption: OpenVid-1M's, and STAR's own.
+# Columns of the file's name or path and of its caption: OpenVid-1M's, and STAR's own.
 _COLUMNS = (("video", "caption"), ("path", "text"))
 
 
 def read_captions(folder: Path) -> dict[str, str]:
-    """Captions by file name, of all CSV files right below a folder; {} if there are none.
+    """Returns captions by file name from all CSV files directly in a folder; {} if there are none.
 
-    OpenVid-1M's CSV is read as it is: columns video and caption, others ignored.
+    The columns are video and caption, as in OpenVid-1M, or path and text; others are ignored.
+    ValueError for a CSV file without these columns.
     """
     captions: dict[str, str] = {}
     csv.field_size_limit(sys.maxsize)  # captions may be longer than csv expects
@@ -19,19 +20,22 @@ def read_captions(folder: Path) -> dict[str, str]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             names = reader.fieldnames or []
-            found = next((pair for pair in _COLUMNS if set(pair) <= set(names)), None)
-            if found is None:
+            columns = next((pair for pair in _COLUMNS if set(pair) <= set(names)), None)
+            if columns is None:
                 raise ValueError(
-                    f"{path} has columns {', '.join(names)}: captions need video and caption, or "
-                    "path and text"
+                    f"{path} has the columns {', '.join(names)}: captions need video and caption, "
+                    "or path and text"
                 )
             for row in reader:
-                captions[Path(row[found[0]]).name] = row[found[1]].strip()
+                captions[Path(row[columns[0]]).name] = row[columns[1]].strip()
     return captions
 
 
 def caption_of(video: Path, captions: dict[str, str]) -> str | None:
-    """What the text file beside a video says, else its line of a CSV file."""
+    """Returns the text of the .txt file beside a video, else its entry in `captions`, else None.
+
+    captions: by file name, from `read_captions`.
+    """
     beside = video.with_suffix(".txt")
     if beside.exists():
         return beside.read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: blocks keep their inputs and compute the rest again on the way back."""
+"""Gradient checkpointing: blocks keep their inputs and recompute the rest in the backward pass."""
 
 from typing import Any
 
@@ -10,7 +10,10 @@ from ..models.unet_blocks import ResBlock
 
 
 def recompute(network: Network) -> None:
-    """From now on; done again it changes nothing. Costs about one forward pass more."""
+    """Turns gradient checkpointing on for every block; a second call changes nothing.
+
+    A training step then takes about one more forward pass.
+    """
     for block in network.blocks:
         if "forward" not in vars(block):
             if isinstance(block, ResBlock):
@@ -32,7 +35,7 @@ def _wrap_res_block(module: ResBlock) -> None:
     forward = module.forward
 
     def checkpointed(channels: list[Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        # It takes its inputs out of the list, which the second run must find full again.
+        # The block empties the list, so each of the two runs gets a list of its own.
         parts = tuple(channels)
         channels.clear()
 

@@ -1,13 +1,12 @@
-"""A folder of videos to shards of clips: cut into shots, filtered, captioned (webdataset)."""
+"""Cuts a folder of videos into clips, filters them and writes them as webdataset shards."""
 
-import io
-import json
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +23,11 @@ OnVideo = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFilter:
-    """What becomes of shots. length: least and most frames of a clip; longer shots give several.
+    """Limits that a clip must keep. Motion, brightness and detail are in 8-bit levels of luma.
 
-    side: least height and width in pixels. motion: least and most mean change from frame to frame,
-    and brightness: of the mean, in 8-bit levels. detail: least mean difference of neighbouring
-    pixels in levels; what is blurred or empty has little.
+    length: fewest and most frames of a clip; longer shots are split. side: smallest height and
+    width in pixels. motion: range of the mean change from frame to frame. brightness: range of the
+    mean. detail: smallest mean difference of neighbouring pixels, low for blurred or empty clips.
     """
 
     length: tuple[int, int] = (32, 64)
@@ -39,10 +38,10 @@ class ClipFilter:
 
     def __post_init__(self) -> None:
         if not 1 <= self.length[0] <= self.length[1]:
-            raise ValueError(f"a clip has from 1 frame up, the least first, got {self.length}")
+            raise ValueError(f"length must be 1 <= fewest <= most frames, got {self.length}")
 
     def objection(self, measured: "Measured") -> str | None:
-        """Why a clip is left out."""
+        """Returns why a clip is rejected, or None if it passes."""
         for name in ("motion", "brightness"):
             low, high = getattr(self, name)
             value = getattr(measured, name)
@@ -53,7 +52,7 @@ class ClipFilter:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Of a clip, in 8-bit levels of its luma."""
+    """Motion, brightness and detail of a clip in 8-bit levels of luma, see `ClipFilter`."""
 
     motion: float
     brightness: float
@@ -61,15 +60,15 @@ class Measured:
 
 
 def measure(frames: Iterable[Tensor]) -> Measured:
-    """Means over frames (c h w) in [0, 1]; every frame is looked at, two are held."""
-    sums, before, count = torch.zeros(3, dtype=torch.float64), None, 0
+    """Measures a clip of frames (c h w) in [0, 1], at most two of them in memory at a time."""
+    sums, previous, count = torch.zeros(3, dtype=torch.float64), None, 0
     for frame in frames:
         y = luma(frame) * 255
         small = F.avg_pool2d(y[None], 4, ceil_mode=True)[0]
-        moved = torch.zeros(()) if before is None else (small - before).abs().mean()
+        motion = torch.zeros(()) if previous is None else (small - previous).abs().mean()
         detail = ((y[:, 1:] - y[:, :-1]).abs().mean() + (y[..., 1:] - y[..., :-1]).abs().mean()) / 2
-        sums += torch.stack([moved, y.mean(), detail]).double()
-        before, count = small, count + 1
+        sums += torch.stack([motion, y.mean(), detail]).double()
+        previous, count = small, count + 1
     motion, brightness, detail = sums.tolist()
     return Measured(
         motion=motion / max(count - 1, 1), brightness=brightness / count, detail=detail / count
@@ -77,14 +76,15 @@ def measure(frames: Iterable[Tensor]) -> Measured:
 
 
 def clips_of(shots: Iterable[range], length: tuple[int, int]) -> Iterator[range]:
-    """Parts of shots of `length[0]` to `length[1]` frames, as equal as can be.
+    """Yields clips of `length[0]` to `length[1]` frames, as equal within a shot as possible.
 
-    A shot that cannot be parted evenly is cut short, and one that is too short left out.
+    shots: frame numbers. A shot that cannot be split within these limits loses its last frames; one
+    that is too short is left out.
     """
-    least, most = length
+    fewest, most = length
     for shot in shots:
         parts = -(-len(shot) // most)
-        if len(shot) < parts * least:
+        if len(shot) < parts * fewest:
             parts = len(shot) // most
             shot = shot[: parts * most]
         for i in range(parts):
@@ -102,20 +102,27 @@ def make_dataset(
 ) -> dict[str, int]:
     """Cuts the videos below `folder` into clips and writes those that pass as `out`/*.tar.
 
-    find_cuts: frames -> indices of frames that begin a shot; None where videos are single shots.
-    A clip is NUMBER.mp4 (H.264 CRF 16), NUMBER.json (where it is from, what was measured) and, if
-    it has a caption, NUMBER.txt. on_video(done, videos) is called between videos. Returns how many
-    clips were kept, and left out why. ValueError if there is nothing to read or `out` holds shards.
+    A clip is NUMBER.mp4 (H.264 CRF 16), NUMBER.json (source, frames, size and measurements) and, if
+    it has a caption, NUMBER.txt.
+
+    find_cuts: returns the indices of the frames that begin a shot; None if every video is one shot.
+    per_shard: clips in a .tar file. on_video: called as on_video(done, videos) between videos.
+
+    Returns how many clips were kept, and how many videos or clips were rejected by reason.
+    ValueError if `folder` holds no videos, `out` holds shards already, or webdataset is not
+    installed.
     """
     from ..shots import shots_of
 
     videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS)
     if not videos:
-        raise ValueError(f"{folder} holds no videos")
+        raise ValueError(f"{folder} holds no videos ({', '.join(sorted(VIDEOS))})")
     if out.exists() and any(out.glob("*.tar")):
         raise ValueError(f"{out} holds shards already: choose another folder")
     captions, counts = read_captions(folder), Counter[str]()
-    with ShardWriter(out, per_shard) as writer:
+
+    def samples() -> Iterator[dict[str, Any]]:
+        """Yields the clips that pass the filter, as webdataset samples."""
         for index, path in enumerate(videos):
             if on_video:
                 on_video(index, len(videos))
@@ -129,71 +136,47 @@ def make_dataset(
                 clip = open_video(path, frames=(part.start, part.stop))
                 measured = measure(frame[:3] for frame in clip)
                 objection = config.objection(measured)
-                counts[objection or "kept"] += 1
-                if objection is None:
-                    record = {
-                        "source": path.relative_to(folder).as_posix(),
-                        "frames": [part.start, part.stop],
-                        "size": [video.info.width, video.info.height],
-                        **asdict(measured),
-                    }
-                    writer.add(clip, record, caption)
+                if objection is not None:
+                    counts[objection] += 1
+                    continue
+                record = {
+                    "source": path.relative_to(folder).as_posix(),
+                    "frames": [part.start, part.stop],
+                    "size": [video.info.width, video.info.height],
+                    **asdict(measured),
+                }
+                sample = {"__key__": f"{counts['kept']:08d}", "mp4": _mp4(clip), "json": record}
+                counts["kept"] += 1
+                yield sample if caption is None else sample | {"txt": caption}
         if on_video:
             on_video(len(videos), len(videos))
+
+    _write_shards(samples(), out, per_shard)
     return dict(counts)
 
 
-class ShardWriter:
-    """Numbered clips in .tar files of so many; a file gets its name when it is complete."""
+def _write_shards(samples: Iterable[dict[str, Any]], folder: Path, per_shard: int) -> None:
+    """Writes samples to numbered .tar files; a file gets its name when it is complete."""
+    try:
+        from webdataset import TarWriter  # pyright: ignore[reportAttributeAccessIssue]
+    except ImportError as error:
+        raise ValueError("writing shards needs webdataset: `pip install webdataset`") from error
 
-    def __init__(self, folder: Path, per_shard: int) -> None:
-        self.folder, self.per_shard = folder, per_shard
-        self.clips = self.shards = 0
-        self.tar: tarfile.TarFile | None = None
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as unfinished:
+        for shard, group in groupby(enumerate(samples), lambda item: item[0] // per_shard):
+            part = Path(unfinished) / "part"
+            with part.open("wb") as file, TarWriter(file, mtime=0) as tar:
+                for _, sample in group:
+                    tar.write(sample)
+            part.rename(folder / f"shard-{shard:05d}.tar")
 
-    def __enter__(self) -> "ShardWriter":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._close(complete=kind is None)
-
-    @property
-    def _path(self) -> Path:
-        return self.folder / f"shard-{self.shards:05d}.tar"
-
-    def add(self, clip: VideoSource, record: dict[str, object], caption: str | None) -> None:
-        if self.tar is None:
-            self.tar = tarfile.open(self._path.with_suffix(".part"), "w")  # noqa: SIM115
-        key = f"{self.clips:08d}"
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / f"{key}.mp4"
-            info = clip.info
-            with open_sink(path, width=info.width, height=info.height, fps=info.fps) as sink:
-                for frame in clip:
-                    sink.write(frame[:3])
-            self._put(f"{key}.mp4", path.read_bytes())
-        self._put(f"{key}.json", json.dumps(record).encode())
-        if caption is not None:
-            self._put(f"{key}.txt", caption.encode())
-        self.clips += 1
-        if self.clips % self.per_shard == 0:
-            self._close(complete=True)
-
-    def _put(self, name: str, data: bytes) -> None:
-        assert self.tar is not None
-        entry = tarfile.TarInfo(name)
-        entry.size = len(data)
-        self.tar.addfile(entry, io.BytesIO(data))
-
-    def _close(self, *, complete: bool) -> None:
-        if self.tar is None:
-            return
-        self.tar.close()
-        self.tar = None
-        part = self._path.with_suffix(".part")
-        if complete:
-            part.rename(self._path)
-            self.shards += 1
-        else:
-            part.unlink()
+def _mp4(clip: VideoSource) -> bytes:
+    """Returns a clip as an H.264 file."""
+    with TemporaryDirectory() as folder:
+        path, info = Path(folder) / "clip.mp4", clip.info
+        with open_sink(path, width=info.width, height=info.height, fps=info.fps) as sink:
+            for frame in clip:
+                sink.write(frame[:3])
+        return path.read_bytes()

@@ -1,4 +1,4 @@
-"""Trains a model file on shards of clips: as STAR was trained, whole, or as a LoRA."""
+"""Trains the network of a model file on shards of clips: in part as STAR was, whole, or a LoRA."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,9 +26,9 @@ MODEL_FILE, LORA_FILE = "model.safetensors", "lora.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is trained on. data, kept_apart: folders of shards; the second is for validation.
+    """Training data. data, validation_set: folders of shards (`make_dataset`).
 
-    frames, size (height, width), interval: of a sample, in pixels of the clean video.
+    recipe: degrades the clips. frames, size (height, width), interval: see `VideoSamples`.
     """
 
     data: Path
@@ -42,7 +42,7 @@ class DataConfig:
 def finetune(
     model: Path,
     vae_file: Path,
-    material: DataConfig,
+    data: DataConfig,
     out: Path,
     config: TrainConfig,
     *,
@@ -51,28 +51,29 @@ def finetune(
     every: int = 500,
     on_step: OnStep | None = None,
 ) -> None:
-    """Leaves `out`/model.safetensors, or lora.safetensors, and what it needs to go on.
+    """Trains a model file, or resumes, and writes `out`/model.safetensors or lora.safetensors.
 
-    model: a file with official names, ControlNet and LIEM or not. text_encoder: None for models
-    with learned prompts. ValueError for files and sizes that do not fit each other.
+    model: a file with official names, with or without ControlNet and LIEM. vae_file: the model's
+    VAE. text_encoder: None for models with learned prompts. rank: of a LoRA. every: steps between
+    checkpoints. on_step: see `train`. ValueError for files and sizes that do not fit each other.
     """
     device = start_accelerate().device
     network, file = start_network(model)
     vae = load_vae(vae_file, scale=file.latents.scale, device=device)
     check_vae(vae, file.config, file.latents)
-    network.check_size(*(side // vae.factor for side in material.size))
-    if (material.frames - 1) % vae.latent_frames:
+    network.check_size(*(side // vae.factor for side in data.size))
+    if (data.frames - 1) % vae.latent_frames:
         raise ValueError(
             f"the VAE takes 1 frame and a multiple of {vae.latent_frames} more, got "
-            f"{material.frames} frames"
+            f"{data.frames} frames"
         )
     decoder = None
     if config.df_space == "pixels":
         if isinstance(vae, CausalVideoVAE):
-            raise ValueError("this VAE decodes whole clips only: take --df-space latents")
+            raise ValueError("this VAE decodes whole clips only: use --df-space latents")
         decoder = decoder_of(vae)
-    config, usual = replace(config, shift=file.sampling.shift), backbone_of(file.config).prompts
-    prompts, words = None, None
+    config, defaults = replace(config, shift=file.sampling.shift), backbone_of(file.config).prompts
+    prompts, text = None, None
     encode: Callable[[str], Tensor] | None = None
     if file.prompts is not None:
         prompts = Prompts(file.prompts)
@@ -80,14 +81,14 @@ def finetune(
         raise ValueError(f"{model} has no learned prompts: name a text encoder")
     else:
         encoder = open_text_encoder(text_encoder, file.config, device, torch.float32)
-        caption_dropout = encoder.encode("")
-        if usual.negative is None:
-            caption_dropout = torch.zeros_like(caption_dropout)
+        empty = encoder.encode("")
+        if defaults.negative is None:
+            empty = torch.zeros_like(empty)
 
         def embedding(caption: str) -> Tensor:
-            return (encoder.encode(caption) if caption else caption_dropout)[0].float()
+            return (encoder.encode(caption) if caption else empty)[0].float()
 
-        encode, words = embedding, embedding("")[None]
+        encode, text = embedding, embedding("")[None]
     if config.trains == "lora":
         add_lora(network, rank, seed=config.seed)
 
@@ -95,22 +96,23 @@ def finetune(
         return VideoSamples(
             folder,
             vae,
-            material.recipe,
-            frames=material.frames,
-            size=material.size,
-            interval=material.interval,
+            data.recipe,
+            frames=data.frames,
+            size=data.size,
+            interval=data.interval,
             upsampling=file.sampling.upsample,
             text=encode,
-            caption_dropout=usual.caption_dropout,
+            caption_dropout=defaults.caption_dropout,
         )
 
     validate = None
-    if material.validation_set is not None:
-        apart = samples(material.validation_set)
-        pairs = [apart.pair(sample_generator(0, i))[:2] for i in range(min(4, len(apart.clips)))]
-        validate = Validation(pairs, vae, out, sampling=file.sampling, text=words)
+    if data.validation_set is not None:
+        held_out = samples(data.validation_set)
+        count = min(4, len(held_out.clips))
+        pairs = [held_out.pair(sample_generator(0, i))[:2] for i in range(count)]
+        validate = Validation(pairs, vae, out, sampling=file.sampling, text=text)
     train(
-        samples(material.data),
+        samples(data.data),
         network,
         config,
         out,
@@ -124,7 +126,7 @@ def finetune(
 
 
 class _Writer:
-    """Writes what was trained, with what the file that it came from says about itself."""
+    """Writes the trained network, or its LoRA, with the settings of the file that it came from."""
 
     def __init__(self, file: ModelFile) -> None:
         self.file = file

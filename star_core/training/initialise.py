@@ -1,4 +1,4 @@
-"""A network to start training from, out of files that may lack what STAR adds."""
+"""Opens a network for training from files that may lack ControlNet and LIEM."""
 
 import logging
 import os
@@ -14,8 +14,8 @@ from ..star_checkpoint import ModelFile, open_model
 logger = logging.getLogger(__name__)
 
 _CONTROL = "VideoControlNet."
-# The ControlNet's own parts; all others are copies of the UNet's encoder.
-_OUTLETS = ("input_hint_block.", "zero_convs.", "middle_block_out.")
+# Parts that only the ControlNet has; all others are copies of the UNet's encoder.
+_CONTROL_ONLY = ("input_hint_block.", "zero_convs.", "middle_block_out.")
 
 
 def start_network(
@@ -24,11 +24,13 @@ def start_network(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = torch.float32,
 ) -> tuple[Network, ModelFile]:
-    """The network of a file with official names, with what one on I2VGen-XL lacks of STAR.
+    """Loads a network with official names and adds the parts of STAR that the file lacks.
 
-    A ControlNet that is absent becomes a copy of the encoder, and what leads into and out of it
-    zero, so that it changes nothing yet. A LIEM that is absent becomes zero too: half open
-    everywhere, which the norm behind it takes out again. ValueError if anything else is missing.
+    A missing ControlNet becomes a copy of the encoder, with its own layers zero, so that it has no
+    effect at first. The weights of a missing LIEM are zero: its gate is one half everywhere, which
+    the norm after it cancels.
+
+    Returns the network and the description of the file. ValueError if anything else is missing.
     """
     file = open_model(path)
     network = build_network(file.config, device="meta")
@@ -37,34 +39,37 @@ def start_network(
     return network, file
 
 
-def completed(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a file with those of LIEM and ControlNet that it has none of."""
-    made: dict[str, Tensor] = {}
+def completed(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of a file with initial values for a ControlNet or LIEM that it lacks.
+
+    expected: the tensors of a whole network by key, possibly on meta.
+    """
+    added: dict[str, Tensor] = {}
 
     def zeros(keys: list[str]) -> dict[str, Tensor]:
-        return {key: torch.zeros(wanted[key].shape) for key in keys}
+        return {key: torch.zeros(expected[key].shape) for key in keys}
 
-    # All of them or none: a file that has lost a few is broken.
+    # A part is added only if all of it is missing: a file that lacks a few tensors is broken.
     parts = {
-        "ControlNet": [key for key in wanted if key.startswith(_CONTROL) and not _is_liem(key)],
-        "LIEM of the UNet": [k for k in wanted if _is_liem(k) and not k.startswith(_CONTROL)],
-        "LIEM of the ControlNet": [k for k in wanted if _is_liem(k) and k.startswith(_CONTROL)],
+        "ControlNet": [key for key in expected if key.startswith(_CONTROL) and not _is_liem(key)],
+        "LIEM of the UNet": [k for k in expected if _is_liem(k) and not k.startswith(_CONTROL)],
+        "LIEM of the ControlNet": [k for k in expected if _is_liem(k) and k.startswith(_CONTROL)],
     }
     absent = {
         name: keys for name, keys in parts.items() if keys and not any(k in tensors for k in keys)
     }
     for name, keys in absent.items():
-        logger.info("the file has no %s: it starts neutral", name)
+        logger.info("the file has no %s: it starts without effect", name)
         if name.startswith("LIEM"):
-            made |= zeros(keys)
+            added |= zeros(keys)
             continue
-        own = [key for key in keys if key.removeprefix(_CONTROL).startswith(_OUTLETS)]
-        made |= zeros(own)
+        own = [key for key in keys if key.removeprefix(_CONTROL).startswith(_CONTROL_ONLY)]
+        added |= zeros(own)
         for key in set(keys) - set(own):
             source = key.removeprefix(_CONTROL)
             if source in tensors:
-                made[key] = tensors[source].clone()
-    return made | dict(tensors)
+                added[key] = tensors[source].clone()
+    return added | dict(tensors)
 
 
 def _is_liem(key: str) -> bool:

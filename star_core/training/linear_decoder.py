@@ -1,4 +1,4 @@
-"""What a difference of latents is in pixels, at next to no cost."""
+"""A linear approximation of a VAE's decoder: differences of latents as pixels, at little cost."""
 
 from collections.abc import Sequence
 
@@ -13,20 +13,21 @@ from .objective import Sample
 
 @torch.no_grad()
 def linear_decoder(vae: VideoVAE, samples: Sequence[Sample], *, frames: int = 4) -> Tensor:
-    """The convolution over 3x3 latents that comes closest to how a VAE decodes differences.
+    """Returns the 3x3 convolution that best approximates how a VAE decodes differences of latents.
 
-    Fitted to the difference of each sample's two clips, `frames` of each. Returns its kernel
-    (3·factor² c 3 3): pixels of a latent's square, colours outermost.
+    It is fitted to the difference of each sample's two clips, `frames` latent frames of each.
+    The kernel is (3·factor² c 3 3); its outputs are the pixels of a latent's square, colours
+    outermost.
     """
     rows, columns = [], []
     for hq, lq, _ in samples:
         pair = [z[None, :, :frames].float() for z in (hq, lq)]
         pixels = [vae.decode(z, window=z.shape[2], overlap=0) for z in pair]
-        between, shown = pair[1] - pair[0], pixels[1] - pixels[0]
-        near = F.unfold(rearrange(between, "1 c f h w -> f c h w"), 3, padding=1)
+        latent_change, pixel_change = pair[1] - pair[0], pixels[1] - pixels[0]
+        near = F.unfold(rearrange(latent_change, "1 c f h w -> f c h w"), 3, padding=1)
         rows.append(rearrange(near, "f k n -> (f n) k"))
         p = vae.factor
-        columns.append(rearrange(shown, "1 c f (h p) (w q) -> (f h w) (c p q)", p=p, q=p))
+        columns.append(rearrange(pixel_change, "1 c f (h p) (w q) -> (f h w) (c p q)", p=p, q=p))
     inputs, outputs = torch.cat(rows).double(), torch.cat(columns).double()
     kernel = torch.linalg.lstsq(inputs, outputs).solution.T
     return rearrange(kernel.float(), "o (c y x) -> o c y x", y=3, x=3)

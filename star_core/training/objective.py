@@ -1,8 +1,9 @@
-"""What is minimised: velocity loss plus DF loss of a batch, and how a batch is drawn."""
+"""The training objective, velocity loss plus DF loss, and random batches for it."""
 
 import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -21,30 +22,31 @@ from .pixels import Decoder, PixelCrop, decoded_part, random_crop
 
 Trains = Literal["all", "star", "lora"]
 RESTORE, DEGRADE, SHARPEN = range(3)
-FLOOR = 1e-4  # squared error, in pixels, below which no clip is left to be restored
+FLOOR = 1e-4  # added to the hint's mean squared error in pixels, so that its inverse is bounded
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """steps: optimiser steps in all. batch: samples of each process in a step.
+    """Settings of a training run.
 
-    trains: all of the network; "star", its ControlNet and LIEM, as STAR was trained; or "lora".
-    optimizer: "muon" trains the large matrices by torch's Muon, at this learning rate too, the
-    rest by AdamW; from scratch it learns in fewer steps.
-    decay_from: step at which the learning rate starts to fall to zero along a cosine.
-    noise_level: no timestep at or above it is trained. early: share of samples drawn from the
-    last quarter below it, where sampling starts and most is decided. start: share of samples at
-    the very noise level that sampling starts from.
-    own: latents at all other levels are those that sampling meets there: noise on what the network
-    itself makes of the hint, in place of noise on the clean clip.
-    degraded: share of samples that learn, under the negative prompt, to leave the hint as it is.
-    sharp: share that learn, under the sharp prompt, to please a perceptual metric too, whose
-    weight beside the velocity loss is `perceptual`.
-    clip: largest norm of all gradients together. ema: decay of the average that is written.
-    bf16: whether the network computes in bfloat16. checkpointing: activations are computed again
-    on the way back instead of kept.
-    shift: of the schedule, see `SamplingDefaults`.
-    df_space: where spectra are compared, in latents, or in pixels of a decoded `crop`.
+    steps: optimizer steps in all. batch: samples of each process in a step.
+    trains: what is trained: all of the network; "star", its ControlNet and LIEM, as STAR was; or
+    "lora", its LoRA.
+    optimizer: "muon" trains large matrices by torch's Muon at the same learning rate, the rest by
+    AdamW; from scratch it needs fewer steps.
+    warmup: steps until the full learning rate. decay_from: step at which the learning rate starts
+    to decay to zero along a cosine; None for no decay.
+    noise_level: timesteps from 0 to below it are trained. early: share of samples from the highest
+    quarter of them, where sampling starts. start: share of samples at the highest timestep.
+    own: at lower timesteps the noisy latents are made from the network's own result at the highest
+    one, as in sampling, instead of from the clean clip.
+    degraded: share of samples that learn, with the negative prompt, to return the hint unchanged.
+    sharp: share of samples that, with the sharp prompt, are also trained by a perceptual metric,
+    with weight `perceptual`.
+    clip: largest norm of all gradients together. ema: decay of the moving average of the weights.
+    bf16: whether the network computes in bfloat16. checkpointing: whether activations are
+    recomputed in the backward pass. shift: of the schedule, see `SamplingDefaults`.
+    df: DF loss. df_space: whether it compares latents, or pixels of a decoded `crop`.
     """
 
     steps: int
@@ -77,13 +79,16 @@ class TrainConfig:
             raise ValueError(f"steps and batch must be at least 1, got {self.steps}, {self.batch}")
         if min(self.degraded, self.sharp) < 0 or self.degraded + self.sharp > 1:
             raise ValueError(
-                f"shares of samples must be from 0 to 1 together, got {self.degraded} degraded and "
+                f"the sum of shares must be from 0 to 1, got {self.degraded} degraded and "
                 f"{self.sharp} sharp"
             )
 
 
 class Sample(NamedTuple):
-    """hq, lq: latents (c f h w). text: its embedding (l d), None where prompts are learned."""
+    """Latents hq and lq (c f h w) of a clean and a degraded clip, and the embedding of its text.
+
+    text: (l d), None if prompts are learned.
+    """
 
     hq: Tensor
     lq: Tensor
@@ -91,16 +96,18 @@ class Sample(NamedTuple):
 
 
 class Samples(Protocol):
-    """Something to train on."""
+    """Random samples to train on."""
 
-    def sample(self, generator: torch.Generator) -> Sample: ...
+    def sample(self, generator: torch.Generator) -> Sample:
+        """Returns a random sample, the same for the same state of the generator."""
+        ...
 
 
 class Batch(NamedTuple):
-    """Samples with their draws. hq, lq, noise (b c f h w), t (b,).
+    """Samples hq, lq (b c f h w), text (b l d) with random noise (b c f h w) and timesteps t (b,).
 
-    task: RESTORE, DEGRADE or SHARPEN (b,). parts: what of each sample's latents is decoded for
-    losses in pixels.
+    task: RESTORE, DEGRADE or SHARPEN (b,). parts: frames, rows and columns of each sample's latents
+    that are decoded for losses in pixels.
     """
 
     hq: Tensor
@@ -113,7 +120,7 @@ class Batch(NamedTuple):
 
 
 class Prompts(nn.Module):
-    """Learned text embeddings (1 l d) in place of a text encoder, see `LearnedPrompts`."""
+    """Learned text embeddings (1 l d) instead of a text encoder, see `LearnedPrompts`."""
 
     positive: nn.Parameter
     negative: nn.Parameter
@@ -126,21 +133,25 @@ class Prompts(nn.Module):
             self.register_parameter(name, parameter)
 
     def learned(self) -> LearnedPrompts:
+        """Returns the embeddings as they are stored in a file."""
         return LearnedPrompts(self.positive, self.negative, self.sharp)
 
     def of_tasks(self, tasks: Tensor) -> Tensor:
-        """(b,) -> (b l d)."""
-        # All of them take part, or processes would wait for gradients that others do not have.
+        """Returns the embeddings (b l d) for tasks (b,)."""
+        # All embeddings take part in the graph: every process must have the same gradients.
         by_task = self.positive, self.negative, self.sharp
         return torch.cat([prompt for prompt in by_task if prompt is not None])[tasks]
 
 
 class TrainingObjective(nn.Module):
-    """Network, prompts and loss in one module, so that its gradients are shared by processes.
+    """Network, prompts and loss in one module, whose gradients processes can share.
 
-    shown: kernel of `linear_decoder`. Then errors of the clean clip count in place of those of the
-    velocity, as pixels show them, and in shares of the hint's.
-    perceptual: distance (b,) of two batches of pictures (b 3 h w) in [0, 1], of what is sharpened.
+    prompts: learned prompts; None if samples have texts. decoder: for losses in pixels.
+    pixel_kernel: from `linear_decoder`; the error of the clean clip in approximate pixels, relative
+    to that of the hint, then takes the place of the velocity loss.
+    perceptual: distance (b,) of two batches of pictures (b 3 h w) in [0, 1], for SHARPEN.
+
+    ValueError if `config` asks for a loss whose decoder, metric or prompts are missing.
     """
 
     pixel_kernel: Tensor | None
@@ -158,14 +169,14 @@ class TrainingObjective(nn.Module):
         super().__init__()
         self.network, self.prompts = network, prompts
         self.config, self.decoder, self.perceptual = config, decoder, perceptual
-        self.register_buffer("shown", pixel_kernel, persistent=False)
+        self.register_buffer("pixel_kernel", pixel_kernel, persistent=False)
         if config.df_space == "pixels" and decoder is None:
             raise ValueError("a DF loss in pixels needs the VAE's decoder")
         if config.sharp and (decoder is None or perceptual is None or prompts is None):
             raise ValueError("sharpening needs learned prompts, the VAE's decoder and a metric")
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """(loss, its parts)."""
+        """Returns the loss of a batch, and its parts by name as numbers."""
         config, network = self.config, self.network
         schedule = trained_schedule(
             SamplingDefaults(schedule=network.config.schedule, shift=config.shift)
@@ -179,59 +190,62 @@ class TrainingObjective(nn.Module):
         assert y is not None, "neither text nor learned prompts"
         x_t = schedule.add_noise(x_0, noise, t)
         if config.own:
-            x_t = schedule.add_noise(self._met(schedule, batch, y), noise, t)
+            x_t = schedule.add_noise(self._own_x_0(schedule, batch, y), noise, t)
         v = self._velocity(x_t, t, y, lq)
         clean = schedule.x_0(x_t, v, t)
         if self.pixel_kernel is None:
             uncertainty = torch.ones((), device=v.device)
             if spread := network.config.hint_prior:
-                # In units of what the hint leaves open, all noise levels count alike.
+                # Relative to the uncertainty that the hint leaves, all noise levels weigh the same.
                 _, uncertainty = hint_prior_velocity(x_t, t, lq, spread)
             target = schedule.velocity(x_0, noise, t)
             velocity = velocity_loss(v / uncertainty, target / uncertainty)
         else:
-            velocity = seen_energy(clean - x_0, self.pixel_kernel)
-            velocity = velocity / (seen_energy(lq - batch.hq, self.pixel_kernel) + FLOOR)
+            velocity = pixel_energy(clean - x_0, self.pixel_kernel)
+            velocity = velocity / (pixel_energy(lq - batch.hq, self.pixel_kernel) + FLOOR)
         frequency = torch.zeros_like(velocity)
         if config.df.beta:
-            ours, theirs = clean, x_0
+            predicted, target = clean, x_0
             if config.df_space == "pixels":
-                ours, theirs = (self._decoded(z, batch.parts) for z in (ours, theirs))
-            frequency = df_loss(ours, theirs, t, config.df)
+                predicted, target = (self._decoded(z, batch.parts) for z in (predicted, target))
+            frequency = df_loss(predicted, target, t, config.df)
         loss = velocity + frequency
-        kept, sharp = ~degraded, batch.task == SHARPEN
+        restored, sharp = ~degraded, batch.task == SHARPEN
         parts = {
-            "velocity": velocity[kept].mean().item() if kept.any() else float("nan"),
+            "velocity": velocity[restored].mean().item() if restored.any() else float("nan"),
             "df": frequency.mean().item(),
         }
         if sharp.any():
             assert self.perceptual is not None
-            of = [part for part, chosen in zip(batch.parts, sharp.tolist(), strict=True) if chosen]
-            both = (self._decoded(z[sharp], of) for z in (clean, x_0))
+            crops = list(compress(batch.parts, sharp.tolist()))
+            both = (self._decoded(z[sharp], crops) for z in (clean, x_0))
             pictures = (rearrange(z, "b c f h w -> (b f) c h w") / 2 + 0.5 for z in both)
-            distance = self.perceptual(*pictures).view(len(of), -1).mean(1)
+            distance = self.perceptual(*pictures).view(len(crops), -1).mean(1)
             parts["perceptual"] = distance.mean().item()
             loss = loss.index_add(0, sharp.nonzero().flatten(), config.perceptual * distance)
         return loss.mean(), parts
 
     def _velocity(self, x_t: Tensor, t: Tensor, y: Tensor, lq: Tensor) -> Tensor:
-        mixed = torch.autocast(x_t.device.type, torch.bfloat16)
-        with mixed if self.config.bf16 else nullcontext():
+        bf16 = torch.autocast(x_t.device.type, torch.bfloat16)
+        with bf16 if self.config.bf16 else nullcontext():
             return self.network(x_t, t, y, lq).float()
 
     @torch.no_grad()
-    def _met(self, schedule: NoiseSchedule, batch: Batch, y: Tensor) -> Tensor:
-        """What is under the noise when sampling comes to each sample's level: at the first the
-        hint, later what the network has made of it."""
-        first, met = self.config.noise_level - 1, batch.lq.clone()
+    def _own_x_0(self, schedule: NoiseSchedule, batch: Batch, y: Tensor) -> Tensor:
+        """Returns what sampling adds noise to at each sample's timestep.
+
+        That is the hint at the first timestep, and later the network's own result.
+        """
+        first, x_0 = self.config.noise_level - 1, batch.lq.clone()
         if (later := batch.t < first).any():
             lq, noise = batch.lq[later], batch.noise[later]
             t = torch.full_like(batch.t[later], first)
             x_t = schedule.add_noise(lq, noise, t)
-            met[later] = schedule.x_0(x_t, self._velocity(x_t, t, y[later], lq), t)
-        return met
+            x_0[later] = schedule.x_0(x_t, self._velocity(x_t, t, y[later], lq), t)
+        return x_0
 
     def _decoded(self, latents: Tensor, parts: list[tuple[slice, slice, slice]]) -> Tensor:
+        """Decodes the part of each sample (b c f h w) to pixels (b 3 f h w)."""
         assert self.decoder is not None
         margin = self.config.crop.margin
         pixels = [
@@ -241,25 +255,29 @@ class TrainingObjective(nn.Module):
         return torch.cat(pixels)
 
 
-def seen_energy(latents: Tensor, pixel_kernel: Tensor) -> Tensor:
-    """Mean square (b,) of what a difference of latents (b c f h w) is in pixels."""
+def pixel_energy(latents: Tensor, pixel_kernel: Tensor) -> Tensor:
+    """Returns the mean square in pixels (b,) of a difference of latents (b c f h w).
+
+    pixel_kernel: from `linear_decoder`.
+    """
     frames = rearrange(latents, "b c f h w -> (b f) c h w")
     pixels = F.conv2d(frames, pixel_kernel, padding=1)
     return pixels.square().view(len(latents), -1).mean(1)
 
 
-def number_of(*what: object) -> int:
-    """A seed that belongs to the names and numbers given."""
-    digest = hashlib.blake2b(" ".join(map(str, what)).encode(), digest_size=8).digest()
+def number_of(*key: object) -> int:
+    """Returns a seed that is a hash of names and numbers."""
+    digest = hashlib.blake2b(" ".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
 def sample_generator(seed: int, index: int) -> torch.Generator:
-    """Of sample number `index` of a run, whichever process draws it."""
+    """Returns the generator of sample number `index` of a run, the same in every process."""
     return torch.Generator().manual_seed(number_of(seed, "sample", index))
 
 
 def draw_timestep(config: TrainConfig, generator: torch.Generator) -> int:
+    """Returns a random timestep below `config.noise_level`."""
     u, early, start = torch.rand(3, generator=generator).tolist()
     if start < config.start:
         return config.noise_level - 1
@@ -269,7 +287,7 @@ def draw_timestep(config: TrainConfig, generator: torch.Generator) -> int:
 
 
 def draw_batch(data: Samples, indices: range, config: TrainConfig) -> Batch:
-    """Samples of these numbers with timesteps, noise and all else that is drawn."""
+    """Draws the samples of these numbers, with their timesteps, noise, tasks and crops."""
     samples, t, noise, tasks, parts = [], [], [], [], []
     for index in indices:
         generator = sample_generator(config.seed, index)

@@ -1,4 +1,4 @@
-"""Pairs of latents to train on: clean clips and their degraded versions, encoded once."""
+"""Pairs of latents to train on: clean clips and their degraded versions, encoded in advance."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +20,12 @@ from .objective import Sample
 def encode_pairs(
     clips: Tensor, vae: VideoVAE, recipes: Sequence[tuple[float, Recipe]], seed: int, out: Path
 ) -> None:
-    """uint8 clips (n f 3 h w) -> a file of float16 latents `hq` and `lq`, each (n c f h w).
+    """Degrades and encodes clips, and writes float16 latents `hq` and `lq` (n c f h w) to a file.
 
-    recipes: with their shares of the clips. The degraded clip is enlarged to the clean one's size
-    first, as the pipeline does.
+    The degraded clip is enlarged to the clean one's size first, as in the pipeline.
+
+    clips: uint8 (n f 3 h w). recipes: each with its share of the clips. seed: of the first clip;
+    each further one adds 1. out: a safetensors file.
     """
     hq, lq = [], []
     for index, clip in enumerate(clips):
@@ -42,29 +44,25 @@ def encode_pairs(
 
 
 class LatentPairs:
-    """The shards below a folder, drawn from at random; new shards are found by `refresh`.
+    """Random samples of the latent pairs in a folder of files written by `encode_pairs`.
 
-    crop: frames, height and width of what is drawn, in latents; None for whole clips.
+    crop: frames, height and width of a sample, in latents; None for whole clips. ValueError if the
+    folder holds no pairs.
     """
 
     def __init__(self, folder: Path, crop: tuple[int, int, int] | None = None) -> None:
-        self.folder, self.crop = folder, crop
-        self.shards: list[dict[str, Tensor]] = []
-        self.refresh()
-
-    def refresh(self) -> None:
-        for path in sorted(self.folder.glob("*.safetensors"))[len(self.shards) :]:
-            self.shards.append(dict(open_tensors(path)))
+        self.crop = crop
+        self.shards = [dict(open_tensors(path)) for path in sorted(folder.glob("*.safetensors"))]
         if not self.shards:
-            raise ValueError(f"{self.folder} holds no latent pairs (*.safetensors)")
+            raise ValueError(f"{folder} holds no latent pairs (*.safetensors)")
 
     def spread(self) -> float:
-        """Root mean square distance between clean and degraded latents of the first shard."""
+        """Returns the root mean square difference of latents hq and lq in the first file."""
         first = self.shards[0]
         return (first["hq"].float() - first["lq"].float()).square().mean().sqrt().item()
 
     def sample(self, generator: torch.Generator) -> Sample:
-        """A random crop of a random clip, float32."""
+        """Returns a random crop of a random clip, float32."""
 
         def below(limit: int) -> int:
             return int(torch.randint(limit, (), generator=generator))
@@ -72,12 +70,9 @@ class LatentPairs:
         shard = self.shards[below(len(self.shards))]
         clip = below(len(shard["hq"]))
         size = shard["hq"].shape[2:]
-        starts = [
-            below(have - want + 1) for have, want in zip(size, self.crop or size, strict=True)
-        ]
-        part = tuple(
-            slice(start, start + want)
-            for start, want in zip(starts, self.crop or size, strict=True)
-        )
-        hq, lq = (shard[key][clip][(slice(None), *part)].float() for key in ("hq", "lq"))
+        part: list[slice] = [slice(None)]
+        for side, length in zip(size, self.crop or size, strict=True):
+            start = below(side - length + 1)
+            part.append(slice(start, start + length))
+        hq, lq = (shard[key][clip][tuple(part)].float() for key in ("hq", "lq"))
         return Sample(hq, lq)

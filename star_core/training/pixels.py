@@ -1,4 +1,4 @@
-"""Losses in pixels at the memory of losses in latents: only a part is decoded, and never kept."""
+"""Losses in pixels in little memory: only a part of the latents is decoded, with checkpointing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..vae.frame_vae import VideoVAE
 
 
 class Decoder(NamedTuple):
-    """A VAE's decoder with gradients, (b c f h w) -> (b 3 f h·factor w·factor)."""
+    """A VAE's decoder with gradients: (b c f h w) -> (b 3 f h·factor w·factor)."""
 
     decode: Callable[[Tensor], Tensor]
     factor: int
@@ -20,10 +20,10 @@ class Decoder(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelCrop:
-    """The part of the latents that a loss in pixels decodes.
+    """The part of the latents that is decoded for a loss in pixels.
 
-    frames, height, width: of the part, in latents. margin: latents around it that are decoded with
-    it and cut off again, because a decoder sees its neighbourhood.
+    frames, height, width: of the part, in latents. margin: latents around it that are decoded too
+    and cut off afterwards, because a pixel depends on the latents around it.
     """
 
     frames: int = 3
@@ -35,12 +35,15 @@ class PixelCrop:
 def random_crop(
     size: tuple[int, int, int], crop: PixelCrop, generator: torch.Generator
 ) -> tuple[slice, slice, slice]:
-    """Where to cut latents of `size` (f h w), the whole side where it is shorter than the crop."""
+    """Returns a random position of a crop in latents of `size` (f h w).
 
-    def cut(have: int, want: int) -> slice:
-        want = min(have, want)
-        start = int(torch.randint(have - want + 1, (), generator=generator))
-        return slice(start, start + want)
+    A side that is shorter than the crop is taken whole.
+    """
+
+    def cut(side: int, length: int) -> slice:
+        length = min(side, length)
+        start = int(torch.randint(side - length + 1, (), generator=generator))
+        return slice(start, start + length)
 
     return (
         cut(size[0], crop.frames),
@@ -56,15 +59,17 @@ def decoded_part(
     factor: int,
     margin: int = 4,
 ) -> Tensor:
-    """Pixels (b 3 f h w) of a part of latents (b c f h w), with gradients, in little memory.
+    """Decodes a part of latents (b c f h w) to pixels (b 3 f h w), with gradients.
 
-    decode: a VAE's decoder, (b c f h w) -> (b 3 f h·factor w·factor). Its activations are computed
-    again on the way back instead of kept, one sample after the other.
+    Activations are recomputed in the backward pass, one sample after the other.
+
+    decode: a VAE's decoder, (b c f h w) -> (b 3 f h·factor w·factor). part: frames, rows and
+    columns, in latents. margin: see `PixelCrop`.
     """
     frames, *sides = part
     around = [
-        slice(max(0, side.start - margin), min(have, side.stop + margin))
-        for side, have in zip(sides, latents.shape[-2:], strict=True)
+        slice(max(0, side.start - margin), min(size, side.stop + margin))
+        for side, size in zip(sides, latents.shape[-2:], strict=True)
     ]
     inner = [
         slice((side.start - wide.start) * factor, (side.stop - wide.start) * factor)
@@ -76,7 +81,10 @@ def decoded_part(
 
 
 def decoder_of(vae: VideoVAE) -> Decoder:
-    """A VAE's decoder for losses: all frames of a part at once."""
+    """Returns the decoder of a VAE, whose weights are frozen, for losses in pixels.
+
+    All frames are decoded at once.
+    """
     vae.model.eval().requires_grad_(False)
 
     def decode(latents: Tensor) -> Tensor:

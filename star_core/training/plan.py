@@ -1,4 +1,4 @@
-"""What full-size training takes, counted with tensors that have no data."""
+"""Memory and compute of full-size training, counted with tensors on meta."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +18,12 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Of one process with one sample. Bytes, and FLOPs with two for a multiply-add.
+    """Memory and compute of one process for one sample.
 
-    weights: of the network, bfloat16 where frozen and float32 where trained. states: gradients,
-    Adam's two moments and the average. activations: what is kept for the way back. block: the most
-    that a block, computed again, keeps; 0 without checkpointing.
+    parameters, trained: how many there are and are trained. weights: bytes of the network, bfloat16
+    if frozen and float32 if trained. states: bytes of gradients, Adam's two moments and the moving
+    average. activations: bytes saved for the backward pass. block: largest number of bytes that
+    one recomputed block saves; 0 without checkpointing. flops: two for each multiply-add.
     """
 
     parameters: int
@@ -35,6 +36,7 @@ class TrainingPlan:
 
     @property
     def memory(self) -> int:
+        """Bytes of all parts together."""
         return self.weights + self.states + self.activations + self.block
 
     def __str__(self) -> str:
@@ -46,7 +48,7 @@ class TrainingPlan:
         )
 
     def table(self, gpus: tuple[int, ...] = (1, 2, 4, 8), batch: int = 8) -> str:
-        """For each number of GPUs: samples of a batch that each has in turn, and its work."""
+        """Returns a line for each number of GPUs with the share of a batch that each processes."""
         lines = ["GPUs  samples in turn  PFLOP a step and GPU  GiB a GPU"]
         for count in gpus:
             turns = -(-batch // count)
@@ -65,33 +67,36 @@ def plan_training(
     rank: int = 16,
     checkpointing: bool = True,
 ) -> TrainingPlan:
-    """Of clips of `frames` latents height x width, in bfloat16 (STAR: 32 of 90x160, 720p).
+    """Counts memory and FLOPs of a training step in bfloat16 with data parallelism.
 
-    With attention that keeps its inputs and output alone, as fused kernels do. VAE, text encoder
-    and losses in pixels are not counted. Data parallel: every GPU holds everything.
+    Attention is assumed to save only its inputs and output, as fused kernels do. VAE, text encoder
+    and losses in pixels are not counted.
+
+    frames, height, width: of a sample, in latents; the defaults are STAR's (32 frames of 720p).
+    trains, checkpointing: see `TrainConfig`. rank: of a LoRA.
     """
 
-    def run(again: bool) -> tuple["_Kept", int, Network]:
+    def run(checkpointing: bool) -> tuple["_SavedTensors", int, Network]:
         attention = _FusedAttention()
         network = build_network(config, attention=attention, device="meta", dtype=torch.bfloat16)
         if trains == "lora":
             add_lora(network, rank)
         choose_trained(network, trains)
         network.eval()  # no dropout
-        kept = _Kept(network)
-        if again:
+        saved = _SavedTensors(network)
+        if checkpointing:
             recompute(network)
-        like: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
-        x = torch.empty(1, config.in_dim, frames, height, width, **like)
-        y = torch.empty(1, config.context_length, config.context_dim, **like)
+        options: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
+        x = torch.empty(1, config.in_dim, frames, height, width, **options)
+        y = torch.empty(1, config.context_length, config.context_dim, **options)
         t = torch.zeros(1, device="meta", dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
-            with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
                 v = network(x, t, y, x)
             v.float().square().mean().backward()
-        return kept, counter.get_total_flops() + attention.flops, network
+        return saved, counter.get_total_flops() + attention.flops, network
 
-    kept, flops, network = run(checkpointing)
+    saved, flops, network = run(checkpointing)
     block = run(False)[0].largest if checkpointing else 0
     sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
     trained = sum(size for size, grad in sizes if grad)
@@ -101,18 +106,21 @@ def plan_training(
         trained=trained,
         weights=2 * (parameters - trained) + 4 * trained,
         states=16 * trained,
-        activations=kept.bytes,
+        activations=saved.bytes,
         block=block,
         flops=flops,
     )
 
 
-class _Kept:
-    """Counts what autograd keeps, every storage once and weights not; `largest` of one block."""
+class _SavedTensors:
+    """Counts the bytes that autograd saves, each storage once and without weights.
+
+    largest: most bytes that one block saves.
+    """
 
     def __init__(self, network: Network) -> None:
         self.known = {p.untyped_storage()._cdata for p in network.parameters()}
-        self.alive: list[Tensor] = []  # or a new storage would get an old one's place
+        self.alive: list[Tensor] = []  # or a new storage could get the address of a freed one
         self.bytes = self.largest = self._before = 0
         for block in network.blocks:
             block.register_forward_pre_hook(self._begin)
@@ -124,7 +132,7 @@ class _Kept:
     def _end(self, *_: Any) -> None:
         self.largest = max(self.largest, self.bytes - self._before)
 
-    def keep(self, tensor: Tensor) -> Tensor:
+    def add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self.known:
             self.known.add(storage._cdata)
@@ -134,7 +142,7 @@ class _Kept:
 
 
 class _FusedAttention:
-    """Stands in for a fused kernel: same shapes, same FLOPs, no scores kept."""
+    """Stands in for a fused kernel: same shapes and FLOPs, attention scores are not saved."""
 
     def __init__(self) -> None:
         self.flops = 0
@@ -147,14 +155,14 @@ class _FusedAttention:
             def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 out = torch.empty_like(q)
                 ctx.save_for_backward(q, k, v, out)
-                ctx.work = 4 * q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2]
-                attention.flops += ctx.work
+                ctx.flops = 4 * q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2]
+                attention.flops += ctx.flops
                 return out
 
             @staticmethod
             def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-                # The scores are computed again: five products where forward has two.
-                attention.flops += ctx.work * 5 // 2
+                # The scores are recomputed: five products, the forward pass has two.
+                attention.flops += ctx.flops * 5 // 2
                 return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
 
         return Fused.apply(q, k, v)

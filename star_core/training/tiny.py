@@ -1,4 +1,4 @@
-"""The built-in model's recipe: clips, VAE, latent pairs, network; each stage can be resumed."""
+"""Trains the built-in model in stages that can be resumed: clips, VAE, latent pairs, network."""
 
 import logging
 import shutil
@@ -32,7 +32,8 @@ MODEL_FILE, VAE_FILE = "tiny.safetensors", "tiny_vae.safetensors"
 CROP = (12, 18, 20)
 TOKENS = 4
 CLIPS = ClipConfig(size=(12, 104, 112), candidates=4, stills=0.35)
-# Shares of the clips: the two that results are judged by, and what surrounds them, at every scale.
+# Recipes with their shares of the clips: the two that results are measured with, and training
+# recipes of every scale.
 RECIPES = (
     (0.2, HEAVY),
     (0.14, MILD),
@@ -50,12 +51,12 @@ NETWORK = UNetConfig(
     attn_scales=(0.25,),
     dropout=0.0,
     norm_groups=8,
-    # So little that the guess stays with the hint until hardly any noise is left: what is found is
-    # then the same at every noise level, and more evaluations change nothing.
+    # So small that the prior mean is the hint until hardly any noise is left: the result is then
+    # the same at every noise level, and more evaluations change nothing.
     hint_prior=0.1,
     guess_input=True,
 )
-# Half where one evaluation starts, which the file asks for, half at all the others.
+# Half of the samples at the noise level of the single evaluation, half at all levels.
 RECIPE = TrainConfig(
     steps=1,
     optimizer="muon",
@@ -99,16 +100,21 @@ def train_tiny(
 ) -> None:
     """Trains the built-in model on the videos and pictures below `data`.
 
-    Leaves `out`/tiny.safetensors and `out`/tiny_vae.safetensors, and what it needs to go on with
-    more `steps` where it stopped. seed: of clips, degradations, initial weights and noise.
-    start: a folder with those two files to go on from, such as `star_core/weights`.
-    sharp: share of the samples that learn the preset of that name, with LPIPS, whose weights lie in
-    `metric_weights`; only with `start`.
-    bf16: whether the network computes in bfloat16.
+    Writes `out`/tiny.safetensors and `out`/tiny_vae.safetensors, and intermediate results with
+    which the same call resumes, also with more `steps`.
+
+    steps, vae_steps: optimizer steps of network and VAE. shards, per_shard: files of clips, and
+    clips in each. seed: of clips, degradations, initial weights and noise.
+    start: a folder with the two files of a model to start from, such as `star_core/weights`.
+    sharp: share of samples that train the preset sharp with LPIPS; needs `start`.
+    metric_weights: folder of LPIPS' weights. bf16: whether the network computes in bfloat16.
+    on_step: see `train`.
+
+    ValueError if `sharp` lacks `start`, or `start` has no learned prompts.
     """
     config = replace(RECIPE, steps=steps, decay_from=steps // 2, seed=seed, bf16=bf16, sharp=sharp)
     if sharp and start is None:
-        raise ValueError("the preset sharp is learned by a trained model: name it with --start")
+        raise ValueError("the preset sharp needs a trained model: name its folder with --start")
     perceptual = load_lpips("alex", folder=metric_weights) if sharp else None
     vae_file = out / VAE_FILE
     init = learned = None
@@ -141,7 +147,7 @@ def train_tiny(
     latents = LatentFormat(scale=vae.scaling_factor, rgb=preview_rgb(vae, opened[:50]))
     latent_pairs = LatentPairs(pairs, CROP)
     if init is None or learned is None:
-        network, prompts = started(NETWORK, seed)
+        network, prompts = new_network(NETWORK, seed)
     else:
         network, prompts = init.network, Prompts(learned)
         assert isinstance(network, ControlledVideoUNet)
@@ -161,11 +167,12 @@ def train_tiny(
     )
 
 
-def started(config: UNetConfig, seed: int) -> tuple[ControlledVideoUNet, Prompts]:
-    """An untrained network that predicts its hint prior, and untrained prompts.
+def new_network(config: UNetConfig, seed: int) -> tuple[ControlledVideoUNet, Prompts]:
+    """Returns an untrained network that predicts its hint prior, and untrained prompts.
 
-    Its ControlNet sees the hint alone: most samples are nearly pure noise, and one that starts
-    from noise and hint mixed spends its first thousands of samples on telling them apart.
+    The input of noise to its ControlNet is zero: most samples are nearly pure noise, and a
+    ControlNet that starts from a mixture of noise and hint needs thousands of samples to separate
+    them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # layer initialisation takes no generator
@@ -183,21 +190,24 @@ def started(config: UNetConfig, seed: int) -> tuple[ControlledVideoUNet, Prompts
 
 @torch.no_grad()
 def widened(network: ControlledVideoUNet, channels: int, hint_prior: float) -> ControlledVideoUNet:
-    """The same network for latents that have more channels behind those that it knows, of which
-    it leaves the hint's as they are."""
-    known = network.state_dict()
-    # What is put out is in units of the prior's spread.
+    """Returns the same network for latents with additional channels behind those that it has.
+
+    In the additional channels it returns the hint. hint_prior: of the new network.
+    """
+    weights = network.state_dict()
+    # The output is in units of the prior's spread.
     for name in ("out.2.weight", "out.2.bias"):
-        known[name] = known[name] * (network.config.hint_prior / hint_prior)
+        weights[name] = weights[name] * (network.config.hint_prior / hint_prior)
     config = replace(network.config, in_dim=channels, out_dim=channels, hint_prior=hint_prior)
     wider = ControlledVideoUNet(config)
     for name, tensor in wider.state_dict().items():
         tensor.zero_()
-        tensor[tuple(slice(side) for side in known[name].shape)] = known[name]
+        tensor[tuple(slice(side) for side in weights[name].shape)] = weights[name]
     return wider
 
 
 def first_samples(pairs: LatentPairs, seed: int, count: int = 24) -> list[Sample]:
+    """Returns the first samples that training with this seed draws."""
     return [pairs.sample(sample_generator(seed, index)) for index in range(count)]
 
 
@@ -209,7 +219,10 @@ def write_tiny(
     *,
     latents: LatentFormat,
 ) -> None:
-    """`out`/tiny.safetensors, float16."""
+    """Writes `out`/tiny.safetensors in float16, as `train` calls it.
+
+    step: number of the last step. latents: format of the VAE's latents.
+    """
     assert prompts is not None
     save_model(
         out / MODEL_FILE,

@@ -1,16 +1,17 @@
 """Trains STAR's network, on one process or many, resumable.
 
 Every sample has a generator of its own, derived from the seed and the sample's number. So a resumed
-run sees what an uninterrupted one does, and several processes see together what one would.
+run draws the same samples as an uninterrupted one, and several processes together the same as one.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..backbones import Network
 from .objective import (
@@ -31,9 +32,9 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 def choose_trained(network: Network, trains: Trains) -> None:
-    """Gradients and dropout on in what is trained, off in all else.
+    """Turns gradients and dropout on in the parts of a network that are trained, off in all others.
 
-    "lora" expects a network whose LoRA is in place already (`lora.add_lora`).
+    trains: see `TrainConfig`; "lora" expects that the network has its LoRA (`lora.add_lora`).
     """
     network.eval().requires_grad_(False)
     if trains == "all":
@@ -50,6 +51,7 @@ def choose_trained(network: Network, trains: Trains) -> None:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
+    """Returns the learning rate of a step (from 0): linear warm-up, then cosine decay to zero."""
     rate = config.learning_rate * min(1.0, (step + 1) / config.warmup)
     start = config.steps if config.decay_from is None else config.decay_from
     if step >= start:
@@ -59,7 +61,10 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 class Muon(torch.optim.Muon):
-    """Torch's Muon on weights of any shape: everything but the first side is columns."""
+    """Torch's Muon for weights of any shape: all dimensions but the first are flattened.
+
+    weights: the parameters. lr, weight_decay: on the scale of AdamW's.
+    """
 
     def __init__(self, weights: Sequence[nn.Parameter], *, lr: float, weight_decay: float) -> None:
         self.weights = weights
@@ -69,12 +74,14 @@ class Muon(torch.optim.Muon):
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets the gradients; those of the weights themselves become None."""
         super().zero_grad(set_to_none)
         for weight in self.weights:
             weight.grad = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """Updates the weights by their gradients."""
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
             # The matrix shares the weight's memory.
             matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
@@ -84,38 +91,27 @@ class Muon(torch.optim.Muon):
 def make_optimizers(
     named: Mapping[str, nn.Parameter], config: TrainConfig
 ) -> list[torch.optim.Optimizer]:
-    """AdamW; with Muon beside it for matrices of which both sides are longer than 16."""
+    """Returns AdamW, or with config.optimizer "muon" AdamW and Muon.
+
+    Muon gets the weights that, flattened to matrices, have both sides longer than 16. named: the
+    trained parameters by name.
+    """
     lr, decay = config.learning_rate, config.weight_decay
     rest, matrices = list(named.values()), []
     if config.optimizer == "muon":
         matrices = [p for p in rest if p.ndim > 1 and min(len(p), p[0].numel()) > 16]
-        taken = {id(p) for p in matrices}
-        rest = [p for p in rest if id(p) not in taken]
+        ids = {id(p) for p in matrices}
+        rest = [p for p in rest if id(p) not in ids]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr, weight_decay=decay)]
     if matrices:
         optimizers.append(Muon(matrices, lr=lr, weight_decay=decay))
     return optimizers
 
 
-class Average:
-    """Exponential moving average of what is trained, by name, float32."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
-        self.decay = decay
-        self.values = {name: tensor.detach().float().clone() for name, tensor in tensors.items()}
-
-    def update(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, value in self.values.items():
-            value.lerp_(tensors[name].detach().float(), 1 - self.decay)
-
-    def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """The tensors hold the average until the generator goes on."""
-        own = {name: tensors[name].detach().clone() for name in self.values}
-        for name, value in self.values.items():
-            tensors[name].detach().copy_(value)
-        yield
-        for name, value in own.items():
-            tensors[name].detach().copy_(value)
+def assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Copies values into the parameters of the same names, in place."""
+    for name, parameter in parameters.items():
+        parameter.detach().copy_(values[name])
 
 
 def train(
@@ -133,13 +129,20 @@ def train(
     on_step: OnStep | None = None,
     every: int = 500,
 ) -> None:
-    """Trains, or goes on where `out`/state.pt stopped.
+    """Trains a network, or resumes from `out`/state.pt.
 
-    Every `every` steps and at the end `write(out, network, prompts, step)` is called with the
-    averaged weights in place, and `validate` likewise; the figures that it returns are logged.
-    on_step(step, steps, parts) is called after each step; an exception from it ends training with
-    nothing lost but the steps since the last checkpoint. Several processes, started by torchrun or
-    accelerate, each take `batch` samples of a step; the first writes.
+    Several processes, started by torchrun or accelerate, each take `config.batch` samples of a
+    step; the first one writes.
+
+    write: called as write(out, network, prompts, step) every `every` steps and at the end, with
+    the averaged weights in place. validate: called as validate(network, prompts, step) before
+    that; the figures that it returns are logged.
+    prompts: learned prompts, trained if all of the network is; None if samples carry their text.
+    decoder, pixel_kernel, perceptual: see `TrainingObjective`.
+    on_step: called as on_step(step, steps, parts of the loss) after each step. An exception from
+    it ends training; the steps since the last checkpoint are lost.
+
+    ValueError if accelerate is not installed, or if the objective lacks what `config` asks for.
     """
     accelerator = start_accelerate()
     device = accelerator.device
@@ -151,7 +154,7 @@ def train(
         from .checkpointing import recompute
 
         recompute(network)
-    trained = TrainingObjective(
+    objective = TrainingObjective(
         network,
         config,
         prompts=prompts,
@@ -159,32 +162,33 @@ def train(
         pixel_kernel=pixel_kernel,
         perceptual=perceptual,
     ).to(device)
-    named = {name: p for name, p in trained.named_parameters() if p.requires_grad}
+    named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(named, config)
-    average = Average(named, config.ema)
+    average = {name: parameter.detach().float().clone() for name, parameter in named.items()}
+    update_average = get_ema_multi_avg_fn(config.ema)
     state_file, first = out / "state.pt", 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location=device)
-        for name, parameter in named.items():
-            parameter.detach().copy_(state["trained"][name])
-            average.values[name].copy_(state["average"][name])
-        for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(known)
-        first = state["step"]
+        assign(named, state["trained"])
+        for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        average, first = state["average"], state["step"]
         logger.info("resuming at step %d", first)
-    wrapped, *optimizers = accelerator.prepare(trained, *optimizers)
+    wrapped, *optimizers = accelerator.prepare(objective, *optimizers)
     log = Log(out / "log") if accelerator.is_main_process else None
 
     def save(step: int) -> None:
-        for _ in average.swapped(named):
-            figures = validate(network, prompts, step) if validate else {}
-            write(out, network, prompts, step)
+        trained = {name: parameter.detach().clone() for name, parameter in named.items()}
+        assign(named, average)
+        figures = validate(network, prompts, step) if validate else {}
+        write(out, network, prompts, step)
+        assign(named, trained)
         if log:
             log.scalars(step, figures)
         state = {
             "step": step,
-            "trained": {name: parameter.detach() for name, parameter in named.items()},
-            "average": average.values,
+            "trained": trained,
+            "average": average,
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
         temporary = state_file.with_suffix(".part")
@@ -203,12 +207,14 @@ def train(
         with torch.random.fork_rng():
             # Dropout takes no generator.
             torch.manual_seed(number_of(config.seed, "dropout", begin))
-            loss, parts = wrapped(Batch(*(moved(value, device) for value in batch)))
+            on_device: list[Any] = [v.to(device) if isinstance(v, Tensor) else v for v in batch]
+            loss, parts = wrapped(Batch(*on_device))
             accelerator.backward(loss)
         parts["gradient"] = float(accelerator.clip_grad_norm_(list(named.values()), config.clip))
         for optimizer in optimizers:
             optimizer.step()
-        average.update(named)
+        values = [parameter.detach().float() for parameter in named.values()]
+        update_average([average[name] for name in named], values, step)
         if log and (step + 1) % 10 == 0:
             log.scalars(step + 1, parts)
         if on_step is not None:
@@ -221,11 +227,8 @@ def train(
         log.close()
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
 def start_accelerate() -> Any:
+    """Returns an `Accelerator`; ValueError if accelerate is not installed."""
     try:
         from accelerate import Accelerator
     except ImportError as error:
@@ -234,22 +237,24 @@ def start_accelerate() -> Any:
 
 
 class Log:
-    """Scalars and pictures for TensorBoard, where it is installed."""
+    """Writes scalars for TensorBoard if that is installed."""
 
     def __init__(self, folder: Path) -> None:
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
-            logger.info("`pip install tensorboard` to have curves in %s", folder)
+            logger.info("run `pip install tensorboard` to have curves in %s", folder)
             self.writer = None
         else:
             self.writer = SummaryWriter(str(folder))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds values by name at a step."""
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Closes the file."""
         if self.writer:
             self.writer.close()

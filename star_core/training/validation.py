@@ -1,4 +1,4 @@
-"""How a network does on clips kept apart, while it is trained."""
+"""Measures a network on held-out clips while it is trained."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -23,9 +23,9 @@ METRICS = ("psnr", "ssim", "flicker")
 class Validation:
     """Restores clips by a single evaluation at the noise level that sampling starts from.
 
-    clips: clean and degraded frames of the same size (f 3 h w) in [0, 1]. sampling: of the model.
-    text: embedding (1 l d) where prompts are not learned. Degraded, restored and clean frames side
-    by side go to `out`/validation/STEP_CLIP.mp4.
+    clips: clean and degraded frames of the same size (f 3 h w) in [0, 1]. out: degraded, restored
+    and clean frames are written side by side to `out`/validation/STEP_CLIP.mp4. sampling: the
+    model's; None for the defaults. text: embedding (1 l d) if prompts are not learned.
     """
 
     def __init__(
@@ -43,7 +43,11 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, network: Network, prompts: Prompts | None, step: int) -> dict[str, float]:
-        """Mean figures of the restored clips and of the degraded ones."""
+        """Returns the means over clips, by names such as "restored psnr" and "degraded psnr".
+
+        prompts: learned prompts, if the network has any. step: names the videos. The network is
+        left in the mode in which it came.
+        """
         training = {module: module.training for module in network.modules()}
         network.eval()
         try:
@@ -63,9 +67,12 @@ class Validation:
                 module.training = mode
 
     def restored(self, network: Network, prompts: Prompts | None, large: Tensor) -> Tensor:
-        """(f 3 h w) in [0, 1] of the enlarged degraded clip."""
+        """Restores an enlarged degraded clip `large`; both are (f 3 h w) in [0, 1].
+
+        prompts: learned prompts; None to use `text`.
+        """
         y: Tensor | None = self.text if prompts is None else prompts.positive
-        assert y is not None
+        assert y is not None, "neither text nor learned prompts"
         schedule, t = self.schedule, torch.tensor([self.t], device=y.device)
         lq = self.vae.encode(rearrange(large * 2 - 1, "f c h w -> 1 c f h w")).to(y.device)
         noise = torch.randn(lq.shape, generator=sample_generator(0, 0)).to(lq)

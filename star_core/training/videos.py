@@ -1,4 +1,4 @@
-"""Samples out of shards of clips, degraded and encoded as they are needed."""
+"""Samples of clips in shards, degraded and encoded when they are drawn."""
 
 import tarfile
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from .objective import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class StoredClip:
-    """A clip inside a .tar file."""
+    """A clip inside a .tar file. offset, size: of the video, in bytes. suffix: without the dot."""
 
     shard: Path
     offset: int
@@ -30,7 +30,10 @@ class StoredClip:
 
 
 def stored_clips(folder: Path) -> list[StoredClip]:
-    """The clips of all shards (webdataset: members that share a key) below a folder."""
+    """Lists the clips of all webdataset shards (*.tar) below a folder. ValueError if there is none.
+
+    Members whose names are equal up to the first dot belong together.
+    """
     clips = []
     for shard in sorted(folder.rglob("*.tar")):
         videos: dict[str, tarfile.TarInfo] = {}
@@ -54,42 +57,51 @@ def stored_clips(folder: Path) -> list[StoredClip]:
             for key, member in videos.items()
         ]
     if not clips:
-        raise ValueError(f"{folder} holds no shards with clips: make them with the command dataset")
+        raise ValueError(f"{folder} holds no shards with clips: write them by the command dataset")
     return clips
 
 
 def read_window(clip: StoredClip, frames: int, interval: int, generator: torch.Generator) -> Tensor:
-    """Frames (f 3 h w) in [0, 1] from a random moment; `interval` is less where a clip is short."""
+    """Returns frames (f 3 h w) in [0, 1] of a clip from a random position.
+
+    interval: distance of neighbouring frames in the clip; less if the clip is too short for it.
+    ValueError if the clip has fewer than `frames` frames.
+    """
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"clip.{clip.suffix}"
         with clip.shard.open("rb") as file:
             file.seek(clip.offset)
             path.write_bytes(file.read(clip.size))
-        have = len(open_video(path))
-        if have < frames:
-            raise ValueError(f"a clip in {clip.shard} has {have} frames, training takes {frames}")
-        interval = max(1, min(interval, (have - 1) // max(frames - 1, 1)))
-        span = (frames - 1) * interval + 1
-        start = int(torch.randint(have - span + 1, (), generator=generator))
-        video = open_video(path, frames=(start, start + span))
+        total = len(open_video(path))
+        if total < frames:
+            raise ValueError(f"a clip in {clip.shard} has {total} frames, training needs {frames}")
+        interval = max(1, min(interval, (total - 1) // max(frames - 1, 1)))
+        length = (frames - 1) * interval + 1
+        start = int(torch.randint(total - length + 1, (), generator=generator))
+        video = open_video(path, frames=(start, start + length))
         return torch.stack([frame[:3] for i, frame in enumerate(video) if i % interval == 0])
 
 
 def random_part(video: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """A crop of (height, width), the same in all frames (f c h w)."""
-    room = [have - want for have, want in zip(video.shape[-2:], size, strict=True)]
+    """Returns a random crop of `size` (height, width), the same in all frames (f c h w).
+
+    ValueError if the frames are smaller.
+    """
+    room = [side - length for side, length in zip(video.shape[-2:], size, strict=True)]
     if min(room) < 0:
         height, width = video.shape[-2:]
-        raise ValueError(f"a clip has {width}x{height}, training takes {size[1]}x{size[0]}")
+        raise ValueError(f"a clip has {width}x{height} pixels, training needs {size[1]}x{size[0]}")
     top, left = (int(torch.randint(space + 1, (), generator=generator)) for space in room)
     return video[..., top : top + size[0], left : left + size[1]]
 
 
 class VideoSamples:
-    """Clips degraded anew every time (STAR: 32 frames of every second one, 720x1280).
+    """Random clips that are degraded anew every time they are drawn.
 
-    text: caption -> embedding (l d); None where prompts are learned. A caption is left out with
-    probability `caption_dropout`.
+    folder: shards, see `stored_clips`. frames, size (height, width), interval: of a sample, in
+    frames and pixels of the clean video; the defaults are STAR's. upsampling: mode in which the
+    degraded clip is enlarged. text: caption -> embedding (l d); None if prompts are learned.
+    caption_dropout: probability of an empty caption. ValueError if there are no clips.
     """
 
     def __init__(
@@ -111,7 +123,10 @@ class VideoSamples:
         self.upsampling = upsampling
 
     def pair(self, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
-        """A clean clip, its degraded version of the same size (f 3 h w) in [0, 1], the caption."""
+        """Returns a clean and a degraded clip of one size (f 3 h w) in [0, 1], and the caption.
+
+        ValueError if the clip is shorter or smaller than a sample.
+        """
         clip = self.clips[int(torch.randint(len(self.clips), (), generator=generator))]
         video = read_window(clip, self.frames, self.interval, generator)
         video = random_part(video, self.size, generator)
@@ -125,15 +140,20 @@ class VideoSamples:
 
     @torch.no_grad()
     def sample(self, generator: torch.Generator) -> Sample:
+        """Returns the latents of a clean and a degraded clip, with the text if prompts need it.
+
+        ValueError if the clip is shorter or smaller than a sample.
+        """
         clean, large, caption = self.pair(generator)
         both = rearrange(torch.stack([clean, large]) * 2 - 1, "b f c h w -> b c f h w")
         hq, lq = self.vae.encode(both).cpu()
         if self.text is None:
             return Sample(hq, lq)
-        told = torch.rand((), generator=generator).item() >= self.caption_dropout
-        return Sample(hq, lq, self.text(caption if told else "").float().cpu())
+        if torch.rand((), generator=generator).item() < self.caption_dropout:
+            caption = ""
+        return Sample(hq, lq, self.text(caption).float().cpu())
 
 
 def enlarged(small: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """As the pipeline enlarges: frames (f c h w) to `size` (height, width), in [0, 1]."""
+    """Enlarges frames (f c h w) in [0, 1] to `size` (height, width), as the pipeline does."""
     return upsample(small, (size[1], size[0]), mode).clamp(0, 1)  # pyright: ignore

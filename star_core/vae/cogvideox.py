@@ -1,8 +1,8 @@
-"""The VAE of CogVideoX: causal in time, the first frame alone and then four in one.
+"""The VAE of CogVideoX, causal in time: one latent frame for the first frame, then one for four.
 
 The network is diffusers' AutoencoderKLCogVideoX (Yang et al. 2024, arXiv:2408.06072);
-specification of the second backbone, section 7. What is here: files in either naming, whole
-windows of frames, spatial tiles.
+specification of the second backbone, section 7. This module adds files in either naming, whole
+windows of frames, and spatial tiles.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ OVERLAP = 64  # pixels that neighbouring tiles share
 
 @dataclass(frozen=True, kw_only=True)
 class CausalVAEGeometry:
-    """What it takes to build the VAE, as diffusers names it; the defaults are as published.
+    """Sizes of the VAE under diffusers' names; the defaults are the published ones.
 
-    sample_height, sample_width: of the frames that it was trained on.
+    sample_height, sample_width: size of the frames that it was trained on.
     """
 
     block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
@@ -46,20 +46,23 @@ class CausalVAEGeometry:
 
     @property
     def factor(self) -> int:
-        """By how much latents are smaller than the frame."""
+        """Pixels per latent in height and width."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     @property
     def latent_frames(self) -> int:
-        """Frames of the video that one of latents holds."""
+        """Video frames per latent frame; the first latent frame is always a single frame."""
         return self.temporal_compression_ratio
 
     def build(self) -> CausalVideoVAE:
-        """A VAE with random weights."""
+        """Returns a VAE with random weights."""
         return causal_vae(asdict(self))
 
     def tile(self, tile: Tile | None) -> tuple[Tile, Tile]:
-        """High and wide at most as it was trained; of `tile` where that is smaller."""
+        """Returns the tiles of rows and of columns, at most as large as the trained frames.
+
+        tile: in pixels, None for the trained size.
+        """
         rows, columns = (
             min(trained, tile.size) if tile else trained
             for trained in (self.sample_height, self.sample_width)
@@ -71,7 +74,10 @@ class CausalVAEGeometry:
         )
 
     def tiles(self, sides: tuple[int, int], tile: Tile | None) -> tuple[list[range], list[range]]:
-        """Rows and columns, in latents, of frames (height, width) that are worked on together."""
+        """Returns the rows and the columns, in latents, of the tiles of a frame.
+
+        sides: (height, width) of the frame in pixels. tile: in pixels, None for the trained size.
+        """
         rows, columns = (
             each.windows(side // self.factor, self.factor)
             for each, side in zip(self.tile(tile), sides, strict=True)
@@ -79,21 +85,26 @@ class CausalVAEGeometry:
         return rows, columns
 
     def encoded(self, span: FrameSpan, *, hold: bool) -> list[int]:
-        """How many frames are encoded together, each time: windows, and what they hold."""
+        """Returns the number of frames in each call of the encoder for a span.
+
+        hold: see `ChunkConfig`; True encodes the frames that a group shares with the previous one
+        once more.
+        """
         windows = [filled_to(len(group.frames), self.latent_frames) for group in span.groups]
         shared = [group.shared for group in span.groups if group.shared and hold]
         return windows + [cut_to(frames, self.latent_frames) for frames in shared]
 
 
 class CausalVideoVAE:
-    """Windows of video in [-1, 1] to latents and back, both (b c f h w), float32.
+    """Encodes windows of video in [-1, 1] to latents and decodes them, both (b c f h w), float32.
 
-    4k+1 frames are k+1 latent frames, of which the first holds one frame: latents of different
-    windows cannot be put together. Frames larger than the trained size are worked on in tiles of
-    it, blended; `tile`: smaller ones. model: the torch module; its dtype is the one computed in.
+    4k+1 frames become k+1 latent frames, the first of which is a single frame, so latents of
+    different windows cannot be concatenated. Frames larger than the trained size are computed in
+    blended tiles of that size.
     """
 
     def __init__(self, model: AutoencoderKLCogVideoX) -> None:
+        """model: the network; its dtype is that of the computation."""
         self.model = model
         names = [field.name for field in fields(CausalVAEGeometry)]
         self.geometry = CausalVAEGeometry(**{name: model.config[name] for name in names})
@@ -108,10 +119,12 @@ class CausalVideoVAE:
         noise: Tensor | None = None,
         tile: Tile | None = None,
     ) -> Tensor:
-        """Latents (b c 1+k h/8 w/8) of a window (b 3 1+4k h w).
+        """Returns the latents (b c 1+k h/8 w/8) of a window (b 3 1+4k h w).
 
-        Its norms know of the whole window, as in the reference. noise: normal noise of the latents'
-        shape for a sample of the posterior; None for its mean. ValueError for other sizes.
+        Norms use statistics of the whole window, as in the reference.
+        noise: normal noise of the latents' shape, for a sample of the posterior; None for its mean.
+        tile: smaller tiles than the trained size, in pixels.
+        Raises ValueError for other numbers of frames and for sides that are no multiples of 8.
         """
         f, *sides = video.shape[2:]
         if (f - 1) % self.latent_frames or any(side % self.factor for side in sides):
@@ -136,13 +149,13 @@ class CausalVideoVAE:
         return cogvideox_frames.encode(self.model.encoder, video).float()
 
     def decode(self, latents: Tensor, *, tile: Tile | None = None) -> Tensor:
-        """Video (b 3 1+4k h w) of the latents (b c 1+k h/8 w/8) of a window.
+        """Returns the video (b 3 1+4k h w) of the latents (b c 1+k h/8 w/8) of a window.
 
-        Two latent frames at a time, the first time three, as the network was trained. An even
-        number of them is filled up, because its decoder would take the first for four frames.
-        Values may leave [-1, 1] a little.
+        It is decoded in groups of two latent frames, the first of three, as in training. Values may
+        leave [-1, 1] a little. tile: smaller tiles than the trained size, in pixels.
         """
         frames = (latents.shape[2] - 1) * self.latent_frames + 1
+        # Of an even number, the decoder would expand the first latent frame to four frames.
         if latents.shape[2] % 2 == 0:
             latents = torch.cat([latents, latents[:, :, -1:]], dim=2)
         tiles = self.geometry.tile(tile)
@@ -164,14 +177,17 @@ class CausalVideoVAE:
 
 
 def decode_groups(latent_frames: int) -> list[range]:
-    """Latent frames that the decoder sees together, of an odd number: 3, then 2 at a time."""
+    """Returns the groups that an odd number of latent frames is decoded in: 3, then 2 at a time."""
     if latent_frames == 1:
         return [range(1)]
     return [range(0, 3), *(range(i, i + 2) for i in range(3, latent_frames, 2))]
 
 
 def causal_vae(config: Mapping[str, Any]) -> CausalVideoVAE:
-    """A VAE with random weights from diffusers' config fields; those left out are the published."""
+    """Returns a VAE with random weights.
+
+    config: fields of diffusers' config; missing ones take the published values.
+    """
     from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
     fields = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -182,7 +198,7 @@ def causal_vae(config: Mapping[str, Any]) -> CausalVideoVAE:
     return CausalVideoVAE(AutoencoderKLCogVideoX(**fields))
 
 
-# SAT's names -> diffusers'. Applied in order to every key; diffusers' own pass unchanged.
+# SAT's names -> diffusers', applied in order to every key. Names of diffusers do not change.
 RENAMES = [
     (r"^(en|de)coder\.mid\.block_1\.", r"\1coder.mid_block.resnets.0."),
     (r"^(en|de)coder\.mid\.block_2\.", r"\1coder.mid_block.resnets.1."),
@@ -195,13 +211,13 @@ RENAMES = [
 
 
 def in_diffusers_naming(file: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The VAE's tensors in a file, without the discriminator that its training used."""
+    """Returns the VAE's tensors in a file under diffusers' names, without the discriminator."""
     tensors = renamed(file, RENAMES)
     return {key: tensor for key, tensor in tensors.items() if not key.startswith("loss")}
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes of the weights, in diffusers' naming, tell of the configuration."""
+    """Infers diffusers' config fields from the shapes of the weights, in diffusers' naming."""
     resnet = "encoder.down_blocks.{}.resnets.{}.conv1.conv.weight"
     levels = count_of(tensors, resnet.format("{}", 0))
     return {

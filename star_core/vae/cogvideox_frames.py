@@ -1,8 +1,8 @@
-"""CogVideoX's VAE a few frames at a time: the numbers of whole windows in less memory.
+"""CogVideoX's VAE computed a few frames at a time: the same numbers in less memory.
 
-The layers are diffusers' own. They are causal in time and hand on their last frames themselves;
-only the group norms look at all frames (of a window in the encoder, of a group in the decoder), and
-those need no more than two numbers a group of them. For inference: tensors are written over.
+The layers are diffusers'. They are causal in time and pass on a cache of their last frames. Only
+the group norms depend on all frames (of a window in the encoder, of a group in the decoder),
+through two numbers per group of channels. Tensors are overwritten, so this is for inference only.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,13 +16,17 @@ from torch import Tensor, nn
 
 from ..models.slicing import ClipNorm
 
-PIXELS = 2**19  # of the layer's own resolution that are worked on together, in whole frames
+# Pixels, at the layer's own resolution, that are computed at a time, in whole frames.
+PIXELS = 2**19
 
-Cache = dict[nn.Module, Tensor]  # of each convolution, what it has last seen
+Cache = dict[nn.Module, Tensor]  # the last input frames of each convolution
 
 
 def encode(encoder: Any, video: Tensor) -> Tensor:
-    """Window (b 3 f h w) -> moments (b c f h w)."""
+    """Returns the posterior's mean and log variance (b c f h w) of a window (b 3 f h w).
+
+    encoder: that of diffusers' AutoencoderKLCogVideoX.
+    """
     cache: Cache = {}
     x = _convolved(encoder.conv_in, video, cache)
     for layer in _layers(*encoder.down_blocks, encoder.mid_block):
@@ -31,7 +35,11 @@ def encode(encoder: Any, video: Tensor) -> Tensor:
 
 
 def decode(decoder: Any, z: Tensor, cache: Cache) -> Tensor:
-    """Latents (b c f h w) of one group -> frames (b 3 f h w). cache: of the groups before."""
+    """Returns the frames (b 3 f h w) of one group of latent frames z (b c f h w).
+
+    decoder: that of diffusers' AutoencoderKLCogVideoX. cache: left by the previous group, empty for
+    the first; updated here.
+    """
     x = _convolved(decoder.conv_in, z, cache)
     for layer in _layers(decoder.mid_block, *decoder.up_blocks):
         x = layer(x, z, cache)
@@ -63,22 +71,22 @@ def _resnet(resnet: Any, x: Tensor, z: Tensor | None, cache: Cache) -> Tensor:
 
 
 def _normed(norm: Any, x: Tensor, z: Tensor | None) -> Callable[[slice], Tensor]:
-    """Frames of x, normalised by the statistics of all of them, z taken into account, and SiLU."""
+    """Returns a function of frames: norm, modulated by z if there is one, and SiLU of x."""
     if z is None:
-        whole = ClipNorm(norm, x)
-        return lambda part: F.silu(whole(x[:, :, part]))
-    whole = ClipNorm(norm.norm_layer, x)
-    z = _as_large(z, x)
+        clip_norm = ClipNorm(norm, x)
+        return lambda part: F.silu(clip_norm(x[:, :, part]))
+    clip_norm = ClipNorm(norm.norm_layer, x)
+    z = _resized_like(z, x)
 
     def normed(part: slice) -> Tensor:
         gain, shift = (conv(z[:, :, part])[0] for conv in (norm.conv_y, norm.conv_b))
-        return F.silu(whole(x[:, :, part]).mul_(gain).add_(shift))
+        return F.silu(clip_norm(x[:, :, part]).mul_(gain).add_(shift))
 
     return normed
 
 
-def _as_large(z: Tensor, x: Tensor) -> Tensor:
-    """z of the frames and size of x; of an odd number of frames the first stands alone."""
+def _resized_like(z: Tensor, x: Tensor) -> Tensor:
+    """Resizes z to the frames and size of x; of an odd number of frames the first is separate."""
     frames, size = x.shape[2], x.shape[-2:]
     if frames == 1 or frames % 2 == 0:
         return F.interpolate(z, size=(frames, *size))
@@ -88,12 +96,12 @@ def _as_large(z: Tensor, x: Tensor) -> Tensor:
 
 
 def _convolved(
-    conv: Any, x: Tensor, cache: Cache, of: Callable[[slice], Tensor] | None = None
+    conv: Any, x: Tensor, cache: Cache, normed: Callable[[slice], Tensor] | None = None
 ) -> Tensor:
-    """The whole of a causal convolution of x, or of what `of` makes of it."""
+    """Applies a causal convolution to x, or to what `normed` makes of its frames."""
     out = None
     for part in _parts(x):
-        y = _next(conv, of(part) if of else x[:, :, part], cache)
+        y = _next(conv, normed(part) if normed else x[:, :, part], cache)
         if out is None:
             out = y.new_empty(*y.shape[:2], *x.shape[2:])
         out[:, :, part] = y
@@ -107,11 +115,11 @@ def _next(conv: Any, part: Tensor, cache: Cache) -> Tensor:
 
 
 def _parts(x: Tensor, *, even: bool = False) -> list[slice]:
-    """Slices of frames. even: an even number each, after a first odd one where it must be."""
+    """Returns slices of frames. even: an even number each, plus one in the first if it is odd."""
     frames = x.shape[2]
     count = max(1, PIXELS // (x.shape[-2] * x.shape[-1]))
     odd = 0
     if even:
         count, odd = max(2, count // 2 * 2), frames % 2
-    begins = [0, *range(odd + count, frames, count)]
-    return [slice(a, b) for a, b in pairwise([*begins, frames])]
+    starts = [0, *range(odd + count, frames, count)]
+    return [slice(a, b) for a, b in pairwise([*starts, frames])]

@@ -1,4 +1,4 @@
-"""VAEs that encode frames one by one and decode them a few at a time, in tiles if need be."""
+"""VAEs that encode frames one by one and decode a few at a time, optionally in tiles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from ..windows.tiling import Tile, tiled
 
 
 class FrameGeometry(ABC):
-    """The sizes of such a VAE. latent_frames: frames of the video that one of latents holds."""
+    """Sizes of a VAE that encodes frame by frame.
+
+    latent_frames: video frames per latent frame. latent_channels: channels of the latents.
+    """
 
     latent_frames: ClassVar = 1
 
@@ -26,39 +29,45 @@ class FrameGeometry(ABC):
     @property
     @abstractmethod
     def factor(self) -> int:
-        """How many times the height and the width of latents fit into those of the frame."""
+        """Pixels per latent in height and width."""
 
     @property
     @abstractmethod
     def finest_channels(self) -> int:
-        """How many channels the layers hold for each pixel of the frame."""
+        """Channels that the layers have for each pixel of the frame."""
 
     @abstractmethod
     def build(self) -> VideoVAE:
         """Returns a VAE with random weights."""
 
     def tiles(self, sides: tuple[int, int], tile: Tile | None) -> tuple[list[range], list[range]]:
-        """Rows and columns, in latents, of frames (height, width) that are worked on together."""
+        """Returns the rows and the columns, in latents, of the tiles of a frame.
+
+        sides: (height, width) of the frame in pixels. tile: in pixels, None for the whole frame.
+        """
         height, width = (side // self.factor for side in sides)
         if tile is None:
             return [range(height)], [range(width)]
         return tile.windows(height, self.factor), tile.windows(width, self.factor)
 
     def encoded(self, span: FrameSpan, *, hold: bool) -> list[int]:
-        """How many frames each call of the encoder takes."""
+        """Returns the number of frames in each call of the encoder for a span. hold: ignored."""
         return [1] * len(span.needed)
 
 
 class VideoVAE:
-    """Video in [-1, 1] to latents and back, both (b c f h w), float32 on the model's device.
+    """Encodes video in [-1, 1] to latents and decodes them, both (b c f h w), float32.
 
-    model: the torch module, whose methods are those of diffusers' AutoencoderKLTemporalDecoder; its
-    dtype is the one computed in. Gradients flow unless the caller switches them off.
+    Results are on the network's device. Gradients flow unless the caller switches them off.
     """
 
     latent_frames = FrameGeometry.latent_frames
 
     def __init__(self, model: Any, geometry: FrameGeometry) -> None:
+        """model: a network with the methods of diffusers' AutoencoderKLTemporalDecoder.
+
+        Its dtype is that of the computation.
+        """
         self.model, self.geometry = model, geometry
         self.factor: int = geometry.factor
         self.latent_channels: int = geometry.latent_channels
@@ -67,10 +76,11 @@ class VideoVAE:
     def encode_frame(
         self, frame: Tensor, *, noise: Tensor | None = None, tile: Tile | None = None
     ) -> Tensor:
-        """Latents (b c h/factor w/factor) of one frame (b 3 h w).
+        """Returns the latents (b c h/factor w/factor) of one frame (b 3 h w).
 
-        noise: normal noise of the latents' shape for a sample of the posterior; None for its
-        mean. ValueError unless the factor divides height and width.
+        noise: normal noise of the latents' shape, for a sample of the posterior; None for its mean.
+        tile: in pixels, None for the whole frame.
+        Raises ValueError unless height and width are multiples of the factor.
         """
         height, width = frame.shape[-2:]
         if height % self.factor or width % self.factor:
@@ -92,7 +102,12 @@ class VideoVAE:
         noise: Callable[[int], Tensor] | None = None,
         tile: Tile | None = None,
     ) -> Tensor:
-        """Latents of a video (b 3 f h w), frame by frame; noise: frame index -> (b c h w)."""
+        """Returns the latents (b c f h/factor w/factor) of a video (b 3 f h w).
+
+        noise: index of a frame -> normal noise (b c h w), for a sample of the posterior; None for
+        its mean. tile: in pixels, None for whole frames.
+        Raises ValueError unless height and width are multiples of the factor.
+        """
         latents = [
             self.encode_frame(frame, noise=noise(i) if noise else None, tile=tile)
             for i, frame in enumerate(video.unbind(2))
@@ -113,12 +128,15 @@ class VideoVAE:
         tile: Tile | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Iterator[Tensor]:
-        """Decode latents (b c f h w) a few frames at a time; yields finished frames in order.
+        """Decodes latents (b c f h w) a few frames at a time; yields frames (b 3 f h w) in order.
 
-        Frames see each other only inside a window, so windows share `overlap` frames, blended.
-        With overlap 0 they stand one after the other and the last may be shorter: windows of 3
-        are the reference. on_step: called with the frames finished and the frames in all. Values
-        may leave [-1, 1] a little. ValueError unless 0 <= overlap < window.
+        Frames influence each other only within a window, so neighbouring windows are blended over
+        `overlap` frames. With overlap 0 they are adjacent, and the last may be shorter; the
+        reference uses adjacent windows of 3. Values may leave [-1, 1] a little.
+
+        window: frames that are decoded together. tile: in pixels, None for whole frames.
+        on_step: called as (done, total), in frames.
+        Raises ValueError unless 0 <= overlap < window.
         """
         total, done = latents.shape[2], 0
         windows = adjacent_or_overlapping(total, window, overlap)
@@ -130,11 +148,17 @@ class VideoVAE:
                 on_step(done, total)
 
     def decode_window(self, latents: Tensor, *, tile: Tile | None = None) -> Tensor:
-        """Latents (b c f h w) -> frames that see each other."""
+        """Returns the frames (b 3 f h w) of latents (b c f h w) that are decoded together.
+
+        tile: in pixels, None for whole frames.
+        """
         return tiled(self._decode, latents, tile, unit_in=1, unit_out=self.factor)
 
     def decode(self, latents: Tensor, **options: Any) -> Tensor:
-        """The whole video at once; options as in `decode_windows`."""
+        """Returns the video (b 3 f h w) of latents (b c f h w).
+
+        options: window, overlap, tile and on_step of `decode_windows`.
+        """
         return torch.cat(list(self.decode_windows(latents, **options)), dim=2)
 
     def _decode(self, latents: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Loads the VAE of either backbone, from a file in any naming or from diffusers' folder."""
+"""Loads the VAE of either backbone from a file in any naming or from a diffusers folder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from .cogvideox import CausalVAEGeometry, CausalVideoVAE
 from .frame_vae import FrameGeometry, VideoVAE
 from .patch import patch_vae
 
-METADATA = "star_vae"  # of a file: its configuration as JSON
+METADATA = "star_vae"  # metadata key of a file for its configuration as JSON
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Family:
-    """One kind of VAE. diffusers_class: in the config.json of its folder. build: the VAE of a
-    configuration. weights: those of a file in diffusers' naming. infer: what their shapes tell of
-    the configuration, None where they do not tell enough."""
+    """One kind of VAE.
+
+    diffusers_class: its `_class_name` in config.json, "" for none. build: makes the VAE of a
+    configuration. weights: returns a file's weights under diffusers' names. infer: infers the
+    configuration from those weights, None if their shapes are not enough.
+    """
 
     diffusers_class: str
     build: Callable[[Mapping[str, Any]], VideoVAE | CausalVideoVAE]
@@ -58,8 +61,10 @@ _FAMILIES: dict[FileKind, _Family] = {
 
 @dataclass(frozen=True, kw_only=True)
 class _OpenVAE:
-    """A VAE on meta, with the weights that belong into it. stated: whether the file or its folder
-    states the configuration, which otherwise follows from shapes."""
+    """A VAE on the meta device and its weights.
+
+    stated: whether the configuration is stated in the file or its folder, or else inferred.
+    """
 
     vae: VideoVAE | CausalVideoVAE
     weights: Mapping[str, Tensor]
@@ -74,14 +79,15 @@ def load_vae(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> VideoVAE | CausalVideoVAE:
-    """Loads the VAE of either backbone from a file, or from diffusers' folder (the VAE's own or the
-    one above `vae`).
+    """Loads the VAE of either backbone.
 
-    The file may be in diffusers' naming or in that of the original code, alone or inside the
-    checkpoint of a whole model. Its configuration is that of config.json beside it, of its metadata
-    (JSON under `star_vae`), or inferred from the shapes.
-    scale: the scaling factor of a VAE of CogVideoX whose file does not state one.
-    device, dtype: of the weights. ValueError for a file that is no such VAE or is incomplete.
+    path: a file, or a diffusers folder (the VAE's own, or its parent with a folder `vae`). The file
+    may use diffusers' names or those of the original code, alone or in the checkpoint of a whole
+    model. Its configuration comes from config.json beside it, from its metadata (JSON under
+    `star_vae`), or from the shapes of its weights.
+    scale: scaling factor of a CogVideoX VAE whose file does not state one.
+    device, dtype: device and dtype of the weights.
+    Raises ValueError for a file that is not such a VAE or is incomplete.
     """
     opened = _open(path)
     vae = opened.vae
@@ -93,45 +99,54 @@ def load_vae(
 
 
 def load_frame_vae(path: str | os.PathLike[str]) -> VideoVAE:
-    """As `load_vae`, on the CPU in float32; ValueError for the VAE of CogVideoX too."""
+    """Loads a VAE that encodes frame by frame, on the CPU in float32.
+
+    path: a file or a diffusers folder, see `load_vae`. Raises ValueError for a file that is not a
+    VAE or is incomplete, and for the VAE of CogVideoX.
+    """
     vae = load_vae(path)
     if not isinstance(vae, VideoVAE):
-        raise ValueError(f"{path} is the VAE of CogVideoX: name one that encodes frame by frame")
+        raise ValueError(f"{path} is the VAE of CogVideoX: use one that encodes frame by frame")
     return vae
 
 
 def geometry_of(path: str | os.PathLike[str]) -> FrameGeometry | CausalVAEGeometry:
-    """The sizes of a VAE, without loading its weights. ValueError as in `load_vae`."""
+    """Returns the sizes of a VAE without loading its weights.
+
+    path: a file or a diffusers folder, see `load_vae`. Raises ValueError for a file that is not a
+    VAE.
+    """
     return _open(path).vae.geometry
 
 
 def vae_file(path: str | os.PathLike[str]) -> Path:
-    """The weights in diffusers' folder (the VAE's own or the one above `vae`), or the file itself.
+    """Returns the file with a VAE's weights.
 
-    A folder that holds no weights is returned as it is.
+    path: a file, which is returned, or a diffusers folder (the VAE's own, or its parent with a
+    folder `vae`). A folder without weights is returned itself.
     """
     folder = Path(path)
     if not folder.is_dir():
         return folder
     ends = ("safetensors", "fp16.safetensors", "bin", "fp16.bin")
     names = [f"diffusion_pytorch_model.{end}" for end in ends]
-    places = [inner / name for inner in (folder / "vae", folder) for name in names]
-    return next((place for place in places if place.is_file()), folder)
+    candidates = [inner / name for inner in (folder / "vae", folder) for name in names]
+    return next((file for file in candidates if file.is_file()), folder)
 
 
 def _open(path: str | os.PathLike[str]) -> _OpenVAE:
     path, file_path = Path(path), vae_file(path)
     if file_path.is_dir():
         raise ValueError(
-            f"{path} holds no VAE: it needs config.json and diffusion_pytorch_model.safetensors, "
-            "or name the checkpoint file itself"
+            f"{path} contains no VAE: it needs config.json and "
+            "diffusion_pytorch_model.safetensors; or name the checkpoint file itself"
         )
-    beside = file_path.with_name("config.json")
-    config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    config_file = file_path.with_name("config.json")
+    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
     name = config.get("_class_name")
     if path.is_dir() and name not in (_SVD.diffusers_class, "AutoencoderKLCogVideoX", None):
         raise ValueError(
-            f"{path} holds a {name}, not a video VAE: use the AutoencoderKLTemporalDecoder of "
+            f"{path} contains a {name}, not a video VAE: use the AutoencoderKLTemporalDecoder of "
             "stable-video-diffusion-img2vid or the AutoencoderKLCogVideoX of CogVideoX"
         )
     file = open_tensors(file_path)
@@ -140,7 +155,7 @@ def _open(path: str | os.PathLike[str]) -> _OpenVAE:
     weights = family.weights(file)
     if family is _SVD and "decoder.time_conv_out.weight" not in weights:
         raise ValueError(
-            f"{path} has no video VAE, it seems to be a {kind.title}: use the VAE of "
+            f"{path} contains no video VAE, it seems to be a {kind.title}: use the VAE of "
             "Stable Video Diffusion (vae/diffusion_pytorch_model.safetensors of "
             "stable-video-diffusion-img2vid) or a whole SVD checkpoint"
         )
@@ -152,7 +167,7 @@ def _open(path: str | os.PathLike[str]) -> _OpenVAE:
         if family.infer is None:
             raise ValueError(
                 f"{path} is a {kind.title} without its configuration ({METADATA} in the metadata): "
-                "take the file as it was written"
+                "use the original file"
             )
         config = family.infer(weights)
     with torch.device("meta"):

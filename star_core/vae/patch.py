@@ -1,8 +1,8 @@
-"""A small VAE that works on patches: all of it at the latents' size, none of it at the frame's.
+"""A small VAE on patches: all its layers work at the resolution of the latents.
 
-Each half is one linear convolution, which alone gives a good picture, plus a few residual blocks
-(Shi et al. 2016, arXiv:1609.05158, for the pixels' way into channels and back). There is no norm
-and no attention, so that a tile is what it is in the whole frame, and frames do not see each other.
+Pixels are moved into channels and back (Shi et al. 2016, arXiv:1609.05158). Encoder and decoder are
+each a linear convolution, which alone gives a good picture, plus a few residual blocks. There is no
+norm and no attention, so tiles are equal to that part of the whole frame. Frames are independent.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from .frame_vae import FrameGeometry, VideoVAE
 
 @dataclass(frozen=True, kw_only=True)
 class PatchGeometry(FrameGeometry):
-    """The sizes of a `PatchVAE`, as its configuration names them; the defaults are the built-in
-    model's."""
+    """Sizes of a `PatchVAE` under the names of its arguments.
+
+    The defaults are those of the built-in model's VAE.
+    """
 
     patch: int = 4
     latent_channels: int = 32
@@ -32,58 +34,65 @@ class PatchGeometry(FrameGeometry):
 
     @property
     def factor(self) -> int:
+        """Pixels per latent in height and width."""
         return self.patch
 
     @property
     def finest_channels(self) -> int:
+        """Channels that the layers have for each pixel of the frame."""
         return 1 + self.width // self.patch**2
 
     def build(self) -> VideoVAE:
+        """Returns a VAE with random weights."""
         return patch_vae(asdict(self))
 
 
 def patch_vae(config: Mapping[str, Any]) -> VideoVAE:
-    """A VAE with random weights from the configuration of a `PatchVAE`."""
+    """Returns a VAE with random weights. config: arguments of `PatchVAE`."""
     sizes = {field.name: config[field.name] for field in fields(PatchGeometry)}
     return VideoVAE(PatchVAE(**config), PatchGeometry(**sizes))
 
 
-def convolution(channels: int, out_channels: int) -> nn.Conv2d:
+def _convolution(channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out_channels, 3, padding=1, padding_mode="replicate")
 
 
 class Residual(nn.Module):
+    """Two convolutions with a residual connection."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = convolution(channels, channels)
-        self.conv2 = convolution(channels, channels)
+        self.conv1 = _convolution(channels, channels)
+        self.conv2 = _convolution(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (n c h w) for x (n c h w)."""
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
 class Half(nn.Module):
-    """Encoder or decoder: (n c h w) -> (n c' h w). Untrained, only `linear` tells anything."""
+    """Encoder or decoder. Before training, only the linear convolution contributes."""
 
     def __init__(self, channels: int, out_channels: int, width: int, blocks: int) -> None:
         super().__init__()
-        self.linear = convolution(channels, out_channels)
-        self.conv_in = convolution(channels, width)
+        self.linear = _convolution(channels, out_channels)
+        self.conv_in = _convolution(channels, width)
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
-        self.conv_out = convolution(width, out_channels)
+        self.conv_out = _convolution(width, out_channels)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns (n out_channels h w) for x (n channels h w)."""
         x = x.contiguous(memory_format=torch.channels_last)
         return self.linear(x) + self.conv_out(F.relu(self.blocks(self.conv_in(x))))
 
 
 class PatchVAE(nn.Module):
-    """Called as diffusers' AutoencoderKLTemporalDecoder is; its posterior has no spread.
+    """VAE on patches with the methods of diffusers' AutoencoderKLTemporalDecoder.
 
-    patch: side in pixels of what becomes one latent. width: channels of the residual blocks, whose
-    number is `encoder_blocks` and `decoder_blocks`.
+    The posterior's variance is almost 0. patch: side of a patch in pixels; each becomes one latent.
+    width: channels of the residual blocks. encoder_blocks, decoder_blocks: number of those blocks.
     """
 
     def __init__(
@@ -111,18 +120,26 @@ class PatchVAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return self.encoder.linear.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
         return self.encoder.linear.weight.dtype
 
     def encode(self, frames: Tensor, return_dict: bool = False) -> tuple[Any]:
-        """(n 3 h w) -> (posterior,), of which `parameters` are mean and log variance."""
+        """Returns (posterior,) of frames (n 3 h w).
+
+        Its `parameters` (n 2c h/patch w/patch) are mean and log variance. return_dict: ignored.
+        """
         mean = self.encoder(F.pixel_unshuffle(frames, self.config["patch"]))
-        spread = torch.full_like(mean, -30.0)
-        return (SimpleNamespace(parameters=torch.cat([mean, spread], dim=1)),)
+        log_variance = torch.full_like(mean, -30.0)
+        return (SimpleNamespace(parameters=torch.cat([mean, log_variance], dim=1)),)
 
     def decode(self, z: Tensor, num_frames: int, return_dict: bool = False) -> tuple[Tensor]:
-        """(n c h w) -> (pixels (n 3 h w),)."""
+        """Returns (frames,), (n 3 h·patch w·patch), of latents z (n c h w).
+
+        num_frames, return_dict: ignored.
+        """
         return (F.pixel_shuffle(self.decoder(z), self.config["patch"]),)

@@ -1,4 +1,4 @@
-"""The VAE of Stable Video Diffusion: a plain encoder, a decoder that mixes neighbouring frames.
+"""The VAE of Stable Video Diffusion: an encoder of single frames, a decoder that mixes frames.
 
 The network is diffusers' AutoencoderKLTemporalDecoder (Blattmann et al. 2023); specification,
 section 5.
@@ -20,7 +20,7 @@ from .naming import count_of, renamed
 
 @dataclass(frozen=True, kw_only=True)
 class SVDGeometry(FrameGeometry):
-    """What the shapes of the weights tell, as diffusers names it; the defaults are SVD's."""
+    """Sizes of the VAE under diffusers' names; the defaults are SVD's."""
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
@@ -31,22 +31,26 @@ class SVDGeometry(FrameGeometry):
 
     @property
     def factor(self) -> int:
+        """Pixels per latent in height and width."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     @property
     def finest_channels(self) -> int:
+        """Channels that the layers have for each pixel of the frame."""
         return self.block_out_channels[0]
 
     def build(self) -> VideoVAE:
+        """Returns a VAE with random weights."""
         return svd_vae(asdict(self))
 
 
 def svd_vae(config: Mapping[str, Any]) -> VideoVAE:
-    """A VAE with random weights from diffusers' config fields; fields left out take SVD's values.
+    """Returns a VAE with random weights.
 
-    Two fields more than diffusers has, for narrow VAEs: `norm_num_groups` and `norm_eps` of every
-    group norm. With groups of one or two channels and a tiny epsilon it forgets how bright and how
-    contrasty a frame is, and few channels cannot carry that past the last norm.
+    config: fields of diffusers' config; missing ones take SVD's values. Two fields that diffusers
+    does not have, `norm_num_groups` and `norm_eps`, apply to every group norm. They are for narrow
+    VAEs: norms over one or two channels with a tiny epsilon remove the brightness and contrast of a
+    frame, and few channels cannot carry those past the last norm.
     """
     from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
         AutoencoderKLTemporalDecoder,
@@ -67,7 +71,7 @@ def svd_vae(config: Mapping[str, Any]) -> VideoVAE:
     return VideoVAE(model, SVDGeometry(**sizes))
 
 
-# SVD's names -> diffusers'. Applied in order to every key; diffusers' own pass unchanged.
+# SVD's names -> diffusers', applied in order to every key. Names of diffusers do not change.
 RENAMES = [
     (r"^encoder\.down\.(\d+)\.", r"encoder.down_blocks.\1."),
     (r"\.block\.(\d+)\.", r".resnets.\1."),
@@ -94,21 +98,21 @@ RENAMES = [
 
 
 def in_diffusers_naming(file: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The VAE's tensors among those of a file, which may be a whole SVD checkpoint."""
+    """Returns the VAE's tensors in a file, or in a whole SVD checkpoint, under diffusers' names."""
     tensors = renamed(file, RENAMES)
     for key, tensor in tensors.items():
         if ".attentions." in key and tensor.ndim == 4:  # 1x1 convolutions are linear layers here
             tensors[key] = tensor.flatten(1)
     conv_out = tensors.get("encoder.conv_out.bias")
     if conv_out is not None and "quant_conv.weight" not in tensors:
-        # SVD's file has it folded into the encoder's last layer.
+        # In SVD's file it is folded into the encoder's last layer.
         tensors["quant_conv.weight"] = torch.eye(len(conv_out))[..., None, None]
         tensors["quant_conv.bias"] = torch.zeros(len(conv_out))
     return tensors
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes of the weights, in diffusers' naming, tell of the configuration."""
+    """Infers diffusers' config fields from the shapes of the weights, in diffusers' naming."""
     resnet = "encoder.down_blocks.{}.resnets.{}.conv1.weight"
     levels = count_of(tensors, resnet.format("{}", 0))
     return {

@@ -1,8 +1,8 @@
 """Replays test vectors of the reference implementation, by family.
 
-A case is NAME.json (what was run, which tolerances) and mostly NAME.safetensors (inputs, outputs,
+A case is NAME.json (what was run, tolerances) and usually NAME.safetensors (inputs, outputs,
 weights). Its family is the longest known name that NAME begins with. Every family calls the
-functions that the pipeline calls, with the settings of the case, so unseen cases are replayed too.
+functions of the pipeline with the settings of the case, so that new cases can be replayed too.
 """
 
 import json
@@ -27,9 +27,10 @@ FAMILIES: dict[str, Mapping[str, Replay | None]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One case: its worst error and what is tolerated there, or why there is none.
+    """Result of one case: its worst error and the tolerance there, or a note why there is none.
 
-    "not yet": of a family that this version does not implement. "info": not meant to be replayed.
+    status: "not yet" if this version does not implement the family, "info" if the case is not meant
+    to be replayed.
     """
 
     name: str
@@ -45,9 +46,10 @@ class Result:
 
 
 def family_of(case: Case) -> tuple[str, Replay | None]:
-    """Name and replay of a case's family; ValueError if it belongs to none.
+    """Returns name and replay of a case's family; ValueError if it belongs to none.
 
-    The two backbones share names; their sidecars have different keys for the description.
+    The replay is None for a family that is not implemented. Families of the two backbones share
+    names; their sidecars have different keys for the description.
     """
     known = next((families for key, families in FAMILIES.items() if key in case.sidecar), {})
     names = [name for name in known if f"{case.name}_".startswith(f"{name}_")]
@@ -58,7 +60,7 @@ def family_of(case: Case) -> tuple[str, Replay | None]:
 
 
 def replay(path: Path) -> Result:
-    """Replay the case of one sidecar; whatever goes wrong is a FAIL that says so."""
+    """Replays the case of one sidecar; any exception becomes a FAIL with its message."""
 
     def result(status: Status, note: str = "", **numbers: float) -> Result:
         return Result(name=path.stem, path=str(path), status=status, note=note, **numbers)
@@ -82,7 +84,7 @@ def replay(path: Path) -> Result:
 
 
 def verify(directory: str | Path) -> Iterator[Result]:
-    """Replay every case below a directory, in order; ValueError if there is none."""
+    """Yields the result of every case below a directory; ValueError if there is none."""
     paths = sorted(Path(directory).rglob("*.json"))
     if not paths:
         raise ValueError(f"no test vectors (NAME.json) below {directory}")
@@ -90,7 +92,10 @@ def verify(directory: str | Path) -> Iterator[Result]:
 
 
 def run(directory: str | Path, as_json: bool = False) -> int:
-    """Replay and print, a line a case or one JSON object; 1 if a case fails, else 0."""
+    """Replays the cases below a directory and prints a line for each, or one JSON object.
+
+    Returns 1 if a case fails, else 0. ValueError if there is no case.
+    """
     results = []
     for result in verify(directory):
         results.append(result)

@@ -1,4 +1,4 @@
-"""One test vector: its sidecar, its tensors, and how close is close enough."""
+"""One test vector: its sidecar, its tensors and its tolerances."""
 
 import ast
 import json
@@ -19,9 +19,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Comparison(NamedTuple):
-    """What came out and what should have; all but floating point tensors have to be equal.
+    """A result and its reference. Everything but floating point tensors must be equal.
 
-    atol: instead of the sidecar's.
+    atol: absolute tolerance; None for the sidecar's.
     """
 
     ours: Any
@@ -34,22 +34,27 @@ Comparisons = Iterator[Comparison]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """NAME.json says what was run; NAME.safetensors, read on demand, holds numbers and weights."""
+    """A test vector. path: of NAME.json. sidecar: its content.
+
+    NAME.safetensors, read on demand, holds inputs, outputs and weights.
+    """
 
     path: Path
     sidecar: Mapping[str, Any]
 
     @property
     def name(self) -> str:
+        """Name of the file without suffix."""
         return self.path.stem
 
     @property
     def config(self) -> dict[str, Any]:
+        """Configuration of the network."""
         return self.sidecar["config"]
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by key, floating point ones as float32."""
+        """All tensors by key; floating point ones are float32."""
         return {
             key: tensor.float() if tensor.is_floating_point() else tensor
             for key, tensor in load_file(self.path.with_suffix(".safetensors")).items()
@@ -59,18 +64,18 @@ class Case:
         return self.tensors[key]
 
     def in_text(self, key: str, pattern: str) -> str:
-        """What the group of a pattern matches in a setting that is written as prose."""
+        """Returns the group of a pattern that a setting's text matches, or raises ValueError."""
         match = re.search(pattern, self.sidecar[key])
         if match is None:
-            raise ValueError(f"{key!r} says nothing like {pattern}: {self.sidecar[key]}")
+            raise ValueError(f"{key!r} does not match {pattern}: {self.sidecar[key]}")
         return match[1]
 
     def neighbour(self, name: str) -> "Case":
-        """Another case of the same folder."""
+        """Loads another case of the same folder."""
         return load_case(self.path.with_name(f"{name}.json"))
 
     def fill(self, module: Module, prefix: str = "w.") -> Module:
-        """The module with this case's weights, for inference."""
+        """Loads this case's weights, whose keys begin with `prefix`, and returns the module."""
         weights = {
             key.removeprefix(prefix): tensor
             for key, tensor in self.tensors.items()
@@ -81,12 +86,12 @@ class Case:
 
     @property
     def rtol(self) -> float | None:
-        """What the sidecar tolerates, a share of the number; None if it says nothing."""
+        """Relative tolerance of the sidecar; None if it has none."""
         return self._tolerance("rtol")
 
     @property
     def atol(self) -> float | None:
-        """What the sidecar tolerates at any number; None if it says nothing."""
+        """Absolute tolerance of the sidecar; None if it has none."""
         return self._tolerance("atol")
 
     def _tolerance(self, name: str) -> float | None:
@@ -94,7 +99,10 @@ class Case:
         return self.sidecar.get(f"suggested_{name}", stated.get(name))
 
     def worst(self, comparison: Comparison) -> tuple[float, float]:
-        """Error and tolerance of the element that uses up most of its tolerance."""
+        """Returns error and tolerance of the element with the largest ratio of the two.
+
+        ValueError for different shapes.
+        """
         ours, theirs, atol = comparison
         if not (isinstance(theirs, Tensor) and theirs.is_floating_point()):
             equal = torch.equal(ours, theirs) if isinstance(theirs, Tensor) else ours == theirs
@@ -111,13 +119,12 @@ class Case:
         tolerance = (atol or 0.0) + (rtol or 0.0) * theirs.nan_to_num(posinf=0, neginf=0).abs()
         same = (ours == theirs) | (ours.isnan() & theirs.isnan())
         error = torch.where(same, 0.0, (ours - theirs).abs().nan_to_num(nan=sys.float_info.max))
-        used = torch.where(error == 0, 0.0, error / tolerance)
-        at = used.argmax()
+        at = torch.where(error == 0, 0.0, error / tolerance).argmax()
         return error.flatten()[at].item(), tolerance.flatten()[at].item()
 
 
 def load_case(path: Path) -> Case:
-    """Raises ValueError for a file that is no sidecar."""
+    """Reads a sidecar; ValueError if the file is none."""
     try:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -152,7 +159,10 @@ OPERATORS: dict[type, Callable[..., Any]] = {
 
 
 def evaluate(formula: str, values: Mapping[str, Tensor]) -> Any:
-    """An analytic network, written as arithmetic on names and FUNCTIONS; nothing else runs."""
+    """Evaluates an analytic network, a formula of numbers, names and FUNCTIONS.
+
+    values: tensors by name. ValueError for anything else in the formula.
+    """
 
     def value(node: ast.AST) -> Any:
         match node:

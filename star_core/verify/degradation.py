@@ -1,4 +1,4 @@
-"""Families of the degradation pipeline, whose settings are prose: "size15 sig=(2.1,0.7)"."""
+"""Families of the degradation pipeline. Settings are prose, such as "size15 sig=(2.1,0.7)"."""
 
 import math
 import re
@@ -22,7 +22,10 @@ NUMBER = r"(-?\d*\.?\d+)"
 
 
 def numbers_after(word: str, prose: str, default: str = "") -> list[float]:
-    """The numbers that follow a word: "sig1.1", "sig=1.1", "sig=(2.1,0.7)"."""
+    """Returns the one or two numbers after a word, as in "sig1.1", "sig=1.1" or "sig=(2.1,0.7)".
+
+    default: text that is appended, for a word that may be missing. ValueError without the word.
+    """
     match = re.search(rf"\b{word}\s*=?\s*\(?{NUMBER}(?:\s*,\s*{NUMBER}\))?", prose + default)
     if match is None:
         raise ValueError(f"no {word} in {prose!r}")
@@ -30,6 +33,7 @@ def numbers_after(word: str, prose: str, default: str = "") -> list[float]:
 
 
 def kernel(name: str, prose: str) -> Tensor:
+    """Returns the blur kernel (h w) of a case; the name tells its kind, the prose its settings."""
     size = int(numbers_after("size", prose)[0])
     if name == "sinc":
         over_pi = re.search(rf"cutoff\s*=?\s*pi/{NUMBER}", prose)
@@ -48,6 +52,7 @@ def kernel(name: str, prose: str) -> Tensor:
 
 
 def degradation_ops(case: Case) -> Comparisons:
+    """Replays blur kernels, filters, sharpening, JPEG and noise."""
     image, prose = case["image"], case.sidecar["noise"]
     (seed,) = numbers_after("manual_seed", prose)
     (sigma,) = numbers_after("gaussian sigma", prose)

@@ -1,4 +1,4 @@
-"""Families of the I2VGen-XL backbone; None is for those that come later."""
+"""Families of the I2VGen-XL backbone; None for those that are not implemented."""
 
 from . import degradation, losses, networks, sampling, video
 

@@ -14,7 +14,7 @@ from .case import Case, Comparison, Comparisons
 
 
 def df_loss_family(case: Case) -> Comparisons:
-    """The released loss, its parts included, at the timesteps of the case."""
+    """Replays the released loss and its parts at the timesteps of the case."""
     config = DFLossConfig(variant="reference", alpha=case.sidecar.get("alpha", 2.0))
     pred, gt = case["pred"], case["gt"]
     seed = int(case.in_text("note", r"manual_seed\((\d+)\)"))

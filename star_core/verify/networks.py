@@ -18,18 +18,22 @@ from .case import Case, Comparison, Comparisons
 
 
 def liem_spatial(case: Case) -> Comparisons:
+    """Replays spatial LIEM."""
     yield Comparison(case.fill(SpatialLIEM())(case["x"]), case["out"])
 
 
 def liem_temporal(case: Case) -> Comparisons:
+    """Replays temporal LIEM."""
     yield Comparison(case.fill(TemporalLIEM())(case["x"]), case["out"])
 
 
 def time_embedding(case: Case) -> Comparisons:
+    """Replays sinusoidal embeddings."""
     yield Comparison(sinusoidal_embedding(case["t"], case.sidecar["dim"]), case["out"])
 
 
 def resample(case: Case) -> Comparisons:
+    """Replays down-sampling and up-sampling layers."""
     channels = case.config["channels"]
     down = case.fill(Downsample(channels, make=Factory()), "w.down.")
     up = case.fill(Upsample(channels, make=Factory()), "w.up.")
@@ -38,6 +42,7 @@ def resample(case: Case) -> Comparisons:
 
 
 def resblock(case: Case) -> Comparisons:
+    """Replays a residual block."""
     config = case.config
     block = ResBlock(
         config["channels"], config["out_channels"], config["emb_channels"], make=Factory()
@@ -46,6 +51,7 @@ def resblock(case: Case) -> Comparisons:
 
 
 def spatial_block(case: Case) -> Comparisons:
+    """Replays a transformer block with cross-attention."""
     config = case.config
     block = BasicTransformerBlock(
         config["dim"],
@@ -59,6 +65,7 @@ def spatial_block(case: Case) -> Comparisons:
 
 
 def temporal_block(case: Case) -> Comparisons:
+    """Replays a transformer block over time."""
     config = case.config
     block = BasicTransformerBlock(
         config["dim"], config["heads"], config["dim_head"], make=Factory()
@@ -67,6 +74,7 @@ def temporal_block(case: Case) -> Comparisons:
 
 
 def spatial_transformer(case: Case) -> Comparisons:
+    """Replays a spatial transformer."""
     config = case.config
     transformer = SpatialTransformer(
         config["in_channels"],
@@ -79,6 +87,7 @@ def spatial_transformer(case: Case) -> Comparisons:
 
 
 def temporal_transformer(case: Case) -> Comparisons:
+    """Replays a temporal transformer."""
     config = case.config
     transformer = TemporalTransformer(
         config["in_channels"], config["heads"], config["dim_head"], make=Factory()
@@ -87,16 +96,18 @@ def temporal_transformer(case: Case) -> Comparisons:
 
 
 def network_of(case: Case) -> ControlledVideoUNet:
+    """Returns the network of a case with its weights."""
     known = {field.name for field in fields(UNetConfig)}
     config = UNetConfig(**{key: value for key, value in case.config.items() if key in known})
     return case.fill(ControlledVideoUNet(config))
 
 
 def unet(case: Case) -> Comparisons:
+    """Replays a forward pass, with the ControlNet's residuals with and without hint."""
     network = network_of(case)
     x, t, y, hint = (case[key] for key in ("x", "t", "y", "hint"))
     yield Comparison(network(x, t, y, hint), case["out"])
-    # the controls are larger than the output; their noise floor is measured apart
+    # The controls are larger than the output; their rounding error is stated separately.
     floor = case.sidecar.get("fp32_vs_fp64_max_abs_control")
     atol = None if floor is None else 10 * floor
     with_hint, without = (network.VideoControlNet(x, t, y, h) for h in (hint, None))

@@ -22,6 +22,7 @@ from .networks import network_of
 
 
 def schedule(case: Case) -> Comparisons:
+    """Replays the noise schedule and its conversions."""
     config = case.config
     ours = logsnr_cosine_schedule(**config)
     logsnr = cosine_interpolated_logsnr(config["n"], config["scale_min"], config["scale_max"])
@@ -38,17 +39,21 @@ def schedule(case: Case) -> Comparisons:
 
 
 def spacing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that `sampling_timesteps` and `sampling_sigmas` share, from a case's names."""
+    """Returns the arguments that `sampling_timesteps` and `sampling_sigmas` share.
+
+    settings: of a case, in its own names.
+    """
     return {
         "solver_mode": settings["solver_mode"],
         "noise_level": settings.get("t_max", 899) + 1,
         "t_min": settings.get("t_min", 0),
-        "discretization": settings.get("discretization", "trailing"),
+        "spacing": settings.get("discretization", "trailing"),
         "exact": False,
     }
 
 
 def timesteps(case: Case) -> Comparisons:
+    """Replays timesteps and noise levels of sampling."""
     for row in case.sidecar["data"]:
         sampler, steps = row["solver"], row["steps"]
         levels = sampling_timesteps(steps=steps + (sampler == "dpmpp_2m_sde"), **spacing(row))
@@ -67,6 +72,7 @@ def denoiser_of(
     negative: Tensor,
     hint: Tensor | None,
 ) -> Denoiser:
+    """Returns a denoiser with the guidance settings of a case."""
     return Denoiser(
         network=network,
         schedule=star_schedule(),
@@ -81,10 +87,11 @@ def denoiser_of(
 
 
 def guidance(case: Case) -> Comparisons:
-    seen: list[Tensor] = []
+    """Replays guidance with stored outputs of the network."""
+    timesteps: list[Tensor] = []
 
     def network(x: Tensor, t: Tensor, y: Tensor, hint: Tensor | None) -> Tensor:
-        seen.append(t)
+        timesteps.append(t)
         return case["cond_out"] if y.any() else case["uncond_out"]
 
     denoiser = denoiser_of(
@@ -94,29 +101,32 @@ def guidance(case: Case) -> Comparisons:
         negative=torch.zeros(1, 1, 1),
         hint=None,
     )
-    # the by-products mu, var and eps reach no solver
+    # The by-products mu, var and eps are not used by any solver.
     yield Comparison(denoiser(case["xt"], star_schedule().edm_sigma(case["t"])), case["x0"])
-    yield Comparison(seen[0], case["t"])
-    yield Comparison(len(seen), case.sidecar["network_calls"])
+    yield Comparison(timesteps[0], case["t"])
+    yield Comparison(len(timesteps), case.sidecar["network_calls"])
 
 
 def brownian_tree(case: Case) -> Comparisons:
+    """Replays Brownian noise."""
     noise = brownian_noise(tuple(case.sidecar["shape"]), case["sigmas"], case.sidecar["seed"])
     yield from draws(case["draws"], noise, case["sigmas"])
 
 
 def draws(expected: Tensor, noise: SolverNoise, sigmas: Tensor) -> Comparisons:
+    """Compares solver noise at successive noise levels with stored draws."""
     for step, draw in enumerate(expected):
         yield Comparison(noise(step, sigmas[step], sigmas[step + 1]), draw)
 
 
 def bank(stored: Tensor) -> SolverNoise:
-    """Solver noise from a list: the k-th draw, whichever step makes it."""
+    """Returns solver noise that takes stored draws in order, at whichever step it is called."""
     remaining = iter(stored)
     return lambda step, sigma, sigma_next: next(remaining)
 
 
 def solver(case: Case, sampler: str, noise: SolverNoise) -> Comparisons:
+    """Replays a solver with an analytic denoiser."""
     inputs: list[Tensor] = []
 
     def denoise(x_in: Tensor, sigma: Tensor) -> Tensor:
@@ -133,29 +143,35 @@ def solver(case: Case, sampler: str, noise: SolverNoise) -> Comparisons:
 
 
 def solver_dpmpp_2m_sde(case: Case) -> Comparisons:
+    """Replays DPM++ 2M SDE with stored noise."""
     return solver(case, "dpmpp_2m_sde", bank(case["noise_bank"]))
 
 
 def solver_heun(case: Case) -> Comparisons:
-    # the reference draws at every step, needed or not
+    """Replays Heun's solver with stored noise."""
+    # The reference draws noise at every step, whether it is used or not.
     return solver(case, "heun", lambda step, sigma, sigma_next: case["eps_draws"][step])
 
 
 def chunk_indices(case: Case) -> Comparisons:
+    """Replays the windows of clips, and which of them make the reference crash."""
     for frames, length, expected, status in case.sidecar["data"]:
         yield Comparison(reference_windows(frames, length), as_ranges(expected))
         yield Comparison(crashes(frames, length), status != "ok")
 
 
 def reference_windows(frames: int, length: int) -> list[range]:
+    """Returns the reference's windows of `length` frames with half overlap."""
     return overlapping_windows(frames, length, length // 2, mode="reference")
 
 
 def as_ranges(spans: list[list[int]]) -> list[range]:
+    """Turns (start, stop) pairs into ranges."""
     return [range(start, stop) for start, stop in spans]
 
 
 def crashes(frames: int, length: int) -> bool:
+    """Returns whether the reference crashes with these windows."""
     try:
         refuse_crashes(frames=frames, chunk_length=length, sampler="dpmpp_2m_sde", evaluations=2)
     except ValueError:
@@ -164,7 +180,7 @@ def crashes(frames: int, length: int) -> bool:
 
 
 def toy_network(case: Case) -> Callable[..., Tensor]:
-    """The analytic network that the case describes: 'v = formula; remarks'."""
+    """Returns the analytic network that the case describes as 'v = formula; remarks'."""
     formula = case.in_text("network", r"^v = ([^;]+)")
 
     def network(x: Tensor, t: Tensor, y: Tensor, hint: Tensor) -> Tensor:
@@ -175,6 +191,7 @@ def toy_network(case: Case) -> Callable[..., Tensor]:
 
 
 def chunk_merge(case: Case) -> Comparisons:
+    """Replays chunked denoising with an analytic network."""
     denoiser = denoiser_of(case, toy_network(case), case["y"], case["neg_y"], hint=case["hint"])
     denoise = chunked(denoiser, as_ranges(case.sidecar["chunk_inds"]), "cut")
     yield Comparison(denoise(case["xt"], case["sigma"]), case["x0"])
@@ -189,7 +206,11 @@ def sample_sr(
     initial: Tensor,
     noise_of: Callable[[Tensor], SolverNoise],
 ) -> Generator[Comparison, None, Tensor]:
-    """Returns the final latents; noise_of: sigmas -> the solver's noise, drawn after `initial`."""
+    """Replays chunked sampling and returns the final latents.
+
+    hint, initial: latents of the hint and the initial noise (1 c f h w). noise_of: sigmas -> noise
+    of the solver, which is drawn after `initial`.
+    """
     settings = case.sidecar
     t_max = torch.tensor([settings.get("t_max", 899)])
     noised = star_schedule().add_noise(hint, initial, t_max)
@@ -201,7 +222,7 @@ def sample_sr(
     )
     noise = noise_of(sigmas)
     if "brownian_draws" in case.tensors:
-        # none is drawn from an infinite level
+        # No noise is drawn at an infinite level.
         yield from draws(case["brownian_draws"], noise, sigmas[sigmas.isfinite()])
 
     frames = hint.shape[2]
@@ -214,6 +235,7 @@ def sample_sr(
 
 
 def sample_sr_toy(case: Case) -> Comparisons:
+    """Replays chunked sampling with an analytic network and stored noise."""
     noise = bank(case["noise_bank"])
     out = yield from sample_sr(
         case, toy_network(case), case["hint"], case["eps"], lambda sigmas: noise
@@ -222,6 +244,7 @@ def sample_sr_toy(case: Case) -> Comparisons:
 
 
 def sample_sr_tinynet(case: Case) -> Comparisons:
+    """Replays chunked sampling with a small network and the reference's noise."""
     network = network_of(case.neighbour(case.in_text("what", r"\b(unet_\w+)")))
     seed, hint = int(case.in_text("what", r"manual_seed\((\d+)\)")), case["hint"]
     source = ReferenceNoise(seed, frame_major=False)

@@ -1,4 +1,4 @@
-"""Families of what surrounds sampling on I2VGen-XL, and of the whole method."""
+"""Families of prompts, VAE, frames and colour on I2VGen-XL, and of the whole method."""
 
 import re
 from dataclasses import replace
@@ -25,6 +25,7 @@ from .networks import network_of
 
 
 def prompts(case: Case) -> Comparisons:
+    """Replays the prompts."""
     theirs = case.sidecar["data"]
     yield Comparison(POSITIVE_PROMPT, theirs["positive"])
     yield Comparison(NEGATIVE_PROMPT, theirs["negative"])
@@ -33,12 +34,14 @@ def prompts(case: Case) -> Comparisons:
 
 
 def vae_of(case: Case) -> VideoVAE:
+    """Returns the VAE of a case with its weights."""
     vae = svd_vae(case.config)
     case.fill(vae.model)
     return vae
 
 
 def vae_chunking(case: Case) -> Comparisons:
+    """Replays decoding in windows and encoding."""
     vae, noise = vae_of(case), case["encode_noise"]
     window = int(case.in_text("what", r"vae_decode_chunk\(z, (\d+)\)"))
     decoded = vae.decode(case["z"], window=window, overlap=0)
@@ -48,7 +51,10 @@ def vae_chunking(case: Case) -> Comparisons:
 
 
 def preprocess(case: Case) -> Comparisons:
-    """Up-sampling and padding are said by the names of the results: up4, padded_3_2_1_4."""
+    """Replays up-sampling, padding and 8-bit output.
+
+    Factor and padding are in the names of the results: up4, padded_3_2_1_4.
+    """
     rgb = rearrange(case["frames_bgr_u8"].flip(-1), "f h w c -> f c h w")
     video = rgb / 255 * 2 - 1
     yield Comparison(video, case["video"])
@@ -66,7 +72,7 @@ def preprocess(case: Case) -> Comparisons:
 
 
 def as_uint8(frames: Tensor) -> Tensor:
-    """(f c h w) in [0, 1] -> (f h w c) as the reference's behaviour writes them."""
+    """Quantises frames (f c h w) in [0, 1] to (f h w c) as in the reference."""
     height, width = frames.shape[-2:]
     layout, written = PlanarFormat("rgb"), []
     for index, frame in enumerate(frames):
@@ -77,11 +83,12 @@ def as_uint8(frames: Tensor) -> Tensor:
 
 
 def unit_range(video: Tensor) -> Tensor:
-    """(1 c f h w) in [-1, 1] -> frames (f c h w) in [0, 1]."""
+    """Converts (1 c f h w) in [-1, 1] to frames (f c h w) in [0, 1]."""
     return rearrange(video / 2 + 0.5, "1 c f h w -> f c h w").clamp(0, 1)
 
 
 def padding(case: Case) -> Comparisons:
+    """Replays the reference's padding."""
     for height, width, expected, size in case.sidecar["data"]:
         left, right, top, bottom = ours = reference_padding(height, width)
         yield Comparison(list(ours), expected)
@@ -89,26 +96,29 @@ def padding(case: Case) -> Comparisons:
 
 
 def color_fix(case: Case, name: str) -> Comparisons:
+    """Replays a colour fix."""
     target = rearrange(case["target"] / 255, "f h w c -> f c h w")
     fixed = COLOR_FIXES[name](target, case["source"] / 2 + 0.5)
     yield Comparison(as_255(fixed), case["out"])
 
 
 def as_255(frames: Tensor) -> Tensor:
-    """(f c h w) in [0, 1] -> (f h w c) from 0 to 255."""
+    """Converts (f c h w) in [0, 1] to (f h w c) from 0 to 255."""
     return 255 * rearrange(frames, "f c h w -> f h w c")
 
 
 def adain(case: Case) -> Comparisons:
+    """Replays the colour fix AdaIN."""
     return color_fix(case, "adain")
 
 
 def wavelet(case: Case) -> Comparisons:
+    """Replays the wavelet colour fix."""
     return color_fix(case, "wavelet")
 
 
 def e2e(case: Case) -> Comparisons:
-    """The pipeline itself in the reference's behaviour, with the padding of the case."""
+    """Replays the whole pipeline in the reference's behaviour with the padding of the case."""
     settings = case.sidecar
     network = network_of(case.neighbour(case.in_text("what", r"\b(unet_\w+)")))
     vae = vae_of(case.neighbour(case.in_text("what", r"\b(vae_\w+)")))

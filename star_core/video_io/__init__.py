@@ -1,14 +1,14 @@
-"""Video in and out: streaming, with timing, colour, sound and subtitles kept."""
+"""Reads and writes video frame by frame, preserving timing, colour, sound and subtitles."""
 
 from .color import Color
 from .excerpt import WHOLE, Excerpt
 from .reader import VideoInfo, VideoSource, open_stills, open_video
-from .targets import AlreadyThere
+from .targets import OutputExists
 from .writer import VideoSink, open_sink
 
 __all__ = [
     "WHOLE",
-    "AlreadyThere",
+    "OutputExists",
     "Color",
     "Excerpt",
     "VideoInfo",

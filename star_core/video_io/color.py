@@ -1,7 +1,7 @@
-"""Colour of video: what its code values mean, and frames of R'G'B' from them and back.
+"""Converts the code values of video to R'G'B' frames and back.
 
-Y'CbCr by ITU-R BT.601, BT.709 and BT.2020 (H.273, table 4). Only the matrix is ever converted:
-primaries and transfer of the source stay with the pixels and are named in the output.
+Y'CbCr follows ITU-R BT.601, BT.709 and BT.2020 (H.273, table 4). Only the matrix is converted: the
+pixels keep the primaries and transfer of the source, which the output's tags name.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .planes import PlanarFormat
 
-# Luma weights of red and blue.
+# The luma weights of red and blue.
 MATRICES = {
     "bt709": (0.2126, 0.0722),
     "smpte170m": (0.299, 0.114),
@@ -22,7 +22,7 @@ MATRICES = {
     "bt2020nc": (0.2627, 0.0593),
 }
 HDR_TRANSFERS = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
-# Where a chroma sample lies among the luma samples it stands for: across, down (0 first, 1 second).
+# A chroma sample's position among its luma samples, across and down: 0 the first, 1 the second.
 SITINGS = {
     "left": (0.0, 0.5),
     "center": (0.5, 0.5),
@@ -35,11 +35,11 @@ SITINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Color:
-    """What code values mean, in ffmpeg's names.
+    """The meaning of code values, in ffmpeg's names.
 
-    matrix: a key of `MATRICES`, or "gbr" for R'G'B' itself.
-    full_range: codes reach from 0 to the maximum instead of 16 to 235 (8 bit).
-    siting: position of the chroma samples in the upright frame, see `SITINGS`.
+    matrix: a key of `MATRICES`, or "gbr" for R'G'B'. full_range: whether codes reach from 0 to the
+    maximum instead of from 16 to 235 (8 bit). siting: position of the chroma samples in the upright
+    frame, see `SITINGS`.
     """
 
     matrix: str
@@ -50,12 +50,12 @@ class Color:
 
 
 def matrix_by_size(width: int, height: int) -> str:
-    """Matrix of video that does not name its own; the rule of libplacebo and mpv."""
+    """Returns the matrix of video without a tag for it, by the rule of libplacebo and mpv."""
     return "bt709" if width >= 1280 or height > 576 else "smpte170m"
 
 
 def primaries_by_size(width: int, height: int) -> str:
-    """Primaries of video that does not name its own; the rule of libplacebo and mpv."""
+    """Returns the primaries of video without a tag for them, by the rule of libplacebo and mpv."""
     if width >= 1280:
         return "bt709"
     return {576: "bt470bg", 480: "smpte170m", 486: "smpte170m"}.get(height, "bt709")
@@ -64,7 +64,10 @@ def primaries_by_size(width: int, height: int) -> str:
 def turned_siting(
     siting: tuple[float, float], quarters: int, width: int, height: int
 ) -> tuple[float, float]:
-    """Siting after as many quarter turns, counter-clockwise, of a frame of that size."""
+    """Returns the siting after a frame is turned counter-clockwise.
+
+    siting, width, height: of the frame before it is turned. quarters: the number of quarter turns.
+    """
     across, down = siting
     for _ in range(quarters):
         # The last column becomes the first row; it has no partner where the width is odd.
@@ -74,7 +77,10 @@ def turned_siting(
 
 
 def rgb_from_planes(planes: list[Tensor], layout: PlanarFormat, color: Color) -> Tensor:
-    """Code values, one (h w) per plane -> (c h w) in [0, 1], c = 4 with alpha."""
+    """Converts code values, one (h w) per plane, to a frame (c h w) in [0, 1]; c = 4 with alpha.
+
+    layout: the planes' format; a grey plane becomes three equal channels.
+    """
     step = 2 ** (layout.bits - 8)
     alpha = [planes[-1] / layout.peak] if layout.alpha else []
     if color.full_range:
@@ -101,9 +107,10 @@ def rgb_from_planes(planes: list[Tensor], layout: PlanarFormat, color: Color) ->
 
 
 def planes_from_rgb(frame: Tensor, layout: PlanarFormat, matrix: str) -> list[Tensor]:
-    """(c h w) in [0, 1] -> unrounded code values, one (h w) per plane.
+    """Converts a frame (c h w) in [0, 1] to unrounded code values, one (h w) per plane.
 
-    R'G'B' in full range; Y'CbCr in limited range with chroma sited left, as H.264 assumes.
+    layout: R'G'B' is written in full range; Y'CbCr in limited range with chroma sited left, as
+    H.264 assumes. matrix: a key of `MATRICES`; unused for R'G'B'.
     """
     alpha = [frame[3] * layout.peak] if layout.alpha else []
     red, green, blue = frame[:3]
@@ -120,7 +127,7 @@ def planes_from_rgb(frame: Tensor, layout: PlanarFormat, matrix: str) -> list[Te
 def _upsample_chroma(
     plane: Tensor, size: torch.Size, layout: PlanarFormat, siting: tuple[float, float]
 ) -> Tensor:
-    """Catmull-Rom at the true positions; ffmpeg's scaler stretches chroma of odd sizes instead."""
+    """Interpolates with Catmull-Rom at the true positions; ffmpeg would stretch odd sizes."""
     for axis, factor, position in zip((1, 0), layout.subsampling, siting, strict=True):
         if factor == 1:
             continue

@@ -1,4 +1,4 @@
-"""A running encoder: timed frames come through a pipe, sound and the rest from the source."""
+"""Runs ffmpeg as an encoder: timed frames through a pipe, other streams from the source's file."""
 
 import tempfile
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from types import TracebackType
 
 from .color import Color
 from .encoding import Encoding, tag_filter
-from .ffmpeg import complaint, messages, running
+from .ffmpeg import first_error, messages, running
 from .header import Stream
 from .reader import VideoSource
 from .timed_frames import stream_header, timed_frame
 from .timing import Timing
 
-# What MP4 and QuickTime store where every player looks. Others need the form that takes any name,
-# in which players find none of them, and ffmpeg the date twice.
+# The tags that MP4 and QuickTime store where every player reads them. Other tags need the form that
+# allows any name, which players do not read and in which ffmpeg finds the date twice.
 _COMMON_TAGS = {
     *("title", "artist", "album", "comment", "genre", "copyright", "date", "creation_time"),
     *("encoder", "major_brand", "minor_version", "compatible_brands"),
@@ -22,7 +22,11 @@ _COMMON_TAGS = {
 
 
 class Encoder:
-    """Context manager around one ffmpeg. ValueError with ffmpeg's own words where it fails."""
+    """A context manager that runs one ffmpeg process.
+
+    arguments: see `encoder_arguments`. width, height: of the frames in pixels. Entering, `write`
+    and `finish` raise ValueError with ffmpeg's own message if it fails.
+    """
 
     def __init__(
         self, arguments: Sequence[str], encoding: Encoding, width: int, height: int, timing: Timing
@@ -47,12 +51,16 @@ class Encoder:
         self._stack.close()
 
     def write(self, data: bytes, time: float, duration: float) -> None:
-        """Encode a frame, shown `time` after the first and for `duration`, in seconds."""
+        """Encodes a frame.
+
+        data: its planes. time, duration: in seconds, when it is shown after the first frame, and
+        for how long. Raises ValueError if ffmpeg has stopped.
+        """
         for part in timed_frame(data, time, duration):
             self._send(part)
 
     def finish(self) -> None:
-        """Wait until everything is written."""
+        """Waits until everything is written; ValueError if ffmpeg reports a failure."""
         assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.close()
@@ -63,13 +71,13 @@ class Encoder:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(data)
-        except OSError:  # it has gone; its log says why
+        except OSError:  # the process has ended; its log says why
             self._process.wait()
             raise self._failure() from None
 
     def _failure(self) -> ValueError:
         self._log.seek(0)
-        reason = complaint(messages(self._log))
+        reason = first_error(messages(self._log))
         return ValueError(f"ffmpeg stopped with code {self._process.returncode}: {reason}")
 
 
@@ -83,43 +91,44 @@ def encoder_arguments(
     *,
     seconds: float | None,
 ) -> list[str]:
-    """ffmpeg's arguments for timed frames on stdin and `streams` from the source's file.
+    """Returns ffmpeg's arguments for timed frames on stdin and `streams` of the source's file.
 
-    seconds: end of everything, for a cut or a trial.
+    output: the path to write. color: tags of the frames. source: None for a video of frames alone.
+    seconds: the end of all streams, for an excerpt or a trial; None for no limit.
     """
     unit = timing.time_base
     first = ["-itsoffset", f"{timing.timestamps[0]:.6f}"]
     arguments = ["-y", *first, "-f", "matroska", "-i", "pipe:0"]
-    carried = ["-map", "0:v:0"]
+    mapped = ["-map", "0:v:0"]
     if source is not None and encoding.container != "image2":
-        arguments += source.beside
+        arguments += source.stream_arguments
         if source.is_cut:
-            carried += ["-copypriorss", "0"]  # nothing from before the cut
-        carried += ["-map_metadata", "1", "-map_chapters", "1"]
-        carried += ["-map_metadata:s:0", f"1:s:{source.header.video_stream}"]
+            mapped += ["-copypriorss", "0"]  # no packets from before the excerpt
+        mapped += ["-map_metadata", "1", "-map_chapters", "1"]
+        mapped += ["-map_metadata:s:0", f"1:s:{source.header.video_stream}"]
         for stale in ("BPS", "NUMBER_OF_BYTES", "NUMBER_OF_FRAMES", "alpha_mode"):
-            carried += ["-metadata:s:0", f"{stale}="]
+            mapped += ["-metadata:s:0", f"{stale}="]
         for place, stream in enumerate(streams, start=1):
-            carried += ["-map", f"1:{stream.index}", f"-map_metadata:s:{place}"]
-            carried += [f"1:s:{stream.index}", f"-c:{place}", _copy(stream, encoding)]
+            mapped += ["-map", f"1:{stream.index}", f"-map_metadata:s:{place}"]
+            mapped += [f"1:s:{stream.index}", f"-c:{place}", _copy(stream, encoding)]
     if encoding.container in ("mp4", "mov"):
-        flags = "faststart"  # the index first, for the web
+        flags = "faststart"  # the index first, so that players on the web can start at once
         if source is not None and source.header.tags - _COMMON_TAGS:
             flags += "+use_metadata_tags"
-        carried += ["-movflags", flags]
-        carried += ["-video_track_timescale", str(unit.denominator)]
+        mapped += ["-movflags", flags]
+        mapped += ["-video_track_timescale", str(unit.denominator)]
     if seconds is not None:
-        carried += ["-t", f"{seconds:.6f}"]
+        mapped += ["-t", f"{seconds:.6f}"]
     return [
         *arguments,
-        *carried,
+        *mapped,
         *("-fps_mode", "passthrough", "-enc_time_base", f"{unit.numerator}/{unit.denominator}"),
         *("-vf", tag_filter(color), *encoding.arguments),
-        *("-fflags", "+bitexact"),  # no random identifiers: the same frames give the same file
+        *("-fflags", "+bitexact"),  # no random identifiers: equal frames give equal files
         *("-f", encoding.container, output),
     ]
 
 
 def _copy(stream: Stream, encoding: Encoding) -> str:
-    # The text of MP4 subtitles has no place in Matroska in that form; as SRT it has.
+    # Matroska cannot store text subtitles in MP4's format, but it can store SRT.
     return "srt" if stream.codec == "mov_text" and encoding.container == "matroska" else "copy"

@@ -1,4 +1,4 @@
-"""How results are stored: encoders by extension, and frames rounded to what they take."""
+"""Chooses an encoder by the file's extension, and rounds frames to its code values."""
 
 import hashlib
 import logging
@@ -20,7 +20,10 @@ _RGBA = PlanarFormat("rgb", alpha=True)
 
 @dataclass(frozen=True)
 class Encoding:
-    """Planes handed to ffmpeg, its encoder's arguments, and the container (ffmpeg's name)."""
+    """The format of the planes sent to ffmpeg, its encoder's arguments, and the container.
+
+    container: in ffmpeg's name.
+    """
 
     layout: PlanarFormat
     arguments: list[str]
@@ -30,13 +33,15 @@ class Encoding:
 def choose_encoding(
     path: Path, *, codec: str | None, alpha: bool, bits: int, width: int, height: int
 ) -> Encoding:
-    """Encoding by the extension of `path`; `codec`, "h264" or "h265", is a choice for .mp4.
+    """Returns the encoding for a path by its extension.
 
-    bits: of the source's components, as many as which .mkv keeps; others have a depth of their own.
+    codec: "h264" or "h265" for .mp4, else None. bits: the depth of the source's components, which
+    .mkv preserves; other formats have a fixed depth. Raises ValueError for a codec, an alpha
+    channel or a size that the format does not support.
     """
     suffix = path.suffix.lower()
     if codec is not None and (suffix != ".mp4" or codec not in ("h264", "h265")):
-        raise ValueError(f"{path.name}: codec {codec} is not to be had; h264 and h265 go into .mp4")
+        raise ValueError(f"{path.name}: codec {codec} is unavailable; h264 and h265 go into .mp4")
     if suffix == ".mkv":
         bits = next(depth for depth in (8, 10, 12, 16) if bits <= depth)
         layout = PlanarFormat("rgb", bits, alpha)
@@ -66,27 +71,28 @@ def choose_encoding(
         subsampling = (1, 1)
     if codec == "h265":
         if min(width, height) < 32:
-            raise ValueError(f"{path.name}: H.265 takes 32x32 and more, not {width}x{height}")
-        # x265 writes past its buffers where a narrow picture is no multiple of its blocks.
+            raise ValueError(f"{path.name}: H.265 needs at least 32x32, not {width}x{height}")
+        # x265 writes past its buffers if a narrow picture is not a multiple of its blocks.
         blocks = ":ctu=16" if width < 64 else ""
         arguments = ["-c:v", "libx265", "-crf", "16", "-tag:v", "hvc1"]
         arguments += ["-x265-params", f"log-level=error{blocks}"]
         return Encoding(PlanarFormat("yuv", 10, False, subsampling), arguments, "mp4")
     layout = PlanarFormat("yuv", 8, False, subsampling)
     if suffix == ".webm":
-        # For pages: every browser plays it, and key frames close together make seeking quick.
+        # For web pages: every browser plays it, and frequent key frames make seeking fast.
         arguments = ["-c:v", "libvpx-vp9", "-crf", "8", "-b:v", "0", "-g", "12", "-row-mt", "1"]
         arguments += ["-deadline", "good", "-cpu-used", "5"]
-        # A packet is a frame: none is hidden, none waits for later ones.
+        # One packet for each frame: no hidden frames, and none that wait for later ones.
         arguments += ["-auto-alt-ref", "0", "-lag-in-frames", "0"]
         return Encoding(layout, arguments, "webm")
     return Encoding(layout, ["-c:v", "libx264", "-crf", "16"], "mp4")
 
 
 def stored_color(encoding: Encoding, source: Color | None, width: int, height: int) -> Color:
-    """Colour of the result: matrix by its size, primaries and transfer of the source.
+    """Returns a result's colour tags: a matrix by its size, the source's primaries and transfer.
 
-    Wide-gamut sources keep their matrix, which no player would guess from the size.
+    source: None without a source. Wide-gamut sources keep their matrix, which players could not
+    infer from the size.
     """
     is_rgb = encoding.layout.family == "rgb"
     if is_rgb:
@@ -95,16 +101,16 @@ def stored_color(encoding: Encoding, source: Color | None, width: int, height: i
         matrix = "bt2020nc"
     else:
         matrix = matrix_by_size(width, height)
-    kept = source or Color(matrix=matrix)
-    primaries, transfer = kept.primaries, kept.transfer
+    tags = source or Color(matrix=matrix)
+    primaries, transfer = tags.primaries, tags.transfer
     if encoding.container == "image2" and primaries == transfer == "bt709":
-        # Without tags an image is sRGB, as which video is shown; BT.709 by name looks different.
+        # Viewers show untagged images as sRGB, like video; tagged as BT.709 they look different.
         primaries = transfer = "unknown"
     return Color(matrix=matrix, primaries=primaries, transfer=transfer, full_range=is_rgb)
 
 
 def tag_filter(color: Color) -> str:
-    """ffmpeg filter that names the colours of frames without touching them."""
+    """Returns an ffmpeg filter that tags frames with their colours and leaves them unchanged."""
     span = "pc" if color.full_range else "tv"
     return (
         f"setparams=range={span}:colorspace={color.matrix}"
@@ -115,11 +121,12 @@ def tag_filter(color: Color) -> str:
 def quantize(
     frame: Tensor, layout: PlanarFormat, matrix: str, *, rounding: Rounding, seed: int, index: int
 ) -> bytes:
-    """(c h w) in [0, 1] -> bytes of the planes.
+    """Rounds a frame (c h w) in [0, 1] to code values and returns the bytes of its planes.
 
-    "truncate" cuts R'G'B' to 8 bit first, as the reference does. Otherwise 8-bit Y'CbCr is dithered
-    by uniform noise before rounding: smooth areas get no bands, and exact values stay exact. The
-    noise depends on `seed` and `index`, the frame's number in the source, and nothing else.
+    layout, matrix: see `color.planes_from_rgb`. rounding: "truncate" first truncates R'G'B' to 8
+    bit, as the reference does; "round" dithers 8-bit Y'CbCr with uniform noise before rounding, so
+    that smooth areas show no banding and exact values stay exact. seed, index: determine the noise;
+    index is the frame's number in the source.
     """
     frame = frame.detach().to("cpu", torch.float32).clamp(0, 1)
     if rounding == "truncate":

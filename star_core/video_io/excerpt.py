@@ -1,4 +1,4 @@
-"""The part of a file that counts as the video."""
+"""The part of a file that is read as the video."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -6,10 +6,11 @@ from fractions import Fraction
 
 @dataclass(frozen=True, kw_only=True)
 class Excerpt:
-    """A part of a file in time and space; what lies outside does not exist for whoever reads it.
+    """A part of a file in time and space; readers ignore everything outside it.
 
     start, duration: in seconds of the file's own timestamps, whose first need not be 0; duration
-    None for all that follows. Frames belong that begin at `start` or later, and before its end.
+    None for everything from `start`. A frame belongs to the excerpt if it begins at `start` or
+    later and before the end.
     crop: (width, height, x, y) in upright pixels as stored, None for the whole frame.
     """
 
@@ -19,16 +20,16 @@ class Excerpt:
 
     @property
     def is_trimmed(self) -> bool:
-        """Whether it may begin later or end earlier than the file."""
+        """True if the excerpt may begin later or end earlier than the file."""
         return self.start > 0 or self.duration is not None
 
     @property
     def end(self) -> float | None:
-        """In seconds of the file's timestamps; None for the end of the file."""
+        """The end in seconds of the file's timestamps; None for the end of the file."""
         return None if self.duration is None else self.start + self.duration
 
     def ticks(self, unit: Fraction) -> tuple[int, int | None]:
-        """Start and end in units of so many seconds, rounded down as ComfyUI rounds them."""
+        """Returns start and end in units of `unit` seconds, rounded down as ComfyUI rounds them."""
         return int(self.start / unit), None if self.end is None else int(self.end / unit)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""ffmpeg as a child process: argument lists only, nothing outlives the block that started it."""
+"""Runs ffmpeg as a child process, from argument lists only; it never outlives its `with` block."""
 
 import functools
 import re
@@ -14,14 +14,14 @@ import imageio_ffmpeg
 def running(
     arguments: Sequence[str], *, stdin: bool = False, stdout: bool = False, log: IO[bytes] | None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start ffmpeg; at the end of the block it is dead and reaped, however the block ends.
+    """Starts ffmpeg, and kills it when the block ends, also by an exception.
 
-    Messages go to the file `log`, which never fills up as a pipe would and so cannot stall ffmpeg
-    while this side reads or writes frames; without it they are `process.stderr`.
-    Every message carries its level: `[error] ...`.
+    stdin, stdout: whether these are pipes. log: a file for messages, which cannot fill up and stall
+    ffmpeg while frames are read or written, as a pipe could; None to read them from
+    `process.stderr`. Every message begins with its level: `[error] ...`.
     """
-    # A session of its own: Ctrl-C in the terminal is for us to handle, ffmpeg would take it as
-    # "finish the file early".
+    # In a session of its own: otherwise ffmpeg would receive Ctrl-C from the terminal too, and
+    # finish the file early.
     new_group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # Windows only
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-nostats"]
     process: subprocess.Popen[bytes] = subprocess.Popen(
@@ -44,12 +44,12 @@ def running(
 
 
 def messages(lines: Iterable[bytes]) -> Iterator[str]:
-    """ffmpeg's log as text, line by line."""
+    """Yields the lines of ffmpeg's log as text."""
     return (line.decode(errors="replace").rstrip("\r\n") for line in lines)
 
 
-def complaint(lines: Iterable[str]) -> str:
-    """The first error in a log, which the later ones follow from, without ffmpeg's addresses."""
+def first_error(lines: Iterable[str]) -> str:
+    """Returns the first error in a log, which caused the later ones, without memory addresses."""
     for line in lines:
         if "[error]" in line or "[fatal]" in line:
             return re.sub(r"\[[^]]*( @ 0x\w+|error|fatal)\] *", "", line)
@@ -58,7 +58,7 @@ def complaint(lines: Iterable[str]) -> str:
 
 @functools.cache
 def pixel_formats() -> dict[str, int]:
-    """Names of ffmpeg's pixel formats and the bits of their widest component."""
+    """Returns the names of ffmpeg's pixel formats, with the bits of their widest component."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-pix_fmts"]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = re.findall(r"^[IOHPB.]{5} (\w+) +\d+ +\d+ +([\d-]+)", listing, re.MULTILINE)
@@ -67,7 +67,7 @@ def pixel_formats() -> dict[str, int]:
 
 @functools.cache
 def filters() -> frozenset[str]:
-    """Names of the filters that this ffmpeg has."""
+    """Returns the names of the filters that this ffmpeg has."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-filters"]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return frozenset(re.findall(r"^ [T.S.C]{2,3} (\w+) +\S+->", listing, re.MULTILINE))

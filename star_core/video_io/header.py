@@ -1,11 +1,11 @@
-"""What a file says about itself before a frame is decoded: streams, rotation, tags."""
+"""Reads what a file states before a frame is decoded: streams, rotation, tags."""
 
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .ffmpeg import complaint, messages, running
+from .ffmpeg import first_error, messages, running
 from .planes import has_alpha
 
 _LOG = logging.getLogger(__name__)
@@ -16,7 +16,10 @@ _INCOMPLETE = re.compile(r"moov atom not found|error reading header")
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream that is carried along: Audio, Subtitle or Attachment, and its codec."""
+    """A stream that is copied to the result.
+
+    index: in the file. kind: Audio, Subtitle or Attachment. codec: in ffmpeg's name.
+    """
 
     index: int
     kind: str
@@ -25,13 +28,13 @@ class Stream:
 
 @dataclass(frozen=True)
 class Header:
-    """The description that ffmpeg prints of a file.
+    """A file's description of itself, as ffmpeg prints it.
 
-    arguments: ffmpeg's for reading it, up to and including -i and the name.
-    video_stream: index of the one that is restored.
+    arguments: ffmpeg's arguments for reading the file, up to and including -i and the name.
+    video_stream: index of the stream that is restored. streams: those that are copied.
     tags: names of the file's metadata, in lower case.
-    quarter_turns: how often ffmpeg turns a frame counter-clockwise to set it upright.
-    may_be_transparent: the pixel format has alpha.
+    quarter_turns: how often ffmpeg turns a frame counter-clockwise to make it upright.
+    may_be_transparent: whether the pixel format has alpha.
     """
 
     arguments: list[str]
@@ -43,30 +46,34 @@ class Header:
 
 
 def read_header(name: str, arguments: Sequence[str]) -> Header:
-    """ValueError where it is no video, or its beginning is not complete."""
+    """Reads the header of `ffmpeg <arguments>`.
+
+    name: the file's name in messages. arguments: see `Header.arguments`. Raises ValueError if the
+    file is not a video or its index is incomplete.
+    """
     with running(arguments, log=None) as process:
         assert process.stderr is not None
         lines = list(messages(process.stderr))
     log = "\n".join(lines)
-    found = [match for line in lines if (match := _STREAM.match(line))]
-    if not found or "Input #0, tty" in log:  # text is a film of its letters to ffmpeg
+    streams = [match for line in lines if (match := _STREAM.match(line))]
+    if not streams or "Input #0, tty" in log:  # ffmpeg reads text files as video of their letters
         if _INCOMPLETE.search(log) and "misdetection possible" not in log:
-            raise ValueError(f"{name} is truncated: its index is not complete. Copy it again")
-        raise ValueError(f"{name} is not a video that ffmpeg can read ({complaint(lines)})")
+            raise ValueError(f"{name} is truncated: its index is incomplete. Copy it again")
+        raise ValueError(f"{name} is not a video that ffmpeg can read ({first_error(lines)})")
 
-    videos = [m for m in found if m[2] == "Video" and not m[0].endswith("(attached pic)")]
+    videos = [m for m in streams if m[2] == "Video" and not m[0].endswith("(attached pic)")]
     if not videos:
-        kinds = ", ".join(sorted({match[2].lower() for match in found}))
+        kinds = ", ".join(sorted({match[2].lower() for match in streams}))
         raise ValueError(f"{name} has no video stream, only {kinds}: choose a video")
-    if sum(match[2] == "Video" for match in found) > 1:
-        _LOG.warning("%s has further video streams or a cover; they are left out", name)
+    if sum(match[2] == "Video" for match in streams) > 1:
+        _LOG.warning("%s has further video streams or a cover, which are left out", name)
 
     arguments = list(arguments)
     _, _, codec, details = videos[0].groups()
     decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(codec)
     webm_alpha = decoder is not None and re.search(r"alpha_mode +: 1$", log, re.MULTILINE)
     if decoder and webm_alpha:
-        # ffmpeg's own decoder leaves out the alpha that WebM keeps beside the picture.
+        # ffmpeg's own decoder ignores the alpha, which WebM stores beside the picture.
         arguments[-2:-2] = ["-c:v", decoder]
     rotation = _ROTATION.search(log)
     return Header(
@@ -74,7 +81,7 @@ def read_header(name: str, arguments: Sequence[str]) -> Header:
         video_stream=int(videos[0][1]),
         streams=[
             Stream(int(match[1]), match[2], match[3])
-            for match in found
+            for match in streams
             if match[2] in ("Audio", "Subtitle", "Attachment")
         ],
         tags={

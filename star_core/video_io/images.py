@@ -1,34 +1,38 @@
-"""Images as video: numbered sequences, and folders of unrelated stills."""
+"""Finds images that are read as video: numbered sequences, and folders of unrelated stills."""
 
 import re
 from pathlib import Path
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".tga", ".ppm", ".pgm"}
-# Images do not say how fast they follow each other; this is ffmpeg's assumption.
+# Images do not state a frame rate; this is ffmpeg's default.
 SEQUENCE_FPS = 25
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 _PATTERN = re.compile(r"((?:[^%]|%%)*)%(?:0(\d+))?d((?:[^%]|%%)*)")
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a file name stands for a sequence, as `%05d.png` does."""
+    """Tests whether a file name is a pattern for a sequence, such as `%05d.png`."""
     return _PATTERN.fullmatch(name) is not None
 
 
 def pattern_numbers(folder: Path, pattern: str) -> dict[int, Path]:
-    """The files in `folder` that the pattern names, by their number."""
+    """Returns the files in `folder` that match the pattern, by their number."""
     match = _PATTERN.fullmatch(pattern)
     if match is None or not folder.is_dir():
         return {}
     prefix, width, suffix = match[1].replace("%%", "%"), int(match[2] or 1), match[3]
     digits = rf"(\d{{{width},}})" if width > 1 else r"(0|[1-9]\d*)"
     exact = re.compile(re.escape(prefix) + digits + re.escape(suffix.replace("%%", "%")))
-    found = ((exact.fullmatch(path.name), path) for path in folder.iterdir())
-    return {int(match[1]): path for match, path in found if match}
+    matches = ((exact.fullmatch(path.name), path) for path in _visible(folder))
+    return {int(match[1]): path for match, path in matches if match}
 
 
 def sequence_arguments(path: Path) -> tuple[list[str], int]:
-    """ffmpeg's input arguments for a pattern or a folder of numbered frames, and their count."""
+    """Returns ffmpeg's input arguments for a sequence, and its number of images.
+
+    path: a pattern, or a folder of numbered images. Raises ValueError for a sequence that is empty,
+    has gaps or mixes names.
+    """
     folder, pattern = (path, _folder_pattern(path)) if path.is_dir() else (path.parent, path.name)
     numbers = sorted(pattern_numbers(folder, pattern))
     if not numbers:
@@ -38,7 +42,7 @@ def sequence_arguments(path: Path) -> tuple[list[str], int]:
     missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
     if missing:
         raise ValueError(
-            f"{path.name}: image {pattern % missing[0]} is missing ({len(missing)} altogether): "
+            f"{path.name}: image {pattern % missing[0]} is missing ({len(missing)} in total): "
             "number the images without gaps, or treat them as stills"
         )
     location = f"{folder}/".replace("%", "%%") + pattern
@@ -47,19 +51,30 @@ def sequence_arguments(path: Path) -> tuple[list[str], int]:
     return arguments, len(numbers)
 
 
+def sequence_files(path: Path) -> list[Path]:
+    """Returns the images of a sequence in order. path: a pattern, or a folder of numbered images."""
+    folder, pattern = (path, _folder_pattern(path)) if path.is_dir() else (path.parent, path.name)
+    return [image for _, image in sorted(pattern_numbers(folder, pattern).items())]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """The entries of a folder without hidden ones, such as .DS_Store and ._frame_0001.png."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
 def still_paths(folder: Path) -> list[Path]:
-    """The images in a folder, in order of their names."""
+    """Returns the images in a folder, in order of their names; ValueError if there are none."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: stills are read from a folder of images")
-    images = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    found = sorted(path for path in images if path.is_file())
-    if not found:
-        raise ValueError(f"{folder} holds no images ({' '.join(sorted(SUFFIXES))})")
-    return found
+    images = (path for path in _visible(folder) if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in images if path.is_file())
+    if not paths:
+        raise ValueError(f"{folder} contains no images ({' '.join(sorted(SUFFIXES))})")
+    return paths
 
 
 def _folder_pattern(folder: Path) -> str:
-    """The pattern that every image in a folder follows."""
+    """Returns the pattern that all images in a folder match."""
     patterns = set()
     widths = set()
     for path in still_paths(folder):

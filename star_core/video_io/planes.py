@@ -1,4 +1,4 @@
-"""Planar pixel formats: the one form in which frames pass to and from ffmpeg."""
+"""Planar pixel formats, in which all frames are exchanged with ffmpeg."""
 
 import re
 from collections.abc import Sequence
@@ -19,9 +19,10 @@ _PACKED_422 = re.compile(r"nv16|nv20|yuyv422|uyvy422|yvyu422|y21\d|p21\d")
 
 @dataclass(frozen=True)
 class PlanarFormat:
-    """Planes Y; Y Cb Cr; or G B R, each with alpha last, row by row, little-endian above 8 bit.
+    """A format of planes Y; Y Cb Cr; or G B R, stored row by row, little-endian above 8 bit.
 
-    subsampling: luma samples for each chroma sample, across and down.
+    bits: of each sample. alpha: whether a plane of alpha comes last. subsampling: luma samples for
+    each chroma sample, across and down.
     """
 
     family: Literal["gray", "rgb", "yuv"]
@@ -31,7 +32,7 @@ class PlanarFormat:
 
     @property
     def name(self) -> str:
-        """ffmpeg's name."""
+        """ffmpeg's name of the format."""
         depth = "" if self.bits == 8 else f"{self.bits}le"
         if self.family == "gray":
             return f"gray{depth}"
@@ -47,7 +48,7 @@ class PlanarFormat:
         return 2**self.bits - 1
 
     def shapes(self, width: int, height: int) -> list[tuple[int, int]]:
-        """(h w) of each plane. Chroma of odd sizes is rounded up."""
+        """Returns (h, w) of each plane for a frame's size. Chroma of odd sizes is rounded up."""
         across, down = self.subsampling
         chroma = (-(-height // down), -(-width // across))
         colors = {"gray": 1, "rgb": 3, "yuv": 3}[self.family]
@@ -55,12 +56,12 @@ class PlanarFormat:
         return [full, chroma, chroma][:colors] + [full] * self.alpha
 
     def frame_bytes(self, width: int, height: int) -> int:
-        """Size of a frame."""
+        """Returns the number of bytes of a frame."""
         samples = sum(h * w for h, w in self.shapes(width, height))
         return samples * (1 if self.bits == 8 else 2)
 
     def unpack(self, data: bytes, width: int, height: int) -> list[Tensor]:
-        """Bytes of a frame -> float32 code values, one (h w) per plane."""
+        """Returns the code values of a frame's bytes, one float32 (h w) per plane."""
         codes = np.frombuffer(data, np.uint8 if self.bits == 8 else np.dtype("<u2"))
         samples = torch.from_numpy(codes.astype(np.float32))
         shapes = self.shapes(width, height)
@@ -68,18 +69,21 @@ class PlanarFormat:
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def pack(self, planes: Sequence[Tensor]) -> bytes:
-        """Whole code values, one (h w) per plane -> bytes of a frame."""
+        """Returns the bytes of a frame from integer code values, one (h w) per plane."""
         kind = np.uint8 if self.bits == 8 else np.dtype("<u2")
         return b"".join(plane.numpy().astype(kind).tobytes() for plane in planes)
 
 
 def has_alpha(pixel_format: str) -> bool:
-    """Whether ffmpeg's pixel format has a place for alpha."""
+    """Tests whether a pixel format, in ffmpeg's name, has alpha."""
     return _ALPHA.match(pixel_format) is not None
 
 
 def planar_format(pixel_format: str, *, alpha: bool) -> PlanarFormat:
-    """The planar format that holds all of `pixel_format` (its alpha only if `alpha`)."""
+    """Returns the planar format that can store all of `pixel_format`, in ffmpeg's name.
+
+    alpha: whether to store its alpha too.
+    """
     depths = pixel_formats()
     if re.match(r"gray|mono", pixel_format):
         family, subsampling = "gray", (1, 1)
@@ -90,7 +94,7 @@ def planar_format(pixel_format: str, *, alpha: bool) -> PlanarFormat:
             chroma = "420"
         elif _PACKED_422.match(pixel_format):
             chroma = "422"
-        # ffmpeg's scaler fills in the rare rest, 4:1:1 and 4:4:0.
+        # ffmpeg's scaler converts the rare others, 4:1:1 and 4:4:0, to 4:4:4.
         family, subsampling = "yuv", SUBSAMPLINGS.get(chroma, (1, 1))
     else:
         family, subsampling = "rgb", (1, 1)

@@ -1,7 +1,7 @@
-"""What a file, or an excerpt of it, holds, found by decoding it once: ffmpeg's own report of every
-frame.
+"""Determines the frames and properties of a file, or of an excerpt, by decoding it once.
 
-Containers state frame counts, rates and durations that need not be true, so none of them is used.
+Containers state frame counts, rates and durations that need not be true, so the results come from
+ffmpeg's report of every frame instead.
 """
 
 import logging
@@ -21,7 +21,7 @@ from .color import (
     turned_siting,
 )
 from .excerpt import WHOLE, Excerpt
-from .ffmpeg import complaint, messages, running
+from .ffmpeg import first_error, messages, running
 from .header import Header, read_header
 from .planes import PlanarFormat, planar_format
 from .timing import Timing, timing
@@ -45,11 +45,12 @@ _CUT_OFF = re.compile(
 
 @dataclass
 class Report:
-    """What the decoding pass found. Size, rotation applied, in stored (not square) pixels.
+    """The results of the decoding pass.
 
-    anchored: decoded from the file's beginning, or from a key frame at or before the excerpt's
-    first frame; late: neither, and that frame has come. lead: frames before the excerpt. following:
-    pts of the frame after it.
+    seek: see `Probe`. anchored: whether decoding began at the file's beginning, or at a key frame
+    at or before the excerpt's first frame. late: whether the excerpt's first frame was reached
+    without that. lead: number of frames before the excerpt. following: pts of the frame after it.
+    size: width and height after rotation, in stored (not square) pixels.
     """
 
     seek: list[str]
@@ -71,11 +72,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Probe:
-    """A decodable video: how its frames are to be read, and what lies beside them.
+    """The properties of a video that can be decoded, and how to read its frames.
 
     seek: ffmpeg's arguments before those of `header`, to begin `lead` frames before the excerpt.
-    is_trimmed: the excerpt need not be all of the file's time; timestamps are then the file's own.
-    crop: what is left of the upright stored frame.
+    is_trimmed: whether the excerpt may cover less than the file's time; timestamps are then the
+    file's own. crop: the region of the upright stored frame that is read, None for all. layout: the
+    planes in which frames are read. stored_size, displayed_size: width and height after rotation,
+    in stored and in square pixels. bit_depth: of a component as stored. interlaced: whether some
+    frame is marked as two fields.
     """
 
     header: Header
@@ -99,32 +103,34 @@ def probe(
     expected: int | None = None,
     excerpt: Excerpt = WHOLE,
 ) -> Probe:
-    """Decode `ffmpeg <arguments>`, or an excerpt, once. `expected`: images of a sequence.
+    """Decodes a video, or an excerpt of it, once and returns its properties.
 
-    Raises ValueError where it is no video, cannot be decoded to its end, is HDR, or changes size;
-    for an excerpt that is empty or not inside the frame.
+    name: the file's name in messages. arguments: ffmpeg's for reading it. expected: the number of
+    images in a sequence, None for a file. Raises ValueError for a file that is not a video, cannot
+    be decoded to its end, is HDR, or changes its size, and for an excerpt that is empty or not
+    inside the frame.
     """
     header = read_header(name, arguments)
     report = _decode(name, header, excerpt)
     if not report.times and (report.lead or report.following is not None):
         raise ValueError(
-            f"the trim of {name} is empty: no frame begins {excerpt}; trim it to a time within it"
+            f"the trim of {name} is empty: no frame begins {excerpt}; choose a time within the file"
         )
     if not report.times:
-        reason = complaint(report.errors)
+        reason = first_error(report.errors)
         raise ValueError(f"{name} is truncated or damaged: no frame can be decoded ({reason})")
     if any(_CUT_OFF.search(line) for line in report.errors):
         raise ValueError(
             f"{name} is truncated: it breaks off in frame {len(report.times)}. Copy it again, "
-            f"or keep what there is: ffmpeg -i INPUT -c:v ffv1 -c:a copy OUTPUT.mkv"
+            f"or keep the frames before that: ffmpeg -i INPUT -c:v ffv1 -c:a copy OUTPUT.mkv"
         )
     if expected is not None and len(report.times) != expected:
         raise ValueError(
             f"{name}: {len(report.times)} of {expected} images can be decoded "
-            f"({complaint(report.errors)}); replace the damaged ones"
+            f"({first_error(report.errors)}); replace the damaged ones"
         )
     if any("[error]" in line for line in report.errors):
-        _LOG.warning("%s is damaged; ffmpeg conceals it: %s", name, complaint(report.errors))
+        _LOG.warning("%s is damaged; ffmpeg conceals it: %s", name, first_error(report.errors))
 
     turned = header.quarter_turns % 2 == 1
     crop = excerpt.crop and region_of(excerpt.crop, *report.size)
@@ -142,22 +148,22 @@ def probe(
         color=_color(name, report, header.quarter_turns),
         bit_depth=planar_format(report.pixel_format, alpha=False).bits,
         interlaced=report.interlaced,
-        timing=timing(name, _held_inside(report, excerpt), report.clock),
+        timing=timing(name, _times_inside(report, excerpt), report.clock),
     )
 
 
-def _held_inside(report: Report, excerpt: Excerpt) -> list[tuple[int | None, int]]:
-    """The times of the frames; the last is held until the next frame, or the excerpt's end."""
-    *times, (pts, held) = report.times
+def _times_inside(report: Report, excerpt: Excerpt) -> list[tuple[int | None, int]]:
+    """Returns the frames' times; the last is shown until the next frame or the excerpt's end."""
+    *times, (pts, duration) = report.times
     if excerpt.is_trimmed and pts is not None:
         _, end = excerpt.ticks(Fraction(*report.clock[:2]))
-        held = held if report.following is None else report.following - pts
-        held = held if end is None else min(held, end - pts)
-    return [*times, (pts, held)]
+        duration = duration if report.following is None else report.following - pts
+        duration = duration if end is None else min(duration, end - pts)
+    return [*times, (pts, duration)]
 
 
 def _decode(name: str, header: Header, excerpt: Excerpt) -> Report:
-    """From the last key frame before the excerpt, which seeking may miss."""
+    """Decodes from the last key frame before the excerpt, seeking further back if it was missed."""
     seek, step = excerpt.start, 1.0
     while True:
         report = _decode_from(name, header, excerpt, seek)
@@ -167,7 +173,7 @@ def _decode(name: str, header: Header, excerpt: Excerpt) -> Report:
 
 
 def _decode_from(name: str, header: Header, excerpt: Excerpt, seek: float) -> Report:
-    """seek: in seconds of the file's timestamps, 0 or less for its beginning."""
+    """Decodes from `seek` seconds of the file's timestamps; 0 or less means its beginning."""
     report = Report(seek=["-copyts"] if excerpt.is_trimmed else [], anchored=seek <= 0)
     if not report.anchored:
         report.seek += ["-seek_timestamp", "1", "-noaccurate_seek", "-ss", f"{seek:.6f}"]
@@ -175,16 +181,16 @@ def _decode_from(name: str, header: Header, excerpt: Excerpt, seek: float) -> Re
     if excerpt.end is not None:
         filters += f",trim=end={excerpt.end:.6f}"
     if header.may_be_transparent:
-        # A format with alpha says little: most files never use it.
+        # The format alone does not decide: most files with alpha never use it.
         filters += (
             ",format=gbrap,alphaextract,signalstats,metadata=print:key=lavfi.signalstats.YMIN"
         )
-    filters += ",setpts=N/TB"  # the times are noted by now; close ones would upset the null muxer
+    filters += ",setpts=N/TB"  # the null muxer rejects close times, which are recorded by now
     output = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", filters, "-f", "null", "-"]
     with running([*report.seek, *header.arguments, *output], log=None) as process:
         assert process.stderr is not None
         for line in messages(process.stderr):
-            _note(name, line, report, excerpt)
+            _record(name, line, report, excerpt)
             if report.late:
                 return report
         process.wait()
@@ -193,7 +199,7 @@ def _decode_from(name: str, header: Header, excerpt: Excerpt, seek: float) -> Re
 
 
 def _is_inside(name: str, pts: str, report: Report, excerpt: Excerpt, *, is_key: bool) -> bool:
-    """Whether a frame belongs to the excerpt; of others only what there is to know is noted."""
+    """Tests whether a frame belongs to the excerpt; frames outside only update the report."""
     if not excerpt.is_trimmed:
         return True
     if not pts.lstrip("-").isdigit():
@@ -213,10 +219,9 @@ def _is_inside(name: str, pts: str, report: Report, excerpt: Excerpt, *, is_key:
     return not report.late
 
 
-def _note(name: str, line: str, report: Report, excerpt: Excerpt) -> None:
+def _record(name: str, line: str, report: Report, excerpt: Excerpt) -> None:
     if match := _FRAME.match(line):
-        *found, key = match.groups()
-        pts, duration, pixel_format, siting, across, down, width, height, scan = found
+        pts, duration, pixel_format, siting, across, down, width, height, scan, key = match.groups()
         if not _is_inside(name, pts, report, excerpt, is_key=key == "1"):
             return
         if not report.times:
@@ -241,7 +246,7 @@ def _note(name: str, line: str, report: Report, excerpt: Excerpt) -> None:
         report.tags = list(match.groups())
         if (hdr := HDR_TRANSFERS.get(match[4])) is not None:
             raise ValueError(
-                f"{name} is HDR ({hdr}), which this model does not know. Convert it first: "
+                f"{name} is HDR ({hdr}), which this model does not support. Convert it first: "
                 "ffmpeg -i INPUT -vf zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,"
                 "tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p10le "
                 "-c:v ffv1 -c:a copy SDR.mkv"
@@ -252,16 +257,16 @@ def _note(name: str, line: str, report: Report, excerpt: Excerpt) -> None:
     elif match := _ALPHA_MINIMUM.search(line):
         report.transparent |= int(match[1]) < 255 and bool(report.times)
     elif "-ss" in report.seek and not report.times:
-        pass  # what precedes the key frame sought cannot be decoded
+        pass  # frames before the first key frame after seeking cannot be decoded
     elif re.search(r"\[(warning|error|fatal)\]", line) and len(report.errors) < 1000:
         report.errors.append(line)
 
 
 def _displayed(size: tuple[int, int], aspect: Fraction, *, turned: bool) -> tuple[int, int]:
-    """Square pixels: the stored lines are kept, their length is stretched."""
+    """Returns the size in square pixels: the number of stored lines stays, their length changes."""
     width, height = size
     half = Fraction(1, 2)
-    if turned:  # ffmpeg has turned the aspect with the frame
+    if turned:  # ffmpeg turns the aspect with the frame
         return width, max(1, int(height / aspect + half))
     return max(1, int(width * aspect + half)), height
 

@@ -1,4 +1,4 @@
-"""Video in: frames one at a time, upright, in square pixels, as R'G'B'."""
+"""Reads video one frame at a time, upright, in square pixels, as R'G'B'."""
 
 import tempfile
 from collections.abc import Iterator
@@ -13,24 +13,24 @@ from torch import Tensor
 from ..windows.canvas import cut
 from .color import Color, rgb_from_planes
 from .excerpt import WHOLE, Excerpt
-from .ffmpeg import complaint, messages, running
+from .ffmpeg import first_error, messages, running
 from .header import Header
-from .images import SUFFIXES, is_pattern, sequence_arguments, still_paths
+from .images import SUFFIXES, is_pattern, sequence_arguments, still_paths, sequence_files
 from .probe import Probe, probe
 from .timing import Timing
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What the frames of a source are like.
+    """The properties of a video's frames.
 
-    frame_count: exact, every decoded frame once.
-    fps: the constant rate, else the average rate.
-    timestamps: seconds, one for each frame; the first may be above 0 where sound begins earlier.
-    width, height: as displayed: turned upright, in square pixels.
-    has_alpha: some pixel is not opaque.
+    frame_count: the exact number of decoded frames.
+    fps: the rate if it is constant, else the average rate.
+    timestamps: seconds, one for each frame; the first may be above 0 if sound begins earlier.
+    width, height: as displayed: upright, in square pixels.
+    has_alpha: whether some pixel is not opaque.
     bit_depth: bits of a component as stored.
-    interlaced: some frame is marked as two fields.
+    interlaced: whether some frame is marked as two fields.
     """
 
     frame_count: int
@@ -46,67 +46,76 @@ class VideoInfo:
 
 
 class VideoSource:
-    """A video, image sequence or still; each iteration decodes anew.
+    """A video, image sequence or still image; each iteration decodes it anew.
 
-    Yields (c h w) float32 in [0, 1], c = 4 with alpha (straight, last). frames: of the excerpt that
-    the video is. is_cut: they are not all that the file has.
+    Iteration yields frames (c h w) float32 in [0, 1], c = 4 with alpha (straight, last). It raises
+    ValueError if the file cannot be read to its end.
+
+    frames: the frames of the excerpt that make up this video. is_cut: whether the file may have
+    others. timing: timestamps, from 0 if the video is cut. info: the frames' properties.
     """
 
-    def __init__(self, path: Path, found: Probe, frames: range, *, deinterlace: bool) -> None:
+    def __init__(self, path: Path, probed: Probe, frames: range, *, deinterlace: bool) -> None:
         self.path = path
         self.frames = frames
-        self.is_cut = found.is_trimmed or len(frames) < len(found.timing.timestamps)
-        self.timing: Timing = found.timing
+        self.is_cut = probed.is_trimmed or len(frames) < len(probed.timing.timestamps)
+        self.timing: Timing = probed.timing
         if self.is_cut:
-            self.timing = found.timing.cut(frames.start, frames.stop)
-        self._found = found
-        self._deinterlace = deinterlace and found.interlaced
+            self.timing = probed.timing.cut(frames.start, frames.stop)
+        self._probe = probed
+        self._deinterlace = deinterlace and probed.interlaced
         self.info = VideoInfo(
             frame_count=len(frames),
             fps=self.timing.fps,
             constant_rate=self.timing.constant_rate,
             timestamps=self.timing.timestamps,
-            width=found.displayed_size[0],
-            height=found.displayed_size[1],
-            has_alpha=found.layout.alpha,
-            bit_depth=found.bit_depth,
-            interlaced=found.interlaced,
-            color=found.color,
+            width=probed.displayed_size[0],
+            height=probed.displayed_size[1],
+            has_alpha=probed.layout.alpha,
+            bit_depth=probed.bit_depth,
+            interlaced=probed.interlaced,
+            color=probed.color,
         )
 
     @property
-    def header(self) -> Header:
-        """What the file says about itself, and how ffmpeg reads it."""
-        return self._found.header
+    def files(self) -> list[Path]:
+        """The files that are read: the video, or the images of a sequence in order."""
+        is_sequence = self.path.is_dir() or not self.path.exists()
+        return sequence_files(self.path) if is_sequence else [self.path]
 
     @property
-    def beside(self) -> list[str]:
-        """ffmpeg's arguments for what lies beside the picture, from the first frame on."""
+    def header(self) -> Header:
+        """The file's description of itself, and ffmpeg's arguments for reading it."""
+        return self._probe.header
+
+    @property
+    def stream_arguments(self) -> list[str]:
+        """ffmpeg's arguments for reading the other streams from the first frame's time on."""
         if not self.is_cut:
             return self.header.arguments
-        clock = ["-seek_timestamp", "1"] if self._found.is_trimmed else []
-        start = self._found.timing.timestamps[self.frames.start]
+        clock = ["-seek_timestamp", "1"] if self._probe.is_trimmed else []
+        start = self._probe.timing.timestamps[self.frames.start]
         return [*clock, "-ss", f"{start:.6f}", *self.header.arguments]
 
     def cut(self, frames: range) -> "VideoSource":
-        """Some of the excerpt's frames, as `open_video` gives them, without looking at it again."""
-        return VideoSource(self.path, self._found, frames, deinterlace=self._deinterlace)
+        """Returns a video of some of the excerpt's frames, without decoding the file again."""
+        return VideoSource(self.path, self._probe, frames, deinterlace=self._deinterlace)
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __iter__(self) -> Iterator[Tensor]:
-        found, layout = self._found, self._found.layout
-        width, height = found.stored_size
-        span = "pc" if found.color.full_range else "tv"
+        probed, layout = self._probe, self._probe.layout
+        width, height = probed.stored_size
+        span = "pc" if probed.color.full_range else "tv"
         filters = [f"scale=in_range={span}:out_range={span}", f"format={layout.name}"]
         if self.is_cut:
-            start, stop = found.lead + self.frames.start, found.lead + self.frames.stop
+            start, stop = probed.lead + self.frames.start, probed.lead + self.frames.stop
             filters.insert(0, f"trim=start_frame={start}:end_frame={stop}")
-        if self._deinterlace:  # before the cut, so that a preview sees the same neighbours
+        if self._deinterlace:  # before the cut, so that a preview uses the same neighbours
             filters.insert(0, "bwdif=mode=send_frame:deint=interlaced")
         output = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", ",".join(filters)]
-        command = [*found.seek, *found.header.arguments, *output, "-f", "rawvideo", "-"]
+        command = [*probed.seek, *probed.header.arguments, *output, "-f", "rawvideo", "-"]
         with (
             tempfile.TemporaryFile() as log,
             running(command, stdout=True, log=log) as process,
@@ -119,14 +128,14 @@ class VideoSource:
                     log.seek(0)
                     raise ValueError(
                         f"{self.path.name} could not be read to its end "
-                        f"({complaint(messages(log))}); was it changed meanwhile?"
+                        f"({first_error(messages(log))}): check whether it has changed meanwhile"
                     )
                 planes = layout.unpack(data, width, height)
-                yield self._displayed(rgb_from_planes(planes, layout, found.color))
+                yield self._displayed(rgb_from_planes(planes, layout, probed.color))
 
     def _displayed(self, frame: Tensor) -> Tensor:
-        if self._found.crop:
-            frame = cut(frame, self._found.crop)
+        if self._probe.crop:
+            frame = cut(frame, self._probe.crop)
         size = (self.info.height, self.info.width)
         if frame.shape[1:] == size:
             return frame
@@ -143,34 +152,41 @@ def open_video(
     frames: tuple[int, int | None] | None = None,
     deinterlace: Literal["auto", "off"] = "auto",
 ) -> VideoSource:
-    """Open a video file, an image, a `%05d.png` pattern or a folder of numbered images.
+    """Opens a video file, an image, a `%05d.png` pattern or a folder of numbered images.
 
-    excerpt: the part of the file that is the video, timed from 0 where it is trimmed; what lies
-        before is sought, not decoded.
-    frames: (A, B) takes frames A..B-1 of it, timed from 0; B None takes all from A.
-    deinterlace: "auto" makes whole frames of those that the file marks as two fields.
+    excerpt: the part of the file that is read, timed from 0 if it is trimmed. Frames before it are
+        skipped by seeking.
+    frames: (A, B) selects frames A..B-1 of the excerpt, timed from 0; B None selects all from A.
+    deinterlace: "auto" deinterlaces frames that the file marks as two fields.
 
-    Decodes the excerpt once to find its exact frame count and timestamps. Raises ValueError for
-    whatever keeps it from being restored: missing, empty, truncated, no video, HDR.
+    The excerpt is decoded once to determine its exact frame count and timestamps. Raises ValueError
+    for a file that cannot be restored because it is missing, empty, truncated, HDR or not a video,
+    and for frames that the excerpt does not have.
     """
     path = Path(path).absolute()
     arguments, expected = _input(path)
-    found = probe(path.name, arguments, expected=expected, excerpt=excerpt)
-    count = len(found.timing.timestamps)
+    probed = probe(path.name, arguments, expected=expected, excerpt=excerpt)
+    count = len(probed.timing.timestamps)
     start, stop = (0, count) if frames is None else (frames[0], frames[1])
     stop = count if stop is None else stop
     if not 0 <= start < stop <= count:
         raise ValueError(f"frames {start}:{stop} are not in {path.name}, which has 0:{count}")
-    return VideoSource(path, found, range(start, stop), deinterlace=deinterlace == "auto")
+    return VideoSource(path, probed, range(start, stop), deinterlace=deinterlace == "auto")
 
 
 def open_stills(folder: str | Path) -> list[VideoSource]:
-    """Open every image in a folder as a clip of its own, in order of their names."""
+    """Opens every image in a folder as a clip of one frame, in order of their names.
+
+    Raises ValueError for a folder without images, and for an image that cannot be read.
+    """
     return [open_video(path) for path in still_paths(Path(folder).absolute())]
 
 
 def _input(path: Path) -> tuple[list[str], int | None]:
-    """ffmpeg's input arguments. Absolute, so that no name is taken for an option or protocol."""
+    """Returns ffmpeg's input arguments, and the number of images of a sequence.
+
+    path: absolute, so that ffmpeg cannot read a name as an option or protocol.
+    """
     if path.is_dir() or (is_pattern(path.name) and not path.exists()):
         return sequence_arguments(path)
     try:
@@ -183,7 +199,7 @@ def _input(path: Path) -> tuple[list[str], int | None]:
     if not start:
         raise ValueError(f"{path.name} is empty (0 bytes): copy or record it again")
     stated = int.from_bytes(start[4:8], "little") if start[:4] == b"RIFF" else 0
-    if path.stat().st_size < stated < 2**32 - 1:  # ffmpeg plays a cut AVI without a word
+    if path.stat().st_size < stated < 2**32 - 1:  # ffmpeg reads a truncated AVI without an error
         raise ValueError(f"{path.name} is truncated: copy it again")
     images = is_pattern(path.name) and path.suffix.lower() in SUFFIXES
     literal = ["-f", "image2", "-pattern_type", "none"] if images else []

@@ -1,4 +1,4 @@
-"""Where results go: written under a temporary name in the same folder, renamed when complete."""
+"""Targets of results, which are written under a temporary name and renamed when complete."""
 
 import os
 import secrets
@@ -12,17 +12,22 @@ FRAME_NAMES = "%05d.png"
 VIDEO_SUFFIXES = (".mkv", ".mp4", ".mov", ".webm")
 
 
-class AlreadyThere(ValueError):
-    """The result exists, and may not be overwritten."""
+class OutputExists(ValueError):
+    """The result exists and may not be overwritten."""
 
 
 class FileTarget:
-    """One video file."""
+    """A target that is one video file.
+
+    scratch: a folder of the same file system for the temporary file, None for the target's own.
+    temporary: the temporary file. output: its name for ffmpeg. Raises ValueError if `path` is a
+    folder, lies in none, or exists while `overwrite` is off.
+    """
 
     def __init__(self, path: Path, *, overwrite: bool, scratch: Path | None) -> None:
         if path.is_dir():
             raise ValueError(f"{path} is a folder: give a file name, or remove the folder")
-        _keep_existing(path, exists=_exists(path), overwrite=overwrite)
+        _check_existing(path, exists=_exists(path), overwrite=overwrite)
         if not _exists(path.parent):
             raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
         self.path = path
@@ -30,28 +35,31 @@ class FileTarget:
         self.output = str(self.temporary)
 
     def prepare(self) -> None:
-        """Make the temporary file. ValueError where the folder cannot be written to."""
+        """Creates the temporary file. Raises ValueError if the folder cannot be written to."""
         try:
             self.temporary.open("xb").close()
         except OSError as error:
             raise _unwritable(self.path, error) from None
 
     def commit(self) -> None:
-        """The temporary file becomes the result."""
+        """Renames the temporary file to the result. Raises ValueError if that is impossible."""
         try:
             os.replace(self.temporary, self.path)
         except OSError as error:
             raise _unwritable(self.path, error) from None
 
     def discard(self) -> None:
-        """Remove what is left of the temporary file."""
+        """Removes the temporary file if it still exists."""
         self.temporary.unlink(missing_ok=True)
 
 
 class FramesTarget:
-    """PNG files: a folder, a pattern in a folder, or a single name.
+    """A target of PNG files: a folder, a pattern in a folder, or a single name.
 
-    Existing images of other numbers count as existing too: old frames must not end a new sequence.
+    Existing images of other numbers count as existing results, because old frames must not follow
+    a new sequence. single: whether the target is one image. scratch: a folder of the same file
+    system for the temporary folder, None for the target's own. output: the pattern for ffmpeg.
+    Raises ValueError for a wrong pattern and for existing images while `overwrite` is off.
     """
 
     def __init__(self, path: Path, *, overwrite: bool, scratch: Path | None) -> None:
@@ -63,20 +71,23 @@ class FramesTarget:
         if not self.single and "%" in self._pattern.replace("%%", "").replace("%", "", 1):
             raise ValueError(f"{path.name} has more than one %: name frames like {FRAME_NAMES}")
         old = _exists(path) if self.single else bool(self._old_frames())
-        _keep_existing(path, exists=old, overwrite=overwrite)
+        _check_existing(path, exists=old, overwrite=overwrite)
         inside = scratch or (self._folder if _exists(self._folder) else self._folder.parent)
         self.temporary = inside / f".star-{secrets.token_hex(8)}"
         self.output = f"{self.temporary}/".replace("%", "%%") + "%08d.png"
 
     def prepare(self) -> None:
-        """Make the temporary folder. ValueError where its parent cannot be written to."""
+        """Creates the temporary folder. Raises ValueError if its parent cannot be written to."""
         try:
             self.temporary.mkdir()
         except OSError as error:
             raise _unwritable(self.path, error) from None
 
     def commit(self) -> None:
-        """The temporary files become the result, at once where the folder is new."""
+        """Renames the temporary files to the result, in one step if the folder is new.
+
+        Raises ValueError if that is impossible.
+        """
         frames = sorted(self.temporary.iterdir())
         names = [
             self._pattern if self.single else self._pattern % (k + 1) for k in range(len(frames))
@@ -95,7 +106,7 @@ class FramesTarget:
             raise _unwritable(self.path, error) from None
 
     def discard(self) -> None:
-        """Remove what is left of the temporary folder."""
+        """Removes the temporary folder if it still exists."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self.temporary)
 
@@ -106,11 +117,12 @@ class FramesTarget:
 def open_target(
     path: Path, *, overwrite: bool, scratch: Path | None = None
 ) -> FileTarget | FramesTarget:
-    """The target for `path` by its extension. ValueError for an unknown one or an existing file.
+    """Returns the target for `path` by its extension.
 
-    scratch: a folder of the same file system for what is unfinished, instead of the target's own.
+    scratch: a folder of the same file system for unfinished files, None for the target's own.
+    Raises ValueError for an unknown extension, and for an existing file while `overwrite` is off.
     """
-    _exists(path)  # asks the system whether such a name can be
+    _exists(path)  # raises ValueError for a name that the system does not allow
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return FileTarget(path, overwrite=overwrite, scratch=scratch)
@@ -125,13 +137,13 @@ def open_target(
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError as error:  # a name too long, a folder closed to us
+    except OSError as error:  # a name that is too long, or a folder without permission
         raise _unwritable(path, error) from None
 
 
-def _keep_existing(path: Path, *, exists: bool, overwrite: bool) -> None:
+def _check_existing(path: Path, *, exists: bool, overwrite: bool) -> None:
     if exists and not overwrite:
-        raise AlreadyThere(f"{path} exists already: choose another name, or allow overwriting")
+        raise OutputExists(f"{path} exists already: choose another name, or allow overwriting")
 
 
 def _unwritable(path: Path, error: OSError) -> ValueError:

@@ -1,6 +1,6 @@
-"""Raw frames with their own timestamps for a pipe: the least Matroska that ffmpeg reads.
+"""Writes raw frames with timestamps to a pipe, in the smallest form of Matroska that ffmpeg reads.
 
-Plain raw video carries a frame rate at best, which loses the timing of variable-rate sources.
+Plain raw video has at most a frame rate, which loses the timing of variable-rate sources.
 Elements: RFC 9559; uncompressed video and its format codes as in ffmpeg's `raw.c`.
 """
 
@@ -13,7 +13,11 @@ _UNKNOWN_SIZE = b"\x01" + b"\xff" * 7
 
 
 def stream_header(layout: PlanarFormat, width: int, height: int, fps: Fraction) -> bytes:
-    """Begin a stream of frames. `fps` is a hint for encoders; it times nothing."""
+    """Returns the bytes that begin a stream of frames.
+
+    layout, width, height: the frames' format and size. fps: a hint for encoders; the frames'
+    timestamps do not depend on it.
+    """
     ebml = _element(
         0x1A45DFA3,
         _number(0x42F2, 4) + _number(0x42F3, 8) + _element(0x4282, b"matroska"),
@@ -30,7 +34,10 @@ def stream_header(layout: PlanarFormat, width: int, height: int, fps: Fraction) 
 
 
 def timed_frame(data: bytes, time: float, duration: float) -> Iterator[bytes]:
-    """One frame at `time` for `duration`, both in seconds, as a cluster of its own."""
+    """Yields the bytes of one frame, as a cluster of its own.
+
+    data: the frame's planes. time, duration: in seconds, when it is shown and for how long.
+    """
     length = _number(0x9B, round(duration * 10**9))
     block_header = b"\x81\x00\x00\x00"  # track 1, no offset to the cluster's time, no flags
     block_size = len(block_header) + len(data)

@@ -1,4 +1,4 @@
-"""Video out: encoded while frames arrive; the file appears under its name once it is complete."""
+"""Writes video while frames arrive; the file appears under its name once it is complete."""
 
 import logging
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class VideoSink:
-    """Takes frames in order: `with open_sink(...) as sink: sink.write(frame)`.
+    """Encodes frames in order: `with open_sink(...) as sink: sink.write(frame)`.
 
-    Leaving the block completes the file; an exception, Ctrl-C too, leaves nothing behind.
+    Leaving the block completes the file. An exception, including Ctrl-C, leaves no file behind.
+    Arguments: see `open_sink`, which creates sinks.
     """
 
     def __init__(
@@ -47,9 +48,9 @@ class VideoSink:
         self._color = stored_color(encoding, color, width, height)
         self._rounding: Rounding = rounding
         self._dither_seed = dither_seed
-        self._streams = self._carried()
+        self._streams = self._copied_streams()
         self._written = 0
-        self._rehearse()
+        self._check_writable()
 
     def __enter__(self) -> "VideoSink":
         with ExitStack() as stack:
@@ -73,9 +74,9 @@ class VideoSink:
                 self._target.commit()
 
     def write(self, frame: Tensor) -> None:
-        """Append a frame: (c h w) in [0, 1], c = 3, or 4 where the sink has alpha.
+        """Appends a frame (c h w) in [0, 1], c = 3, or 4 if the sink has alpha.
 
-        Raises ValueError where the frame is not finite or ffmpeg cannot go on (a full disk).
+        Raises ValueError if the frame is not finite or ffmpeg fails, for example on a full disk.
         """
         width, height = self._size
         channels = 4 if self._encoding.layout.alpha else 3
@@ -96,7 +97,7 @@ class VideoSink:
         self._written += 1
 
     def _interval(self) -> tuple[float, float]:
-        """When the next frame is shown, after the first, and for how long."""
+        """Returns when the next frame is shown, relative to the first, and for how long."""
         if self._source is None:
             return float(self._written / self._timing.fps), float(1 / self._timing.fps)
         ends = (*self._timing.timestamps[self._written + 1 : self._written + 2], self._timing.end)
@@ -104,20 +105,20 @@ class VideoSink:
         return time - self._timing.timestamps[0], ends[0] - time
 
     def _seconds(self) -> float | None:
-        """Where a cut ends, its sound too."""
+        """Returns the time at which all streams of a cut video end, None for the whole file."""
         return self._timing.end if self._source is not None and self._source.is_cut else None
 
-    def _carried(self) -> list[Stream]:
+    def _copied_streams(self) -> list[Stream]:
         if self._source is None:
             return []
         streams = self._source.header.streams
         if self._encoding.container == "image2":
             if streams:
-                _LOG.warning("%s: images carry no sound and subtitles", self._target.path.name)
+                _LOG.warning("%s: images have no sound or subtitles", self._target.path.name)
             return []
         if self._encoding.container == "matroska":
             return streams
-        # Fonts and other attachments serve subtitles that only Matroska holds.
+        # Fonts and other attachments belong to subtitles that only Matroska can store.
         return [stream for stream in streams if stream.kind != "Attachment"]
 
     def _encode(self, streams: Sequence[Stream], seconds: float | None) -> Encoder:
@@ -132,25 +133,26 @@ class VideoSink:
         )
         return Encoder(arguments, self._encoding, *self._size, self._timing)
 
-    def _rehearse(self) -> None:
-        """Write one black frame and throw it away: hours of work must not end in an error."""
-        trouble = self._trial(self._streams)
-        if trouble is None:
+    def _check_writable(self) -> None:
+        """Writes one black frame as a trial, so that hours of work do not end in an error."""
+        error = self._trial(self._streams)
+        if error is None:
             return
-        guilty = [stream for stream in self._streams if self._trial([stream]) is not None]
-        if not guilty or self._trial([]) is not None:
-            raise ValueError(f"{self._target.path.name} cannot be written: {trouble}")
+        unsupported = [stream for stream in self._streams if self._trial([stream]) is not None]
+        if not unsupported or self._trial([]) is not None:
+            raise ValueError(f"{self._target.path.name} cannot be written: {error}")
         assert self._source is not None
-        names = ", ".join(f"{s.kind.lower()} stream {s.index} ({s.codec})" for s in guilty)
+        names = ", ".join(f"{s.kind.lower()} stream {s.index} ({s.codec})" for s in unsupported)
         remedy = "write .mkv instead"
         if self._encoding.container == "matroska":
-            left_out = " ".join(f"-map -0:{stream.index}" for stream in guilty)
+            left_out = " ".join(f"-map -0:{stream.index}" for stream in unsupported)
             remedy = f"leave it out first: ffmpeg -i INPUT -map 0 {left_out} -c copy OUTPUT"
         raise ValueError(
             f"{self._target.path.name} cannot carry {names} of {self._source.path.name}: {remedy}"
         )
 
     def _trial(self, streams: Sequence[Stream]) -> str | None:
+        """Writes one frame with these streams and deletes it; returns the error, if any."""
         self._target.prepare()
         try:
             with self._encode(streams, self._timing.timestamps[0] + 0.02) as encoder:
@@ -178,19 +180,20 @@ def open_sink(
     dither_seed: int = 0,
     scratch: Path | None = None,
 ) -> VideoSink:
-    """Open a video for writing, by extension.
+    """Opens a video for writing, in a format that depends on the extension of `path`.
 
-    .mkv: FFV1, lossless, RGB of 8 bit, or of as many as the source has. .mp4: H.264 CRF 16 4:2:0
-    (4:4:4 where a side is odd), or H.265 of 10 bit with codec="h265". .mov: ProRes 422 HQ, 4444
-    with alpha. .webm: VP9 CRF 8 with key frames close together. A folder or `%05d.png`: PNG.
+    .mkv: FFV1, lossless, RGB of 8 bit or of the source's depth. .mp4: H.264 CRF 16 4:2:0 (4:4:4 if
+    a side is odd), or 10-bit H.265 with codec="h265". .mov: ProRes 422 HQ, 4444 with alpha. .webm:
+    VP9 CRF 8 with frequent key frames. A folder or `%05d.png`: PNG.
 
-    source: gives timestamps, colour tags, sound, subtitles, chapters and metadata; exactly its
-        frames must be written. Without it the rate is `fps`.
+    width, height: of the frames. alpha: whether they have a fourth channel.
+    source: provides timestamps, colour tags, sound, subtitles, chapters and metadata; exactly its
+        number of frames must be written. fps: the rate if there is no source.
     rounding: to 8 bit, "truncate" as the reference does. dither_seed: see `quantize`. scratch:
-        where the unfinished file lies, see `open_target`.
+        the folder of the unfinished file, see `open_target`.
 
-    Raises ValueError at once for all that can be known: an unknown extension, an existing file
-    without `overwrite`, an unwritable folder, streams that the container cannot carry.
+    Raises ValueError before the first frame for an unknown extension, an existing file without
+    `overwrite`, an unwritable folder, and streams that the container cannot store.
     """
     path = Path(path).absolute()
     target = open_target(path, overwrite=overwrite, scratch=scratch)

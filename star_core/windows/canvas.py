@@ -1,4 +1,8 @@
-"""What is computed so that a preview, a few frames or a crop, shows what the whole run shows."""
+"""Which frames and which pixels are computed, so that a preview equals that part of the full run.
+
+`FrameSpan` answers for time and `Canvas` for space: a few requested frames need every window that
+contributes to them, a requested crop needs the pixels around it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +18,14 @@ Region = tuple[range, range]  # rows, columns
 
 @dataclass(frozen=True, kw_only=True)
 class WindowGroup:
-    """Frames that are denoised together; a long clip has several, one after the other.
+    """Consecutive frames whose windows are denoised together, merged at every sampling step.
 
-    frames: counted from the first frame needed. windows: of the denoiser, counted from the first
-    of `frames`, in latents. shared: how many leading frames the piece before has too.
+    A short shot is one group. The groups of a long shot run one after the other, so that memory
+    does not grow with its length.
+
+    frames: the group's frames, as indices into `FrameSpan.needed` (0 is the first needed frame).
+    windows: the denoiser's temporal windows, in latent frames counted from the group's first.
+    shared: number of leading frames that also belong to the previous group.
     """
 
     frames: range
@@ -27,15 +35,19 @@ class WindowGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSpan:
-    """The frames of a shot to restore, and those that must be looked at for them.
+    """The requested frames of a shot and everything that has to be computed to restore them.
 
-    wanted: frames of the clip that come out. needed: frames that go in, all of every window that a
-    wanted one depends on. pieces: the shot's temporal windows of the denoiser that lie in `needed`,
-    in pieces. decode_windows: those of the VAE's decoder that hold a wanted frame, counted from the
-    first frame needed.
+    A frame's result depends on all frames of the windows that contain it. For example, frame 40 of
+    a shot with windows 0:32 and 26:58 needs frames 26:58.
+
+    requested: frames of the clip that are returned.
+    needed: frames of the clip that are read: those of all windows that contribute to `requested`.
+    groups: the denoiser's windows that lie in `needed`, grouped, in order.
+    decode_windows: windows of the VAE's decoder that contain a requested frame, as indices into
+        `needed` (0 is the first needed frame).
     """
 
-    wanted: range
+    requested: range
     needed: range
     groups: list[WindowGroup]
     decode_windows: list[range]
@@ -44,90 +56,99 @@ class FrameSpan:
     def of(
         cls,
         shot: range,
-        wanted: range | None = None,
+        requested: range | None = None,
         *,
         chunk: ChunkConfig,
         decode_window: int,
         behaviour: Behaviour,
     ) -> "FrameSpan":
-        """Of a shot, frames of a clip; ValueError if `wanted` is empty or goes beyond them."""
-        wanted = shot if wanted is None else wanted
-        if not wanted or wanted.start < shot.start or wanted.stop > shot.stop:
+        """Returns the span that restores some frames of a shot exactly as the whole shot would.
+
+        shot: the shot's frames within the clip. requested: frames of the clip to return, None for
+        the whole shot. decode_window: frames that the VAE decodes together.
+        Raises ValueError if `requested` is empty or not inside the shot.
+        """
+        requested = shot if requested is None else requested
+        if not requested or requested.start < shot.start or requested.stop > shot.stop:
             raise ValueError(
-                f"frames {wanted.start}:{wanted.stop} are not in the clip, which has "
+                f"frames {requested.start}:{requested.stop} are not in the clip, which has "
                 f"{shot.start}:{shot.stop}"
             )
-        inside = _shifted(wanted, -shot.start)
+        inside = _shifted(requested, -shot.start)
         if chunk.latent_frames > 1:
-            groups = _by_themselves(len(shot), inside, chunk)
-            needed = _span([group.frames for group in groups])
+            groups = _separate_groups(len(shot), inside, chunk)
+            needed = _covered([group.frames for group in groups])
             return cls(
-                wanted=wanted,
+                requested=requested,
                 needed=_shifted(needed, shot.start),
                 groups=[
                     replace(group, frames=_shifted(group.frames, -needed.start)) for group in groups
                 ],
                 decode_windows=[_shifted(group.frames, -needed.start) for group in groups],
             )
-        decode_windows = _touching(
+        decode_windows = _intersecting(
             adjacent_or_overlapping(len(shot), decode_window, behaviour.decode_overlap), inside
         )
         windows = overlapping_windows(
             len(shot), chunk.length, chunk.overlap, mode=behaviour.windows
         )
-        together = behaviour.long_clips == "merged" or len(shot) <= chunk.merged
-        windows = _touching(windows, _span(decode_windows))
-        needed = _span(windows)
+        merged = behaviour.long_clips == "merged" or len(shot) <= chunk.merged
+        windows = _intersecting(windows, _covered(decode_windows))
+        needed = _covered(windows)
         windows = [_shifted(w, -needed.start) for w in windows]
         return cls(
-            wanted=wanted,
+            requested=requested,
             needed=_shifted(needed, shot.start),
-            groups=[WindowGroup(frames=_span(windows), windows=windows)]
-            if together
-            else _chain(windows),
+            groups=[WindowGroup(frames=_covered(windows), windows=windows)]
+            if merged
+            else _one_group_each(windows),
             decode_windows=[_shifted(w, -needed.start) for w in decode_windows],
         )
 
 
-def _chain(windows: Sequence[range]) -> list[WindowGroup]:
-    """Each window a piece of its own."""
-    before = [range(0), *windows]
+def _one_group_each(windows: Sequence[range]) -> list[WindowGroup]:
+    previous_windows = [range(0), *windows]
     return [
         WindowGroup(
-            frames=window, windows=[range(len(window))], shared=max(last.stop - window.start, 0)
+            frames=window, windows=[range(len(window))], shared=max(previous.stop - window.start, 0)
         )
-        for last, window in zip(before, windows, strict=False)
+        for previous, window in zip(previous_windows, windows, strict=False)
     ]
 
 
-def _by_themselves(total: int, wanted: range, chunk: ChunkConfig) -> list[WindowGroup]:
-    """Pieces of a shot, each of latents of its own, that hold a wanted frame."""
+def _separate_groups(total: int, requested: range, chunk: ChunkConfig) -> list[WindowGroup]:
+    """Groups of one window each, encoded on its own, that contain a requested frame."""
     windows = overlapping_windows(total, chunk.length, chunk.overlap, mode="shifted")
-    windows = _touching(windows, wanted)
+    windows = _intersecting(windows, requested)
     return [
         replace(group, windows=[range(-(-(len(group.frames) - 1) // chunk.latent_frames) + 1)])
-        for group in _chain(windows)
+        for group in _one_group_each(windows)
     ]
 
 
-def _touching(windows: Sequence[range], span: range) -> list[range]:
-    return [w for w in windows if w.start < span.stop and span.start < w.stop]
+def _intersecting(windows: Sequence[range], frames: range) -> list[range]:
+    return [w for w in windows if w.start < frames.stop and frames.start < w.stop]
 
 
-def _span(windows: Sequence[range]) -> range:
+def _covered(windows: Sequence[range]) -> range:
     return range(windows[0].start, windows[-1].stop)
 
 
-def _shifted(span: range, by: int) -> range:
-    return range(span.start + by, span.stop + by)
+def _shifted(interval: range, by: int) -> range:
+    return range(interval.start + by, interval.stop + by)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """Where things lie on the enlarged frame, all in its pixels.
+    """Coordinates of one enlarged frame: its padding, and what is computed and returned of it.
 
-    size: (width, height) of the enlarged frame. padding: around it. region: what comes out, in
-    coordinates of the frame. view: what is computed, in coordinates of the padded frame.
+    For a whole frame, `view` is the padded frame and `region` the frame without padding. For a
+    crop, `view` is the crop with a margin of context, aligned to the network's grid.
+
+    size: (width, height) of the enlarged frame, in pixels like everything here.
+    padding: added around the enlarged frame.
+    region: rows and columns that are returned, in coordinates of the frame without padding.
+    view: rows and columns that are computed, in coordinates of the padded frame.
     """
 
     size: tuple[int, int]
@@ -146,7 +167,11 @@ class Canvas:
         behaviour: Behaviour,
         margin: int = 32,
     ) -> "Canvas":
-        """levels: down-samplings of the network. margin: latents of context around `region`."""
+        """Returns the canvas of an enlarged frame of `size` = (width, height).
+
+        region: rows and columns to return, None for all. vae_factor: pixels per latent. levels:
+        number of down-samplings in the network. margin: latents of context around `region`.
+        """
         width, height = size
         if behaviour.padding == "white":
             padding = reference_padding(height, width)
@@ -158,8 +183,8 @@ class Canvas:
             return cls(size=size, padding=padding, region=(range(height), range(width)), view=whole)
         step = vae_factor * 2**levels
         rows, columns = (
-            _with_context(_shifted(span, first), full, step, margin * vae_factor)
-            for span, first, full in zip(region, (padding.top, padding.left), whole, strict=True)
+            _with_context(_shifted(side, offset), full, step, margin * vae_factor)
+            for side, offset, full in zip(region, (padding.top, padding.left), whole, strict=True)
         )
         return cls(size=size, padding=padding, region=region, view=(rows, columns))
 
@@ -170,42 +195,43 @@ class Canvas:
 
     @property
     def view_size(self) -> tuple[int, int]:
-        """Height and width of what is computed."""
+        """Height and width of `view`, the part that is computed."""
         return len(self.view[0]), len(self.view[1])
 
     @property
-    def seen(self) -> Region:
-        """The part of the frame, without padding, that is in view."""
+    def visible(self) -> Region:
+        """Rows and columns of `view` that are not padding, in coordinates of the frame."""
         rows, columns = (
-            range(max(view.start - first, 0), min(view.stop - first, length))
-            for view, first, length in zip(
+            range(max(view.start - offset, 0), min(view.stop - offset, length))
+            for view, offset, length in zip(
                 self.view, (self.padding.top, self.padding.left), self.size[::-1], strict=True
             )
         )
         return rows, columns
 
-    def look(self, frame: Tensor, behaviour: Behaviour) -> Tensor:
-        """Enlarged frame (... h w) -> what is computed of it, padded."""
+    def network_input(self, frame: Tensor, behaviour: Behaviour) -> Tensor:
+        """Returns the part of an enlarged frame (... h w) in [-1, 1] that is computed, padded."""
         return cut(pad(frame, self.padding, behaviour.padding), self.view)
 
     def crop(self, frame: Tensor) -> Tensor:
-        """Enlarged frame (... h w) -> the part of it that is in `seen`."""
-        return cut(frame, self.seen)
+        """Returns the `visible` part of an enlarged frame (... h w) without padding."""
+        return cut(frame, self.visible)
 
     def unpadded(self, video: Tensor) -> Tensor:
-        """What was computed (... h w) -> the part of it that is no padding."""
+        """Removes the padding from computed frames (... h w), which leaves the `visible` part."""
         rows, columns = (
-            _shifted(seen, first - view.start)
-            for seen, first, view in zip(
-                self.seen, (self.padding.top, self.padding.left), self.view, strict=True
+            _shifted(visible, offset - view.start)
+            for visible, offset, view in zip(
+                self.visible, (self.padding.top, self.padding.left), self.view, strict=True
             )
         )
         return cut(video, (rows, columns))
 
     def result(self, frame: Tensor) -> Tensor:
-        """The part (... h w) of the frame in `seen` -> the part in `region`."""
+        """Cuts `region` out of the `visible` part (... h w) of a frame."""
         rows, columns = (
-            _shifted(span, -seen.start) for span, seen in zip(self.region, self.seen, strict=True)
+            _shifted(side, -visible.start)
+            for side, visible in zip(self.region, self.visible, strict=True)
         )
         return cut(frame, (rows, columns))
 
@@ -215,19 +241,22 @@ def _padded(size: tuple[int, int], padding: Padding) -> tuple[int, int]:
     return height + padding.top + padding.bottom, width + padding.left + padding.right
 
 
-def _with_context(span: range, whole: range, step: int, margin: int) -> range:
-    """A range around `span` that begins on the network's grid and has a length that it takes.
+def _with_context(interval: range, whole: range, step: int, margin: int) -> range:
+    """Returns `interval` with a margin, rounded outward to a start and length the network takes.
 
-    The network's grid has steps of `step` and a rest at the end (height is 2 mod 2^n latents).
+    The network's grid has steps of `step` and a remainder at the end (height is 2 mod 2^n latents).
     """
-    rest = len(whole) % step
-    begin = max(span.start - margin, 0) // step * step
-    steps = -(-(span.stop + margin - rest - begin) // step)
-    return range(begin, min(begin + steps * step + rest, whole.stop))
+    remainder = len(whole) % step
+    start = max(interval.start - margin, 0) // step * step
+    steps = -(-(interval.stop + margin - remainder - start) // step)
+    return range(start, min(start + steps * step + remainder, whole.stop))
 
 
 def region_of(crop: tuple[int, int, int, int], width: int, height: int) -> Region:
-    """The region of a (width, height, x, y); ValueError where it is not inside the frame."""
+    """Returns the rows and columns of a crop (width, height, x, y) of a frame, all in pixels.
+
+    Raises ValueError if the crop is empty or not inside the frame of `width` x `height`.
+    """
     w, h, x, y = crop
     if min(w, h) < 1 or min(x, y) < 0 or x + w > width or y + h > height:
         raise ValueError(
@@ -238,6 +267,6 @@ def region_of(crop: tuple[int, int, int, int], width: int, height: int) -> Regio
 
 
 def cut(frame: Tensor, region: Region) -> Tensor:
-    """The region of (... h w), a view."""
+    """Returns the region of a frame (... h w) as a view that shares its memory."""
     rows, columns = region
     return frame[..., rows.start : rows.stop, columns.start : columns.stop]

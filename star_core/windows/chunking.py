@@ -1,7 +1,7 @@
-"""Chunked denoising: a clip of any length through windows of few frames (STAR, long video).
+"""Chunked denoising: a clip of any length in windows of a few frames (STAR, long video).
 
-The state of the solver is that of the whole clip; only the prediction of x_0 is made window by
-window, and merged, at every step. `overlapping_windows` is plain one-dimensional geometry.
+The solver's state covers the whole clip; at every step x_0 is predicted window by window and the
+predictions are merged. `overlapping_windows` is plain one-dimensional geometry.
 """
 
 import math
@@ -21,15 +21,17 @@ Merge = Literal["smooth", "cut"]
 class ChunkConfig:
     """Temporal windows for chunked denoising, in frames.
 
-    latent_frames: frames of one of latents; if more than 1, the first of a window holds one alone,
-    so that each window is encoded and decoded by itself, and its length fills whole latents.
-    hold: of such windows, the frames that two share are held as the first has restored them while
-    the next is denoised; off, they only fade into each other.
-    merged: the windows of a clip of up to this many frames are merged at every step. Those of a
-    longer one run one after the other, so that memory does not grow with the clip; what the first
-    has found for the frames that two share (its x_0 at every step) is merged into the next.
-    segment: so many frames are restored with the windows that they need, as if the others were not
-    there, so that segments can be worked on at the same time; None for the whole clip.
+    length: frames of a window. overlap: frames that neighbouring windows share.
+    merged: clips of up to this many frames have their windows merged at every step. The windows of
+    a longer clip run one after the other, so that memory does not grow with the clip; each merges
+    its predecessor's x_0 of the shared frames into its own at every step.
+    latent_frames: video frames per latent frame. If more than 1, the first latent frame of a window
+    holds a single frame, so each window is encoded and decoded on its own and its length must be
+    latent_frames * k + 1.
+    hold: only for latent_frames > 1. True fixes the shared frames to the previous window's result
+    while a window is denoised; False only cross-fades them.
+    segment: splits a clip into segments of this many frames that are restored independently, for
+    example in parallel, each with all windows that its frames need; None for no split.
     """
 
     length: int = 32
@@ -41,10 +43,10 @@ class ChunkConfig:
 
     def __post_init__(self) -> None:
         _check(self.length, self.overlap)
-        for what, frames in (("hold", self.length), ("overlap by", self.overlap)):
+        for verb, frames in (("hold", self.length), ("overlap by", self.overlap)):
             if frames and (frames - 1) % self.latent_frames:
                 raise ValueError(
-                    f"this model's chunks {what} {self.latent_frames}k+1 frames, got {frames}: try "
+                    f"this model's chunks {verb} {self.latent_frames}k+1 frames, got {frames}: try "
                     f"{frames // self.latent_frames * self.latent_frames + 1}"
                 )
         if self.merged < 0:
@@ -53,31 +55,35 @@ class ChunkConfig:
             raise ValueError(f"segment must be at least 1 frame, got {self.segment}")
 
     def in_latents(self, each: int) -> tuple[int, int]:
-        """Length and overlap of windows of latents, of `each` frames, that hold no fewer."""
+        """Returns length and overlap in latent frames of `each` frames, rounded up."""
         length = -(-self.length // each)
         return length, min(-(-self.overlap // each), length - 1)
 
     @classmethod
     def near(cls, length: int, overlap: int, latent_frames: int) -> "ChunkConfig":
-        """With lengths rounded down to those that fill whole latents."""
+        """Returns a config whose length and overlap are rounded down to fill whole latents.
+
+        length, overlap: in frames. latent_frames: video frames per latent frame.
+        """
         length, overlap = (frames and cut_to(frames, latent_frames) for frames in (length, overlap))
         return cls(length=length, overlap=overlap, latent_frames=latent_frames)
 
 
 def cut_to(frames: int, latent_frames: int) -> int:
-    """The most frames that fill whole latents, see `ChunkConfig`."""
+    """Rounds a number of frames down to latent_frames * k + 1, see `ChunkConfig`."""
     return (frames - 1) // latent_frames * latent_frames + 1
 
 
 def filled_to(frames: int, latent_frames: int) -> int:
-    """The fewest frames that fill whole latents and hold as many."""
+    """Rounds a number of frames up to latent_frames * k + 1, see `ChunkConfig`."""
     return -(-(frames - 1) // latent_frames) * latent_frames + 1
 
 
 def usual_overlap(length: int, share: float, latent_frames: int = 1) -> int:
-    """Frames that windows of `length` share with the next where nobody says how many.
+    """Returns the default overlap, in frames, of windows of `length` frames.
 
-    latent_frames: see `ChunkConfig`.
+    share: overlap as a fraction of `length`. latent_frames: video frames per latent frame; the
+    overlap is rounded up to latent_frames * k + 1.
     """
     overlap = max(int(length * share), min(length - 1, 1))
     return filled_to(overlap, latent_frames) if overlap else 0
@@ -93,12 +99,13 @@ def _check(length: int, overlap: int) -> None:
 def overlapping_windows(
     total: int, length: int, overlap: int, *, mode: WindowMode = "balanced"
 ) -> list[range]:
-    """Windows of at most `length` that cover range(total), in order.
+    """Returns windows of `length` that cover range(total), in order.
 
-    "balanced": as few as can be, all equally long, neighbours sharing at least `overlap`.
-    "shifted": all of `length`, one stride apart, the last moved back to end on the last frame.
-    "reference": one stride apart, the last taking in a rest of up to a quarter of `length`, so it
-    may be longer than asked.
+    mode: "balanced" makes as few windows as possible, all equally long and at most `length`, whose
+    neighbours share at least `overlap`. "shifted" makes all of `length`, one stride apart, and
+    moves the last one back to end on the last frame. "reference" makes them one stride apart and
+    extends the last by a remainder of up to a quarter of `length`.
+    Raises ValueError unless total >= 1 and 0 <= overlap < length.
     """
     _check(length, overlap)
     if total < 1:
@@ -120,9 +127,10 @@ def overlapping_windows(
 
 
 def adjacent_or_overlapping(total: int, length: int, overlap: int) -> list[range]:
-    """`overlapping_windows`, or without overlap one after the other, the last one shorter.
+    """Returns balanced `overlapping_windows`, or adjacent windows if `overlap` is 0.
 
-    The latter are the reference's windows of the VAE's decoder.
+    Adjacent windows have `length`, except the last, which may be shorter. The reference's VAE
+    decoder uses those. Raises ValueError unless total >= 1 and 0 <= overlap < length.
     """
     if overlap:
         return overlapping_windows(total, length, overlap)
@@ -131,15 +139,19 @@ def adjacent_or_overlapping(total: int, length: int, overlap: int) -> list[range
 
 
 def ramp(length: int) -> Tensor:
-    """A raised cosine from above 0 to below 1; with its mirror image it sums to 1. float64."""
+    """Returns a raised cosine from above 0 to below 1, (length,) float64.
+
+    The ramp and its mirror image sum to 1.
+    """
     return torch.sin(torch.pi / 2 * (torch.arange(length) + 0.5) / max(length, 1)) ** 2
 
 
 def window_weights(windows: Sequence[range], merge: Merge = "smooth") -> list[Tensor]:
-    """How much each window counts at each of its positions, float32; sums to 1 over the windows.
+    """Returns each window's blend weights, float32; they sum to 1 at every position.
 
-    "smooth": raised-cosine ramps where neighbours overlap, positive everywhere.
-    "cut": 1 for the window whose part it is and 0 for others, changing amid the overlap.
+    windows: in order, covering everything from the first to the last.
+    merge: "smooth" uses raised-cosine ramps where neighbours overlap, positive everywhere. "cut"
+    switches from one window to the next in the middle of the overlap, with weights 1 and 0.
     """
     weights = [torch.ones(len(window), dtype=torch.float64) for window in windows]
     for (left, right), (before, after) in zip(pairwise(weights), pairwise(windows), strict=True):
@@ -164,9 +176,10 @@ def chunked(
     windows: Sequence[range],
     merge: Merge = "smooth",
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A denoiser of whole clips from one of windows.
+    """Makes a denoiser of whole clips, (x_in, sigma) -> x_0, from one of windows.
 
     denoise_window: (x_in, sigma, window) -> x_0 of the frames in `window`, both (b c f h w).
+    windows: cover the clip, in order. merge: see `window_weights`.
     """
     weights = window_weights(windows, merge)
 
@@ -175,9 +188,9 @@ def chunked(
             return denoise_window(x_in, sigma, windows[0])
         x_0 = torch.zeros_like(x_in)
         for window, weight in zip(windows, weights, strict=True):
-            part = slice(window.start, window.stop)
+            frames = slice(window.start, window.stop)
             weight = weight.to(x_in).reshape(-1, 1, 1)
-            x_0[:, :, part] += weight * denoise_window(x_in[:, :, part], sigma, window)
+            x_0[:, :, frames] += weight * denoise_window(x_in[:, :, frames], sigma, window)
         return x_0
 
     return denoise
@@ -186,26 +199,31 @@ def chunked(
 def decode_in_windows(
     decode: Callable[[Tensor], Tensor], latents: Iterable[Tensor], windows: Sequence[range]
 ) -> Iterator[Tensor]:
-    """Decodes windows of frames (b c h w) and blends what they share; yields what is finished.
+    """Decodes latents window by window; yields blended frames as soon as they are final.
 
-    latents: from the first frame on, read as far as a window needs. What is before the first
-    window or behind the last is not decoded.
+    decode: latents (b c f h w) of a window -> video (b c f h w).
+    latents: one (b c h w) per frame from frame 0 on, read no further than a window needs. Frames
+    before the first window or after the last are not decoded.
+    windows: in frames, in order.
     """
 
     def videos() -> Iterator[Tensor]:
-        coming, held, first = iter(latents), [], 0  # latents from frame `first` on
+        unread, buffer, first = iter(latents), [], 0  # the buffer begins at frame `first`
         for window in windows:
-            held += islice(coming, max(window.stop - first - len(held), 0))
-            del held[: window.start - first]
+            buffer += islice(unread, max(window.stop - first - len(buffer), 0))
+            del buffer[: window.start - first]
             first = window.start
-            yield decode(torch.stack(held, dim=2))
+            yield decode(torch.stack(buffer, dim=2))
 
     return blend_windows(videos(), windows)
 
 
 def blend_windows(videos: Iterable[Tensor], windows: Sequence[range]) -> Iterator[Tensor]:
-    """Blends what the videos (b c f h w) of windows of frames share; yields what is finished."""
-    carried = None  # weighted frames that the next window has its share in
+    """Blends the videos (b c f h w) of overlapping windows; yields frames once they are final.
+
+    windows: in frames, in order, one for each video.
+    """
+    carried = None  # weighted frames that the next window's are added to
     for i, (video, weight) in enumerate(zip(videos, window_weights(windows), strict=True)):
         window = windows[i]
         video = video * weight.to(video).reshape(-1, 1, 1)

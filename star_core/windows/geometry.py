@@ -1,4 +1,4 @@
-"""Frame sizes: the size asked for, padding to what the network takes, and the way back."""
+"""Frame sizes: output size, padding to a size that the network takes, cropping, resizing."""
 
 import math
 from typing import Literal, NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Padding(NamedTuple):
-    """Pixels added at each side of a frame."""
+    """Numbers of pixels added at each side of a frame, in the order that `F.pad` takes."""
 
     left: int
     right: int
@@ -23,10 +23,11 @@ def output_size(
     scale: float | None = None,
     out_size: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """(width, height) of the result, from a scale or as asked for by `out_size` (width, height).
+    """Returns (width, height) of the result for an input of `width` x `height` pixels.
 
-    A scale gives floor(x * scale + 0.5) in each direction. ValueError for a scale below 1, for an
-    `out_size` below the input's in either direction, and unless exactly one of the two is given.
+    scale: each side becomes floor(side * scale + 0.5). out_size: (width, height), returned as is.
+    Raises ValueError for a scale below 1, for an `out_size` smaller than the input in either
+    direction, and unless exactly one of the two is given.
     """
     if (scale is None) == (out_size is None):
         raise ValueError("give either a scale or an output size, not both and not neither")
@@ -44,10 +45,11 @@ def output_size(
 
 
 def reference_padding(height: int, width: int) -> Padding:
-    """The reference's padding: centred up to 720x1280, beyond it at the bottom and at the right.
+    """Returns the padding of the reference for a frame of height x width pixels.
 
-    Sizes above the minimum get up to 64 extra pixels even where they were valid already
-    (specification, section 7).
+    Frames up to 720x1280 are centred in that size; larger ones are padded at the bottom and the
+    right. Those get up to 64 extra pixels even if their size was valid already (specification,
+    section 7).
     """
     rows = 720 - height if height <= 720 else (height + 48) // 64 * 64 + 16 - height
     columns = 1280 - width if width <= 1280 else (width // 64 + 1) * 64 - width
@@ -57,9 +59,10 @@ def reference_padding(height: int, width: int) -> Padding:
 
 
 def minimal_padding(height: int, width: int, *, vae_factor: int, levels: int) -> Padding:
-    """The least padding that the network takes, centred (the odd pixel goes right and down).
+    """Returns the smallest padding that the network takes, centred.
 
-    With n = `levels` down-samplings the padded latents have H = 2 mod 2^n rows and W = 0 mod 2^n
+    An odd pixel goes to the right or the bottom. vae_factor: pixels per latent. levels: number n of
+    down-samplings in the network. The padded latents have H = 2 mod 2^n rows and W = 0 mod 2^n
     columns (specification, section 2.6: the network treats height asymmetrically).
     """
     step = vae_factor * 2**levels
@@ -70,7 +73,7 @@ def minimal_padding(height: int, width: int, *, vae_factor: int, levels: int) ->
 
 
 def pad(video: Tensor, padding: Padding, mode: Literal["white", "replicate"]) -> Tensor:
-    """Pad (... h w) in [-1, 1] with the value 1 or by repeating the edge, sizes from one pixel."""
+    """Pads frames (... h w) in [-1, 1] with the value 1 ("white") or by repeating their edges."""
     left, right, top, bottom = padding
     if mode == "white":
         return F.pad(video, padding, value=1.0)
@@ -81,7 +84,7 @@ def pad(video: Tensor, padding: Padding, mode: Literal["white", "replicate"]) ->
 
 
 def crop(video: Tensor, padding: Padding) -> Tensor:
-    """Undo `pad`: (... h w) without its padding, a view."""
+    """Removes the padding of frames (... h w), the inverse of `pad`; returns a view."""
     left, right, top, bottom = padding
     height, width = video.shape[-2:]
     return video[..., top : height - bottom, left : width - right]
@@ -90,10 +93,10 @@ def crop(video: Tensor, padding: Padding) -> Tensor:
 def upsample(
     video: Tensor, size: tuple[int, int], mode: Literal["bilinear", "bicubic"] = "bilinear"
 ) -> Tensor:
-    """Resize each frame of (... c h w) to `size` = (width, height), as `output_size` gives it.
+    """Resizes frames (... c h w) to `size` = (width, height), without anti-aliasing.
 
-    Pixel centres are aligned (align_corners False), no anti-aliasing. Bicubic overshoots the range
-    of its input at edges; it is not clamped here.
+    Pixel centres are aligned (align_corners False). Bicubic may overshoot the range of its input
+    at edges; the result is not clamped.
     """
     width, height = size
     frames = video.reshape(-1, *video.shape[-3:])
@@ -104,20 +107,21 @@ def upsample(
 def scaled_bytes(
     video: Tensor, scale: float, mode: Literal["bilinear", "bicubic"] = "bilinear"
 ) -> Tensor:
-    """Frames (f c h w) in [0, 1] resized by `scale` through 8 bit; sides are rounded down.
+    """Resizes frames (f c h w) in [0, 1] by `scale` in 8 bit; sides are rounded down.
 
-    torch rounds bytes after each direction, and keeps to the scale where a side is rounded. So the
-    reference on CogVideoX prepares its input: times 4, bicubic, below 720 columns, and times 2/3,
-    bilinear, above.
+    torch rounds to bytes after each direction, and uses the exact scale even if a side is rounded.
+    The reference on CogVideoX prepares its input in this way: x4 bicubic below 720 columns, x2/3
+    bilinear above.
     """
     frames = (video * 255).round().to(torch.uint8)
     return F.interpolate(frames, scale_factor=scale, mode=mode, align_corners=False) / 255
 
 
 def shrunk(video: Tensor, factor: float) -> Tensor:
-    """Frames (... c h w) made smaller by `factor`, from 1 (as they are); anti-aliased bicubic.
+    """Shrinks frames (... c h w) in [0, 1] by `factor` with anti-aliased bicubic resampling.
 
-    Sides are rounded and at least 1. The result is clamped to [0, 1].
+    factor: at least 1, which returns the frames unchanged. Sides are rounded and at least 1 pixel;
+    the result is clamped to [0, 1].
     """
     if factor == 1:
         return video

@@ -10,9 +10,9 @@ from .chunking import overlapping_windows, window_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """Square tiles of a frame, in pixels of the (up-sampled) video.
+    """Square tiles of a frame, in pixels of the up-sampled video.
 
-    size: no tile is larger than this. overlap: at least this much is shared by neighbours.
+    size: largest side of a tile. overlap: fewest pixels that neighbouring tiles share.
     """
 
     size: int
@@ -26,7 +26,11 @@ class Tile:
             )
 
     def windows(self, length: int, unit: int) -> list[range]:
-        """Cut `length` units of `unit` pixels, rounded so that memory stays as asked."""
+        """Returns the windows of one side that is `length` units of `unit` pixels, in units.
+
+        The size is rounded down and the overlap up. ValueError if no unit is left beside the
+        overlap.
+        """
         size, overlap = self.size // unit, -(-self.overlap // unit)
         if overlap >= size:
             raise ValueError(
@@ -37,9 +41,10 @@ class Tile:
         return overlapping_windows(length, size, overlap)
 
     def in_latents(self, factor: int, *, step: int) -> "Tile":
-        """The same tile in latents of `factor` pixels, for a network that works in `step` latents.
+        """Returns the same tile in latents, for a network.
 
-        ValueError where `on_grid` has no tile so small.
+        factor: pixels per latent. step: grid of the network in latents, 2^n for n down-samplings.
+        ValueError if the tile is too small for `on_grid`.
         """
         size, overlap = self.size // factor, -(-self.overlap // factor)
         columns, rows = -(-overlap // step), max(0, -(-(overlap - 2) // step))
@@ -52,9 +57,10 @@ class Tile:
         return Tile(size=size, overlap=overlap)
 
     def on_grid(self, length: int, *, step: int, rest: int = 0) -> list[range]:
-        """Windows that begin at multiples of `step` and are `rest` longer than one, as `length` is.
+        """Returns the windows of one side of `length` latents for a network that halves sizes.
 
-        For networks that halve sizes: where a window begins, so does one of its halves.
+        Each starts at a multiple of `step` latents, so that it stays aligned after halving, and is
+        `rest` longer than a multiple of it, as `length` must be.
         """
         if length <= self.size:
             return [range(length)]
@@ -71,12 +77,13 @@ def tiled(
     unit_in: int,
     unit_out: int,
 ) -> Tensor:
-    """Apply `fn`, which turns every `unit_in` pixels into `unit_out`, to (... h w) tile by tile.
+    """Applies `fn` to x (... h w) tile by tile and blends the overlaps.
 
-    tile: of two, one is as high and the other as wide as tiles are. One of the two units is 1 (a
-    latent), the other the VAE's factor; tiles begin at whole latents. Overlaps are blended with
-    weights that sum to 1 and are positive on every pixel of a tile. No tile, or one that holds the
-    frame, is `fn(x)` itself.
+    fn: maps every `unit_in` pixels of a side to `unit_out` pixels. One unit is 1 (a latent), the
+    other the VAE's factor; tiles start at whole latents.
+    tile: of a pair the first gives the height and the second the width of tiles. None, or a tile
+    that covers the frame, returns `fn(x)` itself.
+    Blend weights sum to 1 and are positive on every pixel of a tile.
     """
     if tile is None:
         return fn(x)
@@ -104,9 +111,11 @@ def blend_tiles(
     unit_in: int = 1,
     unit_out: int = 1,
 ) -> Tensor:
-    """The results (... h w) of `fn` for each tile, as in `tiled`, blended into one.
+    """Blends the results (... h w) of `fn` for each tile into one tensor.
 
-    rows, columns: where tiles lie, in latents. fn is given what they read of its own input.
+    fn: called with the slices of rows and columns that a tile reads from the input.
+    rows, columns: positions of the tiles, in latents. unit_in, unit_out: pixels per latent in the
+    input and in the result.
     """
     out = None
     for rows_in, rows_out, row_weight in _placed(rows, unit_in, unit_out):
@@ -124,7 +133,7 @@ def blend_tiles(
 def _placed(
     windows: Sequence[range], unit_in: int, unit_out: int
 ) -> list[tuple[slice, slice, Tensor]]:
-    """Where each window reads, where it writes and with which weights."""
+    """Returns the slice each window reads, the slice it writes and its blend weights."""
     weights = window_weights([range(w.start * unit_out, w.stop * unit_out) for w in windows])
     return [
         (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from star_core.batch import Outcome, Worker
-from star_core.cli.batching import order_of
+from star_core.cli.batching import open_run
 from star_core.pipeline import Settings
 from star_core.resume import work_folder
 from star_core.upscale import Clip, ShotSettings
@@ -50,15 +50,19 @@ def job(videos, i, out, **options):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"scal": 2}, "--scal"),
-        ({"scale": "large"}, "large"),
+        ({"scal": 2}, ": there is no option scal"),
+        ({"scale": "large"}, ', scale: must be a number, not "large"'),
+        ({"scale": "2"}, ', scale: must be a number, not "2"'),
         ({"scale": 2, "out_size": "32x24"}, "not allowed with"),
-        ({"scale": [2, 3]}, "scale cannot be [2, 3]"),
-        ({"steps": False}, "steps cannot be false"),
-        ({"auto": 1}, "--auto"),
-        ({"color_fix": "blue"}, "blue"),
-        ({"json": True}, "--json"),
-        ({"ray": "auto"}, "--ray"),
+        ({"out_size": "32"}, ", out_size: '32' is not of the form WIDTHxHEIGHT"),
+        ({"scale": [2, 3]}, ", scale: must be a number, not [2, 3]"),
+        ({"steps": False}, ", steps: must be an integer, not false"),
+        ({"steps": 2.5}, ", steps: must be an integer, not 2.5"),
+        ({"prompt": None}, ", prompt: must be a string, not null"),
+        ({"auto": 1}, ", auto: must be true or false, not 1"),
+        ({"color_fix": "blue"}, ", color_fix: invalid choice: 'blue'"),
+        ({"json": True}, ": there is no option json"),
+        ({"ray": "auto"}, ": there is no option ray"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused_with_the_jobs_name(
@@ -66,7 +70,7 @@ def test_an_option_that_cannot_be_is_refused_with_the_jobs_name(
 ):
     jobs = [job(videos, 0, tmp_path / "a.mkv"), job(videos, 1, tmp_path / "b.mkv", **options)]
     err = refused(capsys, "batch", jobs_file(tmp_path, jobs))
-    assert "job 2 (clip1.mkv)" in err and words in err
+    assert f"jobs.json, job 2 (clip1.mkv){words}" in err or "not allowed with" in words in err
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_an_option_that_cannot_be_is_refused_with_the_jobs_name(
     [
         ("{}", "list of jobs"),
         ("[]", "at least one"),
-        ("nonsense", "no JSON"),
+        ("nonsense", "not valid JSON"),
         ('["a.mkv"]', "job 1 must be like"),
         ('[{"input": "a.mkv"}]', "job 1 (a.mkv) names no output"),
         ('[{"input": "a.mkv", "output": "x.mkv"}, {"input": "b.mkv", "output": "x.mkv"}]', "same"),
@@ -83,6 +87,18 @@ def test_an_option_that_cannot_be_is_refused_with_the_jobs_name(
 def test_a_list_that_is_none_is_refused(capsys, tmp_path, content, words):
     (tmp_path / "jobs.json").write_text(content)
     assert words in refused(capsys, "batch", tmp_path / "jobs.json")
+
+
+def test_a_byte_order_mark_and_hidden_files_do_no_harm(capsys, tmp_path, videos):
+    """Editors on Windows write the mark; macOS leaves files such as ._clip.mkv beside others."""
+    mark = "\ufeff"
+    jobs = jobs_file(tmp_path, [job(videos, 0, tmp_path / "a.mkv")])
+    jobs.write_text(mark + jobs.read_text(), encoding="utf-8")
+    code, _, err = run(capsys, "batch", jobs, *QUICK, "--shots", "off")
+    assert code == 0, err
+    (videos / "._clip0.mkv").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        ")
+    code, _, err = run(capsys, "batch", videos, "--out", tmp_path / "o", *QUICK, "--shots", "off")
+    assert code == 0 and "._clip0" not in err, err
 
 
 def test_folders_without_videos_or_a_place_for_results_are_refused(capsys, tmp_path, videos):
@@ -138,11 +154,11 @@ def test_a_folder_gives_results_that_are_called_alike(capsys, tmp_path, videos):
 
 def options_of(capsys, tmp_path, videos, out, *more):
     """The options of a job as a worker gets them."""
-    from star_core.cli import _parser
+    from star_core.cli import parser
     from star_core.cli.batching import _jobs
 
     path = jobs_file(tmp_path, [job(videos, 3, out)])
-    return _jobs(_parser().parse_args(["batch", str(path), *QUICK, *more]))[0]
+    return _jobs(parser().parse_args(["batch", str(path), *QUICK, *more]))[0]
 
 
 @pytest.mark.parametrize("how", [["--shots", "2,5"], ["--shots", "off", "--segment", "3"]])
@@ -151,18 +167,18 @@ def test_parts_that_others_have_found_are_not_done_again(
 ):
     options = options_of(capsys, tmp_path, videos, tmp_path / "whole.mkv", *how)
     options |= {"chunk_frames": 2, "chunk_overlap": 1}
-    whole = Worker(order_of).finish(0, options)
+    whole = Worker(open_run).finish(0, options)
     assert whole.state == "done"
     shared = options | {"out": str(tmp_path / "shared.mkv")}
-    found = Worker(order_of).survey(0, shared)
+    found = Worker(open_run).survey(0, shared)
     assert not isinstance(found, Outcome)
     shot_settings, segments = found
     assert segments == ([2, 3, 2] if "2,5" in how else [3, 3, 1])
     for part in (2, 0, 1):
-        assert Worker(order_of).store_segment(0, shared, shot_settings, part) is None
+        assert Worker(open_run).store_segment(0, shared, shot_settings, part) is None
     assert len(list(work_folder(tmp_path / "shared.mkv").glob("*.safetensors"))) >= 3
     monkeypatch.setattr("star_core.models.unet.ControlledVideoUNet.forward", None)
-    assert Worker(order_of).finish(0, shared, shot_settings).state == "done"
+    assert Worker(open_run).finish(0, shared, shot_settings).state == "done"
     assert (tmp_path / "shared.mkv").read_bytes() == (tmp_path / "whole.mkv").read_bytes()
     assert not work_folder(tmp_path / "shared.mkv").exists()
 
@@ -174,7 +190,7 @@ def test_a_worker_keeps_its_model(capsys, tmp_path, videos, monkeypatch):
     monkeypatch.setattr(
         batch, "load", lambda *a, load=batch.load, **k: loaded.append(a) or load(*a, **k)
     )
-    worker = Worker(order_of)
+    worker = Worker(open_run)
     for name in ("a.mkv", "b.mkv"):
         options = options_of(capsys, tmp_path, videos, tmp_path / name, "--shots", "off")
         assert worker.finish(0, options).state == "done"
@@ -188,11 +204,11 @@ def test_segments_have_all_frames_and_see_what_they_need():
     object.__setattr__(clip, "wanted", range(4, 16))
     object.__setattr__(clip, "alone", False)
     segments = [part for part, _ in clip.segments([shot])]
-    assert [part.wanted for part in segments] == [range(4, 8), range(8, 13), range(13, 16)]
+    assert [part.requested for part in segments] == [range(4, 8), range(8, 13), range(13, 16)]
     for part in segments:
         whole = FrameSpan.of(
             range(3, 16),
-            part.wanted,
+            part.requested,
             chunk=replace(chunk, segment=None),
             decode_window=shot.settings.sampling.decode_window,
             behaviour=shot.settings.behaviour,

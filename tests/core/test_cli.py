@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,14 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from star_core.cli import main
-from star_core.cli.upscale import add_upscale, ordered
+from star_core.cli.upscale import add_upscale, run_spec
 from star_core.diffusion.shortcuts import FAST, Shortcuts
 from star_core.model import BUILT_IN
 from star_core.pipeline import Settings
 from star_core.resume import work_folder
+from star_core.upscale import ShotSettings
 from star_core.video_io import open_sink, open_video
 from star_core.windows.geometry import upsample
 from star_core.windows.tiling import Tile
+from tests.cli_page import PAGE, page
 from tests.paths import ROOT
 
 
@@ -52,11 +55,15 @@ def upscaled(capsys, *arguments) -> dict:
     return json.loads(out)
 
 
-def settings_of(*arguments) -> Settings:
-    """What `upscale` would restore with."""
+def shot_of(*arguments) -> ShotSettings:
+    """How `upscale` would restore the whole input."""
     parser = argparse.ArgumentParser()
     add_upscale(parser)
-    return ordered(parser.parse_args([str(argument) for argument in arguments]))[0].whole.settings
+    return run_spec(parser.parse_args([str(argument) for argument in arguments]))[0].whole
+
+
+def settings_of(*arguments) -> Settings:
+    return shot_of(*arguments).settings
 
 
 def refused(capsys, *arguments) -> str:
@@ -299,11 +306,13 @@ def test_each_shortcut_is_switched_by_itself_or_all_by_fast(clip, tmp_path, opti
 
 def test_tiles_of_the_network_and_offloading_are_asked_for_by_themselves(clip, tmp_path):
     out = tmp_path / "out.mkv"
-    settings = settings_of(clip, out, "--latent-tile", "512:100", "--offload")
-    assert settings.latent_tile == Tile(size=512, overlap=100) and settings.slicing.offload
-    settings = settings_of(clip, out, "--latent-tile", "512")
-    assert settings.latent_tile == Tile(size=512, overlap=128) and not settings.slicing.offload
-    assert settings.tile is None
+    shot = shot_of(clip, out, "--latent-tile", "512:100", "--offload")
+    assert shot.settings.latent_tile == Tile(size=512, overlap=100)
+    assert shot.execution.slicing.offload
+    shot = shot_of(clip, out, "--latent-tile", "512")
+    assert shot.settings.latent_tile == Tile(size=512, overlap=128)
+    assert not shot.execution.slicing.offload
+    assert shot.settings.tile is None
 
 
 # what is refused
@@ -467,7 +476,7 @@ def test_train_hands_its_arguments_to_the_recipe(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("star_core.training.tiny.train_tiny", train_tiny)
     where = ["--data", tmp_path, "--out", tmp_path / "out", "--start", tmp_path, "--sharp", 0.5]
-    code, out, err = run(capsys, "train", "--preset", "tiny", *where, "--steps", 7, "--seed", 3)
+    code, out, err = run(capsys, "train", "--built-in", *where, "--steps", 7, "--seed", 3)
     assert (code, out, err) == (0, "", "step 7/7, velocity 3.0000, 0:00 left\n")
 
 
@@ -481,7 +490,7 @@ def test_train_hands_its_options_to_the_training_of_a_model(tmp_path, monkeypatc
     monkeypatch.setattr("star_core.training.finetune.finetune", finetune)
     options = ["--bf16", "--checkpointing", "--df-alpha", "0.5", "--df-beta", "3"]
     options += ["--interval", "5", "--df-space", "latents", "--batch", "4", "--every", "7"]
-    options += ["--frames", "9", "--size", "640x360", "--learning-rate", "0.25", "--rank", "3"]
+    options += ["--clip-frames", "9", "--size", "640x360", "--learning-rate", "0.25", "--rank", "3"]
     options += ["--recipe", "light", "--trains", "lora", "--seed", "8"]
     command = ["train", "--model", "tiny", "--data", str(tmp_path), "--out", str(tmp_path)]
     assert main([*command, "--steps", "11", *(options if given else [])]) == 0
@@ -565,7 +574,7 @@ def test_a_memory_given_makes_a_plan_that_is_told_and_followed(tmp_path, capsys,
     seen, restore = [], star_core.upscale.restore
 
     def watching(frames, model, vae, shots, canvas, **options):
-        seen.extend(shot.settings for shot in shots)
+        seen.extend(shot.execution for shot in shots)
         return restore(frames, model, vae, shots, canvas, **options)
 
     monkeypatch.setattr("star_core.upscale.restore", watching)
@@ -573,8 +582,8 @@ def test_a_memory_given_makes_a_plan_that_is_told_and_followed(tmp_path, capsys,
     command = ("upscale", source, tmp_path / "out.mkv", "--scale", 12)
     code, _, err = run(capsys, *command, "--memory", "20M")
     assert code == 0 and "GiB" in err
-    (settings,) = seen
-    assert settings.slicing.offload
+    (execution,) = seen
+    assert execution.slicing.offload
     assert open_video(tmp_path / "out.mkv").info.width == 384
     assert "leave one of them out" in refused(capsys, *command, "--memory", "1G", "--tile", "256")
 
@@ -602,8 +611,11 @@ def test_shots_are_named_found_or_read_from_a_file_and_differ_as_it_says(tmp_pat
         ("9", "no cut at frame 9"),
         ("nowhere.json", "there is no nowhere.json"),
         ([{"start": 1}], "must begin at 0"),
-        ([{"start": 0, "speed": 2}], "says speed"),
-        ([{"start": 0, "strength": 2}], "strength must be from 0 to 1"),
+        ([{"start": 0, "speed": 2}], "shots.json, shot 1, speed: a shot takes start"),
+        ([{"start": 0, "strength": 2}], "shots.json, shot 1: strength must be from 0 to 1"),
+        ([{"start": 0, "strength": None}], "shot 1, strength: must be a number, not null"),
+        ([{"start": 0, "steps": "20"}], 'shot 1, steps: must be an integer, not "20"'),
+        ([{"start": 0}, {"start": 1, "cfg": [1]}], "shot 2, cfg: must be a number, not [1]"),
         ([{"start": 0, "prompt": "a cat"}], "learned prompts"),
     ],
 )
@@ -613,3 +625,45 @@ def test_shots_that_cannot_be_are_refused(tmp_path, capsys, clip, shots, message
         path.write_text(json.dumps(shots))
         shots = path
     assert message in refused(capsys, "upscale", clip, tmp_path / "o.mkv", "--shots", shots)
+
+
+# files as they come
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file names are text there")
+def test_a_name_that_is_not_utf8_is_taken(tmp_path, capsys, clip):
+    name = tmp_path / os.fsdecode(b"caf\xe9.mkv")
+    shutil.copy(clip, name)
+    upscaled(capsys, name, tmp_path / "o.mkv", "--scale", 1)
+
+
+def test_a_name_as_long_as_the_file_system_takes_is_written(tmp_path, capsys, clip):
+    out = tmp_path / f"{'影' * 82}.mkv"
+    upscaled(capsys, clip, out, "--scale", 1)
+    assert out.exists()
+
+
+def test_hidden_files_are_no_input_and_do_not_undo_finished_work(tmp_path, capsys, clip, caplog):
+    frames = tmp_path / "frames"
+    upscaled(capsys, clip, frames, "--scale", 1, "--strength", 0)
+    out = tmp_path / "o.mkv"
+    upscaled(capsys, frames, out, "--scale", 1, "--keep-work")
+    for name in (".DS_Store", "._00000.png"):  # the Finder's, and macOS's on network drives
+        (frames / name).write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        ")
+    caplog.clear()
+    upscaled(capsys, frames, out, "--scale", 1, "--keep-work", "--overwrite")
+    assert "continuing with the finished parts" in caplog.text
+
+
+# documents
+
+
+def test_the_page_of_the_command_line_is_what_the_parsers_say():
+    assert PAGE.read_text(encoding="utf-8") == page()
+
+
+def test_the_version_is_that_of_the_project(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{capsys.readouterr().out.split()[1]}"' in project

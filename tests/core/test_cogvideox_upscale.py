@@ -70,7 +70,7 @@ def test_a_clip_is_restored_to_its_length_and_size(files, clip, tmp_path, capsys
         ["--prompt", "a bike"],
         ["--negative", "a bike"],
         ["--cfg-mode", "constant"],
-        ["--levels", "diffusers", "--steps", "3"],
+        ["--spacing", "diffusers", "--steps", "3"],
         ["--fade"],
         ["--reference"],
         ["--chunk-frames", "5"],

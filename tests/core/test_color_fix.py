@@ -151,7 +151,7 @@ def test_a_clips_reference_may_have_another_size(method, smoothing):
         ({"method": "lab"}, "color fix must be one of adain, wavelet, none, got 'lab'"),
         ({"strength": 1.5}, "strength must be from 0 to 1"),
         ({"smoothing": -1.0}, "smoothing must be a number of frames from 0 up"),
-        ({"reference": torch.rand(3, 3, 8, 8)}, "2 frames and 3 of the reference"),
+        ({"reference": torch.rand(3, 3, 8, 8)}, "2 frames and the reference 3"),
     ],
 )
 def test_what_cannot_be_is_refused(change, message):

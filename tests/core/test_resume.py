@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from star_core.resume import Work, hash_of, identity_of, work_folder
+from star_core import resume
+from star_core.resume import Work, cached_hash, hash_of, identity_of, work_folder
 from tests.core.test_long_clips import STEPS, handed
 from tests.core.test_pipeline import changing, clip_of, run
 
@@ -59,20 +60,44 @@ def test_a_full_disk_leaves_no_part_and_says_how_to_go_on(work, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ValueError, match="No space left.*goes on from here"):
+    with pytest.raises(ValueError, match="No space left.*continues from here"):
         work.keep("0001", TENSORS)
     assert [path.name.split(".")[1] for path in entries(work)] == ["0000"]
     assert not list(work.folder.glob("*.part"))
 
 
-def test_another_run_begins_anew_in_the_same_folder(work, caplog):
+def test_another_run_begins_anew_and_the_work_of_the_first_stays_until_it_has_some(work, caplog):
     work.keep("0000", TENSORS)
     leftover = work.folder / ".star-0123.mkv"
     leftover.write_bytes(b"half a video")
     work.begin("run")
     assert work.recall("0000") and not leftover.exists()
     work.begin("other")
-    assert not entries(work) and "begins anew" in caplog.text
+    assert work.recall("0000") is None
+    assert "starting from scratch. To continue that run" in caplog.text
+    work.begin("run")  # as the message says
+    assert work.recall("0000")
+    work.begin("other")
+    work.keep("0000", TENSORS)
+    work.begin("run")
+    assert work.recall("0000") is None
+
+
+def test_a_second_run_with_the_same_output_is_refused_and_workers_are_not(tmp_path):
+    folder, out = tmp_path / "work", tmp_path / "o.mkv"
+    with Work(folder, out=out) as work:
+        work.begin("run")
+        work.keep("0000", TENSORS)
+        with (
+            pytest.raises(ValueError, match="another run is writing .*o.mkv"),
+            Work(folder, out=out),
+        ):
+            pass
+        with Work(folder, out=out, shared=True) as shared:
+            shared.begin("run")
+            assert shared.recall("0000")
+    with Work(folder, out=out):
+        pass
 
 
 def test_the_folder_goes_when_the_work_is_done_or_there_is_none(tmp_path):
@@ -105,15 +130,34 @@ def test_the_work_lies_beside_the_result_in_a_folder_that_is_there(tmp_path):
     (tmp_path / "frames").mkdir()
     assert work_folder(tmp_path / "frames").parent == tmp_path / "frames"
     assert work_folder(tmp_path / "a.mkv") != work_folder(tmp_path / "b.mkv")
+    long = [work_folder(tmp_path / f"{'影' * 82}{end}.mkv") for end in ("", "a")]
+    assert len({*long}) == 2 and all(len(os.fsencode(path.name)) < 256 for path in long)
+
+
+def test_the_hash_of_a_large_file_is_computed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "_LARGE", 3)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"one")
+    first = cached_hash(path)
+    assert first == hash_of([path])
+    (tmp_path / "model.safetensors.hash").write_text(f"known {path.stat().st_size} "
+                                                     f"{path.stat().st_mtime_ns}")  # fmt: skip
+    assert cached_hash(path) == "known"
+    path.write_bytes(b"other")
+    assert cached_hash(path) == hash_of([path]) != first
 
 
 def test_identities_and_hashes_follow_what_they_are_of(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "b").write_bytes(b"two")
-    files, folder = {hash_of(tmp_path / name) for name in "ab"}, hash_of(tmp_path)
-    assert len(files) == 2
+    files = [tmp_path / name for name in "ab"]
+    before = hash_of(files)
+    assert len({hash_of([file]) for file in files} | {before, hash_of(files[::-1])}) == 4
     (tmp_path / "b").write_bytes(b"owt")
-    assert hash_of(tmp_path) != folder
+    assert hash_of(files) != before
+    latin = tmp_path / os.fsdecode(b"caf\xe9")  # no UTF-8
+    latin.write_bytes(b"one")
+    assert hash_of([latin]) != hash_of(files[:1])
     assert identity_of({"a": 1, "b": 2}) == identity_of({"b": 2, "a": 1})
     assert identity_of({"a": 1}) != identity_of({"a": 2})
 

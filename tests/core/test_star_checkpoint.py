@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from star_core.backbones import build_network, infer_unet
 from star_core.checkpoints.kinds import STAR_COGVIDEOX, STAR_I2VGENXL, identify
+from star_core.conversion import convert
+from star_core.file_info import describe
 from star_core.models.cogvideox_weights import CogVideoXConfig, in_sat_naming
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.sampling_defaults import COGVIDEOX_LATENTS, COGVIDEOX_SAMPLING, SamplingDefaults
-from star_core.star_checkpoint import LearnedPrompts, convert, describe, load_model, save_model
+from star_core.star_checkpoint import LearnedPrompts, load_model, save_model
 
 SMALL = UNetConfig(
     dim=32, context_dim=16, dim_mult=(1, 2), num_heads=1, head_dim=32, num_res_blocks=1,

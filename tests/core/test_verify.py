@@ -24,7 +24,7 @@ def write(folder, name, sidecar, **tensors):
 
 def changed(folder, name, **settings):
     """A copy of a golden case with other settings."""
-    (golden,) = GOLDEN.rglob(f"{name}.json")
+    (golden,) = (*GOLDEN.glob(f"{name}.json"), *COGVIDEOX.glob(f"{name}.json"))
     sidecar = json.loads(golden.read_text())
     shutil.copy(golden.with_suffix(".safetensors"), folder)
     return write(folder, name, {**sidecar, **settings})

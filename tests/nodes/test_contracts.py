@@ -54,15 +54,15 @@ def test_every_input_and_output_has_a_tooltip_in_sentences(node):
 
 
 @every_node
-def test_as_the_model_says_is_said_in_one_way(node):
+def test_the_default_of_the_model_file_is_written_in_one_way(node):
     """-1 in numbers, auto in choices, and nothing else."""
     for name, (kind, options) in [*object_info(node)["input"]["required"].items()] + [
         *object_info(node)["input"]["optional"].items()
     ]:
-        if "as the model file says" in options["tooltip"]:
+        if "the model's default" in options["tooltip"]:
             value = "auto" if kind == "COMBO" else -1
             assert options["default"] == value == options.get("min", value), name
-            assert options["tooltip"].endswith(f" {value}: as the model file says."), name
+            assert options["tooltip"].endswith(f" {value}: the model's default."), name
             assert value in options.get("options", [value])
 
 

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from star_core.checkpoints.quantization import INT8, WRITTEN, hadamard, quantized
 from star_core.checkpoints.tensors import open_tensors
+from star_core.conversion import convert, quantized_layers
 from star_core.model import BUILT_IN
-from star_core.star_checkpoint import convert, load_model, quantized_layers
+from star_core.star_checkpoint import load_model
 from tests.cogvideox_files import write_model
 from tests.nodes.test_host_weights import Run, with_lora
 from tests.nodes.test_host_weights import device_memory as device_memory

@@ -6,12 +6,13 @@ from safetensors.torch import load_file
 
 from star_core.backbones import build_network
 from star_core.bench import weight_types
-from star_core.bench.weight_types import TYPES, drawn, errors, rounded, size
+from star_core.bench.weight_types import TYPES, errors, random_network, rounded, size
 from star_core.checkpoints.quantization import WRITTEN
 from star_core.cli import main
+from star_core.conversion import convert
 from star_core.models.unet import UNetConfig
 from star_core.sampling_defaults import SamplingDefaults
-from star_core.star_checkpoint import convert, load_model, save_model
+from star_core.star_checkpoint import load_model, save_model
 
 SMALL = UNetConfig(
     dim=32, context_dim=16, dim_mult=(1,), num_heads=1, head_dim=32, num_res_blocks=1,
@@ -21,7 +22,7 @@ SMALL = UNetConfig(
 
 @pytest.fixture(scope="module")
 def network():
-    return drawn(SMALL)
+    return random_network(SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_coarser_types_are_further_from_float32(network):
 def test_the_command_prints_a_row_for_each_type(monkeypatch, capsys, network):
     monkeypatch.setattr(weight_types, "NETWORKS", {"small": (lambda: network, (2, 6, 4))})
     monkeypatch.setattr(weight_types, "SIZES", {"full": SMALL})
-    main(["bench", "--weights"])
+    main(["bench", "--weight-types"])
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head == "| weights | error, small | GiB, full |"
     assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in TYPES]

@@ -178,7 +178,7 @@ def test_a_broken_connection_is_resumed(tmp_path, hub):
     try:  # huggingface_hub 1 goes on by itself, 0.36 leaves it to the next run
         path = download("light_deg", tmp_path, endpoint=hub.endpoint)
     except ValueError as error:
-        assert "try again, it goes on where it stopped" in str(error)
+        assert "try again, which resumes the download" in str(error)
         assert not (tmp_path / LIGHT.folder / LIGHT.file).exists()
         path = download("light_deg", tmp_path, endpoint=hub.endpoint)
     assert hub.ranges() == [None, f"bytes={5 * CHUNK}-"]
@@ -221,7 +221,7 @@ def test_without_a_network_the_error_names_the_file_its_place_and_its_source(tmp
     with pytest.raises(ValueError) as error:
         download("light_deg", tmp_path, endpoint=closed)
     message = str(error.value)
-    assert "light_deg.pt cannot be fetched ([Errno" in message and "\n" not in message
+    assert "light_deg.pt cannot be downloaded ([Errno" in message and "\n" not in message
     assert "I2VGen-XL-based/light_deg.pt of SherryX/STAR on Hugging Face" in message
     assert str(tmp_path / "diffusion_models" / "STAR" / "light_deg.pt") in message
     assert not names_below(tmp_path)
@@ -232,7 +232,8 @@ def test_without_a_network_the_error_names_the_file_its_place_and_its_source(tmp
 @pytest.mark.parametrize("offline", ["0", "1"])
 def test_the_environment_names_the_hub_or_forbids_to_ask_it(tmp_path, hub, offline):
     hub.put(LIGHT, CONTENT)
-    code = "import sys; from star_core.checkpoints.download import *; download('light_deg', sys.argv[1])"
+    code = "import sys; from star_core.checkpoints.download import download\n"
+    code += "download('light_deg', sys.argv[1])"
     environment = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": offline}
     result = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
@@ -256,7 +257,7 @@ def test_a_file_put_there_by_hand_is_checked_once(tmp_path, hub, caplog):
     assert path.read_bytes() == CONTENT[:-1]
     path.write_bytes(CONTENT)
     assert download("light_deg", tmp_path, endpoint="http://127.0.0.1:9") == path
-    assert "taken unchecked" in caplog.text
+    assert "used unchecked" in caplog.text
     for _ in range(2):
         assert download("light_deg", tmp_path, endpoint=hub.endpoint) == path
     assert len(hub.asked) == 2 and not hub.ranges()

@@ -100,10 +100,10 @@ def test_comfyui_is_found_by_its_variable_or_around_the_pack(tmp_path, monkeypat
     monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
     assert find_text_encoder() == path
     monkeypatch.setenv("COMFYUI_DIR", str(tmp_path / "gone"))
-    with pytest.raises(ValueError, match="gone is no folder"):
+    with pytest.raises(ValueError, match="gone is not a folder"):
         comfyui_folder()
     monkeypatch.delenv("COMFYUI_DIR")
-    module = tmp_path / "custom_nodes" / "ComfyUI-STAR" / "star_core" / "model_files.py"
+    module = tmp_path / "custom_nodes" / "ComfyUI-STAR" / "star_core" / "checkpoints" / "find.py"
     monkeypatch.setattr(model_files, "__file__", str(module))
     assert comfyui_folder() == tmp_path
 

@@ -24,14 +24,14 @@ from star_core.checkpoints.quantization import (
 )
 from star_core.checkpoints.tensors import load_into, open_tensors, write_tensors
 from star_core.cli import main
+from star_core.conversion import convert
+from star_core.file_info import describe
 from star_core.model import BUILT_IN
 from star_core.models.cogvideox_weights import CogVideoXConfig, in_sat_naming
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.sampling_defaults import SamplingDefaults
 from star_core.star_checkpoint import (
     LearnedPrompts,
-    convert,
-    describe,
     load_model,
     open_model,
     save_model,

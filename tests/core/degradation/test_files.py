@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from star_core.cli import main
-from star_core.cli.degrading import PRESETS as NAMES
+from star_core.cli.degrading import RECIPES as NAMES
 from star_core.degradation import MILD, PRESETS, STAR_LIGHT, degrade_video
 from star_core.degradation.files import degrade_file
 from star_core.video_io import open_sink, open_video
@@ -30,7 +30,7 @@ def test_the_command_offers_every_recipe():
 
 
 def test_a_seed_gives_the_same_file_and_the_record_says_how(clean, tmp_path):
-    arguments = ["degrade", str(clean), "--preset", "light", "--seed", "7"]
+    arguments = ["degrade", str(clean), "--recipe", "light", "--seed", "7"]
     for name in ("a.mkv", "b.mkv"):
         assert main([*arguments[:2], str(tmp_path / name), *arguments[2:]]) == 0
     a, b = (pixels(tmp_path / name) for name in ("a.mkv", "b.mkv"))

@@ -48,7 +48,7 @@ def test_levels_of_diffusers_sample_as_its_scheduler_does(steps):
         rescale_betas_zero_snr=True, snr_shift_scale=1.0, timestep_spacing="trailing",
     )  # fmt: skip
     theirs.set_timesteps(steps)
-    run = run_levels(steps, levels="diffusers")
+    run = run_levels(steps, spacing="diffusers")
     x = torch.randn(1, 2, 1, 2, 2)
     draws = torch.randn(2 * steps, *x.shape)
 
@@ -73,12 +73,12 @@ def test_levels_of_diffusers_sample_as_its_scheduler_does(steps):
 
 
 def test_the_levels_of_star_are_others_than_those_of_diffusers():
-    star, diffusers = run_levels(12), run_levels(12, levels="diffusers")
+    star, diffusers = run_levels(12), run_levels(12, spacing="diffusers")
     assert not torch.allclose(star.sigmas[1:], diffusers.sigmas[1:], rtol=1e-3)
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 1000}, {"noise_level": 1001},
-                                   {"levels": "karras"}])  # fmt: skip
+                                   {"spacing": "karras"}])  # fmt: skip
 def test_runs_that_cannot_be_are_refused(wrong):
     with pytest.raises(ValueError, match="|".join(wrong).replace("_", " ")):
         run_levels(**{"steps": 5} | wrong)

@@ -132,8 +132,8 @@ def test_noise_level_0_has_nothing_to_sample():
         ({"noise_level": 1001}, "1000"),
         ({"noise_level": -1}, "1000"),
         ({"solver_mode": "slow"}, "fast"),
-        ({"solver_mode": "fast", "discretization": "leading"}, "normal"),
-        ({"discretization": "middle"}, "trailing"),
+        ({"solver_mode": "fast", "spacing": "leading"}, "normal"),
+        ({"spacing": "middle"}, "trailing"),
     ],
 )
 def test_impossible_settings_are_refused_with_the_cure(settings, message):

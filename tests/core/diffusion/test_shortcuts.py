@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from star_core.diffusion.denoiser import Denoiser
 from star_core.diffusion.schedule import star_schedule
 from star_core.diffusion.shortcuts import BatchedFeatures, DeepFeatures, Shortcuts
-from star_core.models.attention import AttentionWindow, within
+from star_core.models.attention import AttentionWindow, windowed_attention
 from star_core.models.unet import ControlledVideoUNet
 from star_core.windows.tiling import Tile, blend_tiles
 from tests.two_levels import CONFIG, two_level_network
@@ -57,7 +57,7 @@ def joined_with(tokens, height, window):
         whom[0, 0, span[0, :, 0].long()] = 1
         return whom.expand(1, span.shape[1], tokens)
 
-    out = within(window, attend, torch.arange(float(tokens))[None, :, None], height)
+    out = windowed_attention(window, attend, torch.arange(float(tokens))[None, :, None], height)
     return out[0] > 0
 
 
@@ -84,7 +84,9 @@ def test_no_border_of_windows_lasts_from_layer_to_layer(height, width, size):
 @pytest.mark.parametrize("window", [None, AttentionWindow(size=6, shifted=True)])
 def test_a_window_as_large_as_the_frame_is_none(window):
     x = randn(1, 2, 30, 5)
-    assert torch.equal(within(window, torch.Tensor.cumsum(x, 1).add, x, 5), x.cumsum(1) + x)
+    assert torch.equal(
+        windowed_attention(window, torch.Tensor.cumsum(x, 1).add, x, 5), x.cumsum(1) + x
+    )
 
 
 def test_only_the_finest_attention_is_windowed_and_layers_take_turns(network):
@@ -151,7 +153,7 @@ def evaluations_below(network, run):
 @given(st.lists(st.integers(0, 999), min_size=1, max_size=4), st.integers(0, 300))
 def test_features_are_found_anew_unless_found_a_little_before(network, timesteps, within):
     x, y = randn(1, 1, 4, 2, 6, 8), randn(2, 1, 3, 8)
-    deep, last = DeepFeatures(within=within), None
+    deep, last = DeepFeatures(max_age=within), None
     for t in timesteps:
         given = (x, torch.tensor([t]), y, x)
         fresh, result = evaluations_below(network, lambda given=given: network(*given, deep=deep))
@@ -162,7 +164,7 @@ def test_features_are_found_anew_unless_found_a_little_before(network, timesteps
 
 
 def test_reused_features_are_near_those_found_anew(network):
-    x, y, deep = randn(1, 1, 4, 2, 6, 8), randn(2, 1, 3, 8), DeepFeatures(within=10)
+    x, y, deep = randn(1, 1, 4, 2, 6, 8), randn(2, 1, 3, 8), DeepFeatures(max_age=10)
     network(x, torch.tensor([500]), y, x, deep=deep)
     near, far = (network(given, torch.tensor([495]), y, x) for given in (x, randn(9, *x.shape)))
     reused = network(x, torch.tensor([495]), y, x, deep=deep)
@@ -201,8 +203,8 @@ def test_both_prompts_see_features_of_one_age(network):
 
 def test_prompts_in_one_batch_have_the_features_that_they_have_alone(network):
     x, y = randn(1, 2, 4, 2, 6, 8), randn(2, 2, 3, 8)
-    apart = [DeepFeatures(within=60) for _ in range(2)]
-    together = BatchedFeatures([DeepFeatures(within=60) for _ in range(2)])
+    apart = [DeepFeatures(max_age=60) for _ in range(2)]
+    together = BatchedFeatures([DeepFeatures(max_age=60) for _ in range(2)])
     for t in (torch.tensor([300, 300]), torch.tensor([250, 250])):
         batch = network(x, t, y, x, deep=together)
         alone = [
@@ -214,12 +216,12 @@ def test_prompts_in_one_batch_have_the_features_that_they_have_alone(network):
 def test_features_stay_with_their_tile(network):
     tile, y = Tile(size=8, overlap=2), randn(2, 1, 3, 8)
     clips = {t: randn(t, 1, 4, 2, 10, 16) for t in (300, 250)}
-    deep = DeepFeatures(within=60)
+    deep = DeepFeatures(max_age=60)
     with network.working(slicing=None, tile=tile):
         tiled = [network(x, torch.tensor([t]), y, x, deep=deep) for t, x in clips.items()]
 
     def alone(rows, columns):
-        own = DeepFeatures(within=60)
+        own = DeepFeatures(max_age=60)
         parts = {t: x[..., rows, columns] for t, x in clips.items()}
         return [network(x, torch.tensor([t]), y, x, deep=own) for t, x in parts.items()][-1]
 
@@ -242,7 +244,7 @@ def test_each_shortcut_saves_work_by_itself(shortcut):
     x, y = torch.zeros(1, 4, 1, 18, 16), torch.zeros(1, 3, 8)
     for shortcuts in (Shortcuts(), replace(Shortcuts(), **{shortcut: 12})):
         pairs.append(0)
-        deep = DeepFeatures(within=shortcuts.reuse)
+        deep = DeepFeatures(max_age=shortcuts.reuse)
         with network.working(slicing=None, attention_window=shortcuts.attention_window):
             for t in (500, 490):
                 network(x, torch.tensor([t]), y, x, deep=deep)

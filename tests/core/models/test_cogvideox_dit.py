@@ -142,8 +142,8 @@ def test_a_hosts_layers_and_attention_take_the_place_of_torchs():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"dim": 30}, "do not share 30 channels"),
-        ({"dim": 24}, "do not share 24 channels"),
+        ({"dim": 30}, "30 channels do not divide"),
+        ({"dim": 24}, "24 channels do not divide"),
         ({"positions": "learned"}, "got 'learned'"),
     ],
 )

@@ -82,7 +82,7 @@ class Elsewhere:
 
 
 class ElsewhereSlicing(Slicing):
-    def waiting(self, x) -> Any:
+    def offloaded(self, x) -> Any:
         return Elsewhere(x) if self.offload else x
 
 
@@ -99,9 +99,9 @@ def test_slices_need_less_memory_and_skips_elsewhere_still_less(network):
 
 def test_offloaded_skips_all_wait_and_come_back(network):
     class Counting(Slicing):
-        def waiting(self, x):
+        def offloaded(self, x):
             waited.append(x.shape)
-            return super().waiting(x)
+            return super().offloaded(x)
 
     waited = []
     x, y, t = torch.randn(1, 4, 2, 6, 8), torch.zeros(1, 3, 8), torch.tensor([500])
@@ -115,7 +115,7 @@ def test_offloaded_skips_all_wait_and_come_back(network):
 def test_what_waits_leaves_another_device_only_where_that_is_asked_for():
     with FakeTensorMode():  # which lets "meta" be a device that can be copied from
         x = torch.empty(2, 3, dtype=torch.float16, device="meta")
-        kept, stayed = (Slicing(offload=offload).waiting(x) for offload in (True, False))
+        kept, stayed = (Slicing(offload=offload).offloaded(x) for offload in (True, False))
     assert (kept.device.type, kept.shape, kept.dtype) == ("cpu", x.shape, x.dtype)
     assert stayed is x
 
@@ -129,7 +129,7 @@ def test_skips_in_main_memory_change_nothing_on_a_gpu(network):
         plain = gpu(*given)
     with gpu.working(slicing=Slicing(spatial_pixels=500, offload=True)):
         assert torch.equal(gpu(*given), plain)
-        assert not Slicing(offload=True).waiting(given[0]).is_cuda
+        assert not Slicing(offload=True).offloaded(given[0]).is_cuda
 
 
 def test_impossible_slices_are_refused():

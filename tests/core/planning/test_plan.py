@@ -18,12 +18,13 @@ from star_core.diffusion.shortcuts import FAST, Shortcuts
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.parity import REFERENCE
-from star_core.pipeline import Settings, ShotJob, restore
+from star_core.pipeline import Execution, Settings, ShotJob, restore
 from star_core.planning import plot as plan_plot
 from star_core.planning.cost import Pass, decoding, encoding, peak_of
 from star_core.planning.meta_memory import LiveMetaTensors, LiveTensors
 from star_core.planning.plan import Plan, Task
 from star_core.planning.predict import denoise_flops, denoise_memory, fitting, predict
+from star_core.plots import write_figure
 from star_core.sampling_defaults import SamplingDefaults
 from star_core.star_checkpoint import StarModel
 from star_core.vae.svd import SVDGeometry, svd_vae
@@ -113,7 +114,14 @@ def run(network, vae, plan: Plan):
     canvas = Canvas.of(task.size, vae_factor=2, levels=1, behaviour=task.behaviour)
     model = StarModel(network=network, config=CONFIG, sampling=SAMPLING, prompts=None)
     prompt = torch.zeros(1, 77, CONFIG.context_dim)
-    shot = ShotJob(span=plan.span, positive=prompt, negative=prompt, settings=chosen)
+    execution = Execution(slicing=plan.slicing)
+    shot = ShotJob(
+        span=plan.span,
+        positive=prompt,
+        negative=prompt,
+        settings=chosen,
+        execution=execution,
+    )
     for _ in restore(list(source), model, vae, [shot], canvas):
         pass
 
@@ -227,7 +235,7 @@ def test_full_size_work_meets_its_targets_by_the_windows_of_each_behaviour():
 
 
 def test_the_command_tells_a_plan_for_the_memory_given(capsys):
-    command = ["plan", "--frames", "40", "--size", "120x90", "--model", "tiny", "--json"]
+    command = ["plan", "--frame-count", "40", "--size", "120x90", "--model", "tiny", "--json"]
     main([*command])
     whole = json.loads(capsys.readouterr().out)
     main([*command, "--memory", f"{0.75 * whole['peak_bytes'] / 2**20:.1f}M"])
@@ -241,21 +249,20 @@ def test_the_command_tells_a_plan_for_the_memory_given(capsys):
 
 
 def test_the_command_says_in_words_what_it_chose(capsys):
-    main(["plan", "--frames", "40", "--size", "120x90", "--model", "tiny", "--memory", "1M"])
+    main(["plan", "--frame-count", "40", "--size", "120x90", "--model", "tiny", "--memory", "1M"])
     text = capsys.readouterr().out
     assert "Does not fit into 0.00 GiB" in text and "windows" in text and "tiles" in text
 
 
-def test_growth_is_drawn_with_a_line_for_each_way(monkeypatch):
+def test_growth_is_drawn_with_a_line_for_each_way(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="plots are drawn by matplotlib")
     monkeypatch.setattr(plan_plot, "FRAMES", (1, 4, 40))
     monkeypatch.setattr(plan_plot, "SIZES", ((60, 44), (120, 88)))
-    svg = ElementTree.fromstring(plan_plot.growth(TASK, 10 * 2**20))
-    panels = list(svg.iter("{http://www.w3.org/2000/svg}g"))
-    assert [len(list(panel.iter("{http://www.w3.org/2000/svg}circle"))) for panel in panels] == [
-        *(6, 6),
-        *(4, 4),
-    ]
-    text = "".join(svg.itertext())
+    figure = plan_plot.growth(TASK, 10 * 2**20)
+    points = [[len(line.get_xdata()) for line in axes.lines] for axes in figure.axes]
+    assert points == [[3, 3], [3, 3], [2, 2], [2, 2]]
+    write_figure(figure, tmp_path / "growth.svg")
+    text = "".join(ElementTree.parse(tmp_path / "growth.svg").getroot().itertext())
     assert "memory by frames" in text and "compute by megapixels" in text
 
 

@@ -13,7 +13,7 @@ from star_core.backbones import COGVIDEOX, SIZES, build_network
 from star_core.cli import main
 from star_core.models.cogvideox_weights import CogVideoXConfig
 from star_core.models.slicing import Slicing
-from star_core.pipeline import Settings, ShotJob, restore
+from star_core.pipeline import Execution, Settings, ShotJob, restore
 from star_core.planning import plan as plan_module
 from star_core.planning import predict as prediction
 from star_core.planning.cost import Pass, decoding, encoding, peak_of
@@ -110,7 +110,14 @@ def run(network, vae, plan: Plan) -> None:
         latents=COGVIDEOX_LATENTS,
     )  # fmt: skip
     prompt = torch.ones(1, 7, 16)
-    shot = ShotJob(span=plan.span, positive=prompt, negative=0 * prompt, settings=chosen)
+    execution = Execution(slicing=plan.slicing)
+    shot = ShotJob(
+        span=plan.span,
+        positive=prompt,
+        negative=0 * prompt,
+        settings=chosen,
+        execution=execution,
+    )
     for _ in restore(list(source), model, vae, [shot], canvas):
         pass
 
@@ -211,7 +218,7 @@ def files(tmp_path_factory):
 
 
 def test_the_command_tells_a_plan_for_files(files, capsys):
-    command = ["plan", "--frames", "11", "--size", "24x16", "--dtype", "float32", "--json"]
+    command = ["plan", "--frame-count", "11", "--size", "24x16", "--dtype", "float32", "--json"]
     command += ["--model", str(files / "star.safetensors")]
     command += ["--vae", str(files / "cogvideox_vae.safetensors")]
     main([*command])

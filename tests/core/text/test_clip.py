@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from star_core.checkpoints.find import find_text_encoder
 from star_core.text.clip import _used_layers, load_text_encoder
 from star_core.text.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, join_prompt
 from tests.paths import GOLDEN
@@ -185,7 +186,7 @@ def test_the_encoder_has_the_type_and_no_gradient(folder, weights):
 def test_a_folder_is_searched_for_the_encoder(folder, weights):
     saved(folder / "aa.pt", {"other": torch.ones(1)})
     saved(folder / "clip.pt", weights)
-    assert load_text_encoder(folder).width == WIDTH
+    assert load_text_encoder(find_text_encoder(folder)).width == WIDTH
 
 
 def test_a_file_of_another_kind_or_width_is_refused(folder, weights):
@@ -213,7 +214,7 @@ def test_unknown_parts_of_the_text_tower_are_reported(folder, weights, caplog):
 
 def test_a_tokenizer_with_more_tokens_than_the_encoder_is_refused(folder, weights):
     weights = weights | {"token_embedding.weight": weights["token_embedding.weight"][:100]}
-    with pytest.raises(ValueError, match="knows 100 tokens.*name the tokenizer"):
+    with pytest.raises(ValueError, match="has 100 tokens.*use the tokenizer"):
         load_text_encoder(saved(folder / "clip.pt", weights))
 
 

@@ -80,7 +80,7 @@ def test_without_a_tokenizer_the_three_ways_are_named(tmp_path, monkeypatch):
 
 
 def test_a_named_place_without_tokenizer_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="holds no CLIP tokenizer: it needs tokenizer.json"):
+    with pytest.raises(ValueError, match="contains no CLIP tokenizer: it needs tokenizer.json"):
         load_tokenizer(tmp_path)
 
 

@@ -62,7 +62,7 @@ def test_the_scaled_fp8_file_that_people_have_is_unpacked(tmp_path):
 
 
 def test_other_files_and_sizes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="has no T5 text encoder.*3D VAE"):
+    with pytest.raises(ValueError, match="contains no T5 text encoder.*3D VAE"):
         load_t5(write_vae(tmp_path))
     folder = write_t5(tmp_path)
     with pytest.raises(ValueError, match="width 16, the network needs 4096"):

@@ -65,7 +65,7 @@ def train_command(folder, out, *more):
     text = folder / "t5"
     files += ["--text-encoder", text if text.exists() else write_t5(folder)]
     what = ["--data", folder / "shards", "--out", out, "--steps", 2, "--recipe", "fixed-mild"]
-    size = ["--frames", 5, "--size", "32x32", "--interval", 1, "--df-space", "latents"]
+    size = ["--clip-frames", 5, "--size", "32x32", "--interval", 1, "--df-space", "latents"]
     return [str(word) for word in ("train", *files, *what, *size, *more)]
 
 
@@ -110,12 +110,12 @@ def test_a_lora_of_the_second_backbone_covers_its_attention(shards, tmp_path):
 def test_what_the_second_backbones_vae_cannot_do_is_told(shards, tmp_path, capsys):
     assert main(train_command(shards, tmp_path / "out", "--df-space", "pixels")) == 2
     assert "--df-space latents" in capsys.readouterr().err
-    assert main(train_command(shards, tmp_path / "out", "--frames", "6")) == 2
+    assert main(train_command(shards, tmp_path / "out", "--clip-frames", "6")) == 2
     assert "a multiple of 4 more, got 6" in capsys.readouterr().err
 
 
 def test_the_plan_of_training_counts_the_second_backbone(tmp_path, capsys):
-    plan = ["train", "--plan", "--frames", "5", "--size", "64x32", "--checkpointing"]
+    plan = ["train", "--plan", "--clip-frames", "5", "--size", "64x32", "--checkpointing"]
     assert main([*plan, "--model", str(write_model(tmp_path))]) == 0
     parameters = sum(p.numel() for p in build_network(CONFIG, device="meta").parameters())
     assert f"{parameters / 1e6:,.1f} M parameters" in capsys.readouterr().out

@@ -1,4 +1,5 @@
 import json
+import sys
 import tarfile
 from dataclasses import replace
 from fractions import Fraction
@@ -13,7 +14,7 @@ from star_core.metrics import psnr
 from star_core.training.autoencoder import TINY_VAE, start_as_projection
 from star_core.training.captions import caption_of, read_captions
 from star_core.training.dataset import ClipFilter, clips_of, make_dataset, measure
-from star_core.training.tiny import NETWORK, started
+from star_core.training.tiny import NETWORK, new_network
 from star_core.training.validation import Validation
 from star_core.training.videos import VideoSamples, stored_clips
 from star_core.vae.patch import patch_vae
@@ -122,13 +123,16 @@ def test_what_is_measured_of_a_clip():
     assert measure([stripes]).detail > 50
 
 
-def test_existing_shards_and_empty_folders_are_refused(shards, folder, tmp_path):
+def test_shards_that_cannot_be_written_or_read_are_refused(shards, folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="shards already"):
         make_dataset(folder, shards[0], SMALL)
     with pytest.raises(ValueError, match="no videos"):
         make_dataset(tmp_path, tmp_path / "out", SMALL)
     with pytest.raises(ValueError, match="no shards"):
         stored_clips(tmp_path)
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    with pytest.raises(ValueError, match="pip install webdataset"):
+        make_dataset(folder, tmp_path / "out", SMALL)
 
 
 def test_an_interruption_leaves_no_half_shard(folder, tmp_path):
@@ -221,7 +225,7 @@ def test_a_clip_that_is_too_small_or_short_is_told(shards, vae):
 
 
 def test_a_network_that_copies_the_hint_is_as_good_as_the_vae(vae, tmp_path):
-    network, prompts = started(replace(NETWORK, hint_prior=0.5), 0)
+    network, prompts = new_network(replace(NETWORK, hint_prior=0.5), 0)
     column = torch.linspace(0.2, 0.8, 32).expand(2, 3, 40, 32)
     noisy = (column + 0.02 * torch.randn(column.shape, generator=generator(0))).clamp(0, 1)
     network.train()

@@ -25,7 +25,7 @@ def shards(tmp_path_factory):
 
 def arguments(shards, out, *more):
     common = ["train", "--model", "tiny", "--data", str(shards), "--out", str(out), "--steps", "2"]
-    return [*common, "--frames", "2", "--size", "32x24", "--recipe", "fixed-mild", *more]
+    return [*common, "--clip-frames", "2", "--size", "32x24", "--recipe", "fixed-mild", *more]
 
 
 def test_star_training_of_a_model_file_writes_a_model_that_loads(shards, tmp_path):
@@ -51,7 +51,7 @@ def test_sizes_that_do_not_fit_and_missing_options_are_told(shards, tmp_path, ca
     assert main(arguments(shards, tmp_path, "--size", "32x32")) == 2
     assert "pad" in capsys.readouterr().err
     assert main(arguments(shards, tmp_path, "--sharp", "0.5")) == 2
-    assert "--preset tiny" in capsys.readouterr().err
+    assert "--built-in" in capsys.readouterr().err
     assert main(["train", "--model", "tiny", "--data", "x"]) == 2
     assert "--out, --steps" in capsys.readouterr().err
     assert (
@@ -61,11 +61,11 @@ def test_sizes_that_do_not_fit_and_missing_options_are_told(shards, tmp_path, ca
         )
         == 2
     )
-    assert "--vae" in capsys.readouterr().err
+    assert "nothing.pt" in capsys.readouterr().err
 
 
 def test_the_plan_tells_memory_and_work_without_training(tmp_path, capsys):
-    plan = ["train", "--model", "tiny", "--plan", "--frames", "2", "--size", "32x24"]
+    plan = ["train", "--model", "tiny", "--plan", "--clip-frames", "2", "--size", "32x24"]
     assert main(plan) == 0
     out = capsys.readouterr().out
     assert "PFLOP a step" in out and "GiB a GPU" in out

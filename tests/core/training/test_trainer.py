@@ -34,14 +34,13 @@ from star_core.training.tiny import (
     NETWORK,
     SAMPLING,
     VAE_FILE,
-    started,
+    new_network,
     widened,
     write_tiny,
 )
 from star_core.training.trainer import Muon, choose_trained, learning_rate, train
 from star_core.vae.load import load_frame_vae
 from star_core.vae.patch import patch_vae
-from star_core.vae.svd import svd_vae
 from star_core.video_io import open_sink
 
 SMALL = replace(
@@ -71,13 +70,13 @@ def offset(network) -> torch.Tensor:
 
 def run(pairs, out, config=CONFIG, **options):
     """Trains a small network anew; what was written."""
-    network, prompts = started(SMALL, 0)
+    network, prompts = new_network(SMALL, 0)
     train(pairs, network, config, out, prompts=prompts, write=write, **options)
     return load_model(out / MODEL_FILE, dtype=torch.float32)
 
 
 def test_training_starts_from_copying_the_hint():
-    network, _ = started(SMALL, 0)
+    network, _ = new_network(SMALL, 0)
     hint = torch.randn(1, 4, 2, 4, 4)
     pure_noise = torch.randn(1, 4, 2, 4, 4)
     v = network(pure_noise, torch.tensor([999]), torch.zeros(1, 2, SMALL.context_dim), hint)
@@ -85,7 +84,7 @@ def test_training_starts_from_copying_the_hint():
 
 
 def test_loss_reaches_network_controlnet_gates_and_prompts_after_the_first_step(pairs, tmp_path):
-    network, prompts = started(SMALL, 0)
+    network, prompts = new_network(SMALL, 0)
     train(pairs, network, CONFIG, tmp_path, prompts=prompts, write=write)
     config = replace(CONFIG, degraded=0.5)
     trained = TrainingObjective(network, config, prompts=prompts)
@@ -133,7 +132,7 @@ def test_muon_trains_a_convolution_as_the_matrix_that_it_is():
 
 
 def test_errors_count_as_pixels_show_them_in_shares_of_what_the_hint_leaves_open(pairs):
-    network, prompts = started(replace(SMALL, dropout=0.0), 0)
+    network, prompts = new_network(replace(SMALL, dropout=0.0), 0)
     config = replace(CONFIG, degraded=0.0, start=1.0, df=DFLossConfig(beta=0))
     batch = draw_batch(pairs, range(3), config)
     pixel_kernel = torch.zeros(1, 4, 3, 3)
@@ -155,7 +154,7 @@ def test_errors_count_as_pixels_show_them_in_shares_of_what_the_hint_leaves_open
 
 
 def test_later_levels_are_learned_on_what_the_network_itself_made_of_the_hint(pairs, monkeypatch):
-    network, prompts = started(replace(SMALL, dropout=0.0), 0)
+    network, prompts = new_network(replace(SMALL, dropout=0.0), 0)
     torch.nn.init.normal_(last(network).weight)
     config = replace(CONFIG, degraded=0.0, own=True)
     batch = draw_batch(pairs, range(2), config)._replace(t=torch.tensor([899, 300]))
@@ -180,7 +179,7 @@ def test_later_levels_are_learned_on_what_the_network_itself_made_of_the_hint(pa
 
 
 def test_a_widened_network_does_the_same_and_leaves_what_is_new_as_the_hint_has_it():
-    network, _ = started(SMALL, 0)
+    network, _ = new_network(SMALL, 0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     network.eval()
@@ -204,7 +203,7 @@ class Distance(torch.nn.Module):
 
 
 def test_only_what_is_sharpened_meets_the_metric_and_the_sharp_prompt(pairs):
-    network, prompts = started(SMALL, 0)
+    network, prompts = new_network(SMALL, 0)
     torch.nn.init.normal_(last(network).weight)
     prompts = Prompts(prompts.learned()._replace(sharp=prompts.positive))
     assert prompts.sharp is not None
@@ -233,19 +232,19 @@ def test_only_what_is_sharpened_meets_the_metric_and_the_sharp_prompt(pairs):
 
 
 def test_written_model_describes_itself_and_moves_slower_than_the_trained_one(pairs, tmp_path):
-    network, prompts = started(SMALL, 0)
+    network, prompts = new_network(SMALL, 0)
     train(pairs, network, CONFIG, tmp_path, prompts=prompts, write=write)
     model = load_model(tmp_path / MODEL_FILE, dtype=torch.float32)
     assert (model.config, model.sampling) == (SMALL, SAMPLING)
     assert model.prompts is not None
     assert model.prompts.positive.shape == (1, 4, SMALL.context_dim)
-    start = started(SMALL, 0)[0].state_dict()["out.2.bias"]
+    start = new_network(SMALL, 0)[0].state_dict()["out.2.bias"]
     moved = (network.state_dict()["out.2.bias"] - start).norm()
     assert 0 < (model.network.state_dict()["out.2.bias"] - start).norm() < 0.2 * moved
 
 
 def test_star_trains_controlnet_and_liem_and_nothing_else_moves_or_drops(pairs, tmp_path):
-    network, prompts = started(SMALL, 0)
+    network, prompts = new_network(SMALL, 0)
     torch.nn.init.normal_(last(network).weight)  # or its zeros would stop every gradient
     before = {key: value.clone() for key, value in network.state_dict().items()}
     once = replace(CONFIG, steps=2, trains="star")
@@ -260,12 +259,12 @@ def test_star_trains_controlnet_and_liem_and_nothing_else_moves_or_drops(pairs, 
 
 
 def test_all_gradients_are_clipped_together(pairs, tmp_path):
-    begun = offset(started(SMALL, 0)[0])
+    begun = offset(new_network(SMALL, 0)[0])
 
     def moved(clip):
         # So small a norm drowns in Adam's epsilon: what is clipped to it hardly moves.
         config = replace(CONFIG, steps=1, clip=clip, weight_decay=0.0, ema=0.0)
-        network, prompts = started(SMALL, 0)
+        network, prompts = new_network(SMALL, 0)
         train(pairs, network, config, tmp_path / str(clip), prompts=prompts, write=write)
         return (offset(network) - begun).norm()
 
@@ -281,7 +280,7 @@ def gradients(trained, batch):
 
 def test_checkpointing_changes_no_gradient(pairs):
     config = replace(CONFIG, degraded=0.0)
-    network, prompts = started(replace(SMALL, dropout=0.0, dim_mult=(1, 1)), 0)
+    network, prompts = new_network(replace(SMALL, dropout=0.0, dim_mult=(1, 1)), 0)
     torch.nn.init.normal_(last(network).weight)
     batch = draw_batch(pairs, range(2), config)
     # Two levels take other sizes.
@@ -296,7 +295,7 @@ def test_checkpointing_changes_no_gradient(pairs):
 
 
 def test_bfloat16_trains_much_as_float32_does(pairs):
-    network, prompts = started(replace(SMALL, dropout=0.0), 0)
+    network, prompts = new_network(replace(SMALL, dropout=0.0), 0)
     torch.nn.init.normal_(last(network).weight, std=0.02)
     batch = draw_batch(pairs, range(4), CONFIG)
     full, half = (
@@ -307,7 +306,7 @@ def test_bfloat16_trains_much_as_float32_does(pairs):
 
 
 def test_the_df_term_reaches_controlnet_and_liem_in_latents_and_in_pixels(pairs):
-    network, prompts = started(SMALL, 0)
+    network, prompts = new_network(SMALL, 0)
     torch.nn.init.normal_(last(network).weight)
     for conv in network.VideoControlNet.zero_convs.parameters():
         torch.nn.init.normal_(conv, std=0.1)
@@ -337,7 +336,7 @@ def test_validation_sees_the_averaged_weights_and_its_figures_are_logged(pairs, 
         seen.append((step, offset(network).clone()))
         return {"psnr": 30.0 + step}
 
-    network, prompts = started(SMALL, 0)
+    network, prompts = new_network(SMALL, 0)
     train(
         pairs, network, CONFIG, tmp_path, prompts=prompts, write=write, validate=validate, every=2
     )
@@ -373,7 +372,7 @@ def two_ranks(rank, folder, port):
     torch.set_num_threads(1)
     one = replace(CONFIG, batch=1, steps=2)
     still = replace(SMALL, dropout=0.0)
-    network, prompts = started(still, 0)
+    network, prompts = new_network(still, 0)
     pairs = LatentPairs(folder / "pairs", (2, 4, 4))
     train(pairs, network, one, folder / "ranks", prompts=prompts, write=write)
 
@@ -383,7 +382,7 @@ def test_two_ranks_give_the_weights_of_one_with_twice_the_batch(pairs, tmp_path)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     multiprocessing.spawn(two_ranks, (tmp_path, port), nprocs=2)  # pyright: ignore
-    network, prompts = started(replace(SMALL, dropout=0.0), 0)
+    network, prompts = new_network(replace(SMALL, dropout=0.0), 0)
     both = replace(CONFIG, batch=2, steps=2)
     train(pairs, network, both, tmp_path / "one", prompts=prompts, write=write)
     ranks, one = (
@@ -443,7 +442,7 @@ def test_an_untrained_vae_keeps_what_most_of_its_patches_are():
 
 def test_the_first_channels_of_a_taught_vae_are_its_teachers(tmp_path):
     small = TINY_VAE | {"latent_channels": 4, "width": 8, "encoder_blocks": 1, "decoder_blocks": 1}
-    teacher = svd_vae(small)
+    teacher = patch_vae(small)
     start_as_projection(teacher.model, noise_frames())  # pyright: ignore[reportArgumentType]
     clips = [(torch.rand(4, 2, 3, 24, 24) * 255).byte()]
     train_vae(clips, tmp_path / VAE_FILE, steps=1, teacher=teacher, batch=4, crop=16, first=60)

@@ -173,7 +173,7 @@ def test_a_crop_of_oblong_pixels_is_stretched_after_it_is_cut(tmp_path):
     ("excerpt", "words"),
     [
         (Excerpt(start=10), "the trim of a.mp4 is empty: no frame begins from 10 s on"),
-        (Excerpt(start=0.41, duration=0.02), "no frame begins from 0.41 s to 0.43 s; trim it"),
+        (Excerpt(start=0.41, duration=0.02), "no frame begins from 0.41 s to 0.43 s; choose"),
         (
             Excerpt(crop=(48, 32, 2, 0)),
             "crop 48x32[+]2[+]0 is not inside the frame, which is displayed as 48x32",
@@ -238,6 +238,6 @@ def test_the_work_on_another_excerpt_is_not_gone_on_with(tmp_path, caplog, other
     first = restored(job)
     assert list(work_folder(job.out).glob("*.safetensors"))
     again = restored(replace(job, overwrite=True))
-    assert "going on with" in caplog.text and torch.equal(again, first)
+    assert "continuing with" in caplog.text and torch.equal(again, first)
     restored(replace(job, overwrite=True, excerpt=replace(excerpt, **other)))
-    assert "begins anew" in caplog.text
+    assert "starting from scratch" in caplog.text

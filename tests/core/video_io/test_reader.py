@@ -401,11 +401,11 @@ def test_a_file_without_video_is_named(tmp_path):
 
 
 def test_a_folder_without_images_is_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         open_video(tmp_path)
     with pytest.raises(ValueError, match=r"no image in .* is named like"):
         open_video(tmp_path / "%05d.png")
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         open_stills(tmp_path)
 
 

@@ -43,7 +43,7 @@ def test_a_part_has_every_window_of_the_whole_shot_that_its_frames_lie_in(
     start = data.draw(st.integers(shot.start, shot.stop - 1))
     wanted = range(start, data.draw(st.integers(start + 1, shot.stop)))
     whole, span = FrameSpan.of(shot, **options), FrameSpan.of(shot, wanted, **options)
-    assert whole.wanted == whole.needed == shot
+    assert whole.requested == whole.needed == shot
     decoded = absolute(span.decode_windows, span)
     assert decoded == [w for w in absolute(whole.decode_windows, whole) if set(w) & set(wanted)]
     seen = set().union(*decoded)
@@ -130,6 +130,6 @@ def test_what_is_computed_comes_out_where_it_belongs(sized, behaviour):
     frame = torch.stack(
         torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     ).float()
-    computed = canvas.look(frame, behaviour)
+    computed = canvas.network_input(frame, behaviour)
     assert torch.equal(canvas.unpadded(computed), canvas.crop(frame))
     assert torch.equal(canvas.result(canvas.unpadded(computed)), cut(frame, region))
