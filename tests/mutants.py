@@ -65,16 +65,16 @@ MUTANTS = [
         "training/trainer training/cogvideox",
         ("x_0 = torch.where(degraded[:, None, None, None, None], lq, batch.hq)", "x_0 = batch.hq"),
         (
-            "ours, theirs = clean, x_0",
-            "ours, theirs = clean, lq",
+            "predicted, target = clean, x_0",
+            "predicted, target = clean, lq",
         ),
         ("loss = velocity + frequency", "loss = velocity"),
-        ("df_loss(ours, theirs, t, config.df)", "df_loss(ours, theirs, t, DFLossConfig())"),
+        ("df_loss(predicted, target, t, config.df)", "df_loss(predicted, target, t, DFLossConfig())"),
         ("return int(u * config.noise_level)", "return int(u * min(config.noise_level, 900))"),
         ("u = 0.75 + 0.25 * u", "u = 0.25 * u"),
         ("and chance < config.degraded", "and chance < config.degraded * 0.5"),
-        ("mixed if self.config.bf16", "nullcontext() if self.config.bf16"),
-        ("met[later] = schedule.x_0(", "schedule.x_0("),
+        ("bf16 if self.config.bf16", "nullcontext() if self.config.bf16"),
+        ("x_0[later] = schedule.x_0(", "schedule.x_0("),
         (
             "noise.append(torch.randn(sample.hq.shape, generator=generator))",
             "noise.append(sample.hq * 0)",
@@ -83,7 +83,7 @@ MUTANTS = [
     *_mutants(
         "training/videos",
         "training/initialise training/dataset training/finetune training/cogvideox",
-        ("item() >= self.caption_dropout", "item() >= 0.9"),
+        ("item() < self.caption_dropout", "item() < 0.9"),
     ),
     *_mutants(
         "cli/training",
@@ -144,7 +144,7 @@ MUTANTS = [
             "left[len(left) - shared :] *= ramp(shared).flip(0)",
             "left[len(left) - shared :] *= ramp(shared)",
         ),
-        ("x_0[:, :, part] += weight *", "x_0[:, :, part] = weight *"),
+        ("x_0[:, :, frames] += weight *", "x_0[:, :, frames] = weight *"),
         ("range(0, total - length, stride), total - length]", "range(0, total - length, stride)]"),
         (
             "return (frames - 1) // latent_frames * latent_frames + 1",
@@ -177,8 +177,8 @@ MUTANTS = [
         ("offset + i, (b, c, h, w)", "i, (b, c, h, w)"),
         ("(torch.arange(w) + self.origin[1]) % self.canvas[1]", "torch.arange(w) % self.canvas[1]"),
         (
-            "return -step_of_path / (sigma - sigma_next).sqrt()",
-            "return step_of_path / (sigma - sigma_next).sqrt()",
+            "return -path_increment / (sigma - sigma_next).sqrt()",
+            "return path_increment / (sigma - sigma_next).sqrt()",
         ),
         ("transpose(1, 2).normal_", "reshape(b, c, f, h, w).normal_"),
     ),
@@ -215,8 +215,8 @@ MUTANTS = [
             "pass\n            x = x_0",
         ),
         (
-            "extra = torch.sqrt(raised**2 - sigma**2) * s_noise",
-            "extra = (raised - sigma) * s_noise",
+            "scale = torch.sqrt(raised**2 - sigma**2) * s_noise",
+            "scale = (raised - sigma) * s_noise",
         ),
     ),
     *_mutants(
@@ -235,7 +235,7 @@ MUTANTS = [
         ('if not path.name.startswith(f"{identity}.")]', "if False]"),
         ("os.fsync(file.fileno())", "pass"),
         ("text = json.dumps(facts, sort_keys=True", "text = json.dumps(sorted(facts)"),
-        ("if kind is None and not self._stays or", "if kind is None or"),
+        ("if kind is None and not self._keep or", "if kind is None or"),
         ('digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())', "pass"),
         ("part.unlink(missing_ok=True)\n            raise", "raise"),
     ),

@@ -72,10 +72,13 @@ class LiveMetaTensors(LiveTensors):
 # Whether an operation returns several new tensors, and their shapes, strides and dtypes, by the
 # operation and its arguments. Without it a pass takes three to four times as long.
 _RESULTS: dict[Any, tuple[bool, list[Any]]] = {}
+_VIEWS: set[Any] = set()  # operations that return views, at least of some tensors
 
 
 def _infer(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Returns what an operation makes of meta tensors."""
+    if func in _VIEWS:
+        return func(*args, **kwargs)
     key = (func, _traits(args), _traits(tuple(kwargs.items())))
     if key in _RESULTS:
         several, layouts = _RESULTS[key]
@@ -85,6 +88,8 @@ def _infer(func: Any, *args: Any, **kwargs: Any) -> Any:
     tensors, inputs = out if isinstance(out, tuple) else (out,), set(map(_key, _tensors(args)))
     if all(isinstance(x, Tensor) and x.is_meta and _key(x) not in inputs for x in tensors):
         _RESULTS[key] = tensors is out, [(x.shape, x.stride(), x.dtype) for x in tensors]
+    else:
+        _VIEWS.add(func)
     return out
 
 

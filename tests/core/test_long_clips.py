@@ -210,16 +210,17 @@ def test_a_run_that_is_out_of_memory_goes_on_from_its_last_window_with_less(
     monkeypatch.setattr(changing.network, "forward", full)
     assert torch.equal(run(clip, changing, settings=settings), expected)
     assert full.calls == 3 * 2 + 1
-    assert "out of memory: going on with what waits for its turn kept in main" in caplog.text
+    assert "out of memory: going on with offloading for the network" in caplog.text
 
 
 def test_tiles_come_when_nothing_else_helps(changing, monkeypatch, caplog):
     clip = clip_of(1, 80, 160)
     expected = run(clip, changing)
-    full = Full(changing.network.forward, failures=[1, 2])
+    full = Full(changing.network.forward, failures=[1, 2, 3])
     monkeypatch.setattr(changing.network, "forward", full)
+    monkeypatch.setattr("star_core.memory.TILES", (512, 128))
     result = run(clip, changing)
-    assert "the network in tiles of 128 pixels" in caplog.text
+    assert "tiles of 128 pixels for the network" in caplog.text
     change = (expected - upsample(clip, (320, 160), "bicubic")).abs().mean()
     assert 0 < (result - expected).abs().mean() < 0.5 * change
 
@@ -239,11 +240,12 @@ def test_the_vae_falls_back_on_tiles_too(changing, monkeypatch, caplog):
 
     monkeypatch.setattr(vae, "encode_frame", failing(encode, "encode"))
     monkeypatch.setattr(vae, "decode_window", failing(decode, "decode"))
+    monkeypatch.setattr("star_core.memory.TILES", (512, 64))
     clip = clip_of(2, 40, 80)
     assert torch.equal(run(clip, changing, vae=vae), run(clip, changing))
     assert [name for name, _ in tiles] == ["encode"] * 4 + ["decode"]
     assert [size for _, size in tiles] == [None, None, 64, 64, 64]
-    assert "the VAE in tiles of 64 pixels" in caplog.text
+    assert "tiles of 64 pixels for the VAE" in caplog.text
 
 
 def test_what_does_not_fit_at_its_smallest_ends_in_the_error_itself(changing, monkeypatch):

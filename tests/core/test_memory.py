@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from star_core.memory import DevicePlacement, keep_freed_memory
+from star_core.memory import SMALL_SLICES, DevicePlacement, keep_freed_memory, next_smaller
+from star_core.models.slicing import Slicing
 
 
 def test_a_module_goes_home_even_if_the_work_fails():
@@ -42,6 +43,22 @@ def test_a_device_holds_one_module_at_a_time_or_all(one_at_a_time):
         placement.load(first)
         assert (first.place, second.place) == ("there", "home")
     assert first.place == second.place == "home"
+
+
+def test_memory_is_saved_first_by_what_leaves_the_result_as_it_is_then_by_smaller_tiles():
+    slicing, tile, changes = Slicing(), None, []
+    while smaller := next_smaller(slicing, tile, largest=1728, step=64):
+        slicing, tile, change = smaller
+        changes.append(change)
+    assert changes[:3] == ["offloading", "smaller slices", "tiles of 1536 pixels"]
+    assert changes[-1] == "tiles of 256 pixels" and tile.overlap == 64
+    assert slicing == Slicing(offload=True, temporal_pixels=SMALL_SLICES)
+
+
+def test_changes_that_are_no_option_are_skipped_and_tiles_have_four_steps_at_least():
+    options = {"largest": 600, "offload": False, "slices": False}
+    assert next_smaller(Slicing(), None, step=128, **options).tile.size == 512
+    assert next_smaller(Slicing(), None, step=129, **options) is None
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
