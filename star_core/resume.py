@@ -50,9 +50,9 @@ class Work:
     ) -> None:
         """Names the folder; entering the block creates it.
 
-        out: the result that the work is for, named in messages; None for the folder. keep: do not remove the folder when the
-        block succeeds. shared: other processes use the folder too, so it is not locked, and neither
-        it nor other entries are removed.
+        out: the result that the work is for, named in messages; None for the folder. keep: do not
+        remove the folder when the block succeeds. shared: other processes use the folder too, so it
+        is not locked, and neither it nor other entries are removed.
         """
         self.folder, self._out = folder, out or folder
         self._keep, self._shared = keep, shared
@@ -70,8 +70,8 @@ class Work:
                 self._lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
-                f"another run is writing {self._out}: wait until it has finished, or choose another "
-                "output"
+                f"another run is writing {self._out}: wait until it has finished, or choose "
+                "another output"
             ) from None
         except OSError as error:
             raise ValueError(
@@ -104,8 +104,8 @@ class Work:
         others = [path for path in entries if not path.name.startswith(f"{identity}.")]
         if others:
             _LOG.warning(
-                "%s contains the work of a run with other settings, input or model: starting from "
-                "scratch. To continue that run, stop this one now and repeat the command of before; "
+                "%s contains the work of a run with other settings, input or model: starting "
+                "from scratch. To continue that run, stop this one now and repeat its command; "
                 "its work is removed once the first part of this one is finished",
                 self.folder,
             )

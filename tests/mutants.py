@@ -69,7 +69,10 @@ MUTANTS = [
             "predicted, target = clean, lq",
         ),
         ("loss = velocity + frequency", "loss = velocity"),
-        ("df_loss(predicted, target, t, config.df)", "df_loss(predicted, target, t, DFLossConfig())"),
+        (
+            "df_loss(predicted, target, t, config.df)",
+            "df_loss(predicted, target, t, DFLossConfig())",
+        ),
         ("return int(u * config.noise_level)", "return int(u * min(config.noise_level, 900))"),
         ("u = 0.75 + 0.25 * u", "u = 0.25 * u"),
         ("and chance < config.degraded", "and chance < config.degraded * 0.5"),

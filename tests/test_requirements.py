@@ -92,17 +92,17 @@ def test_installing_changes_nothing_that_is_there(tmp_path, host, diffusers):
 @pytest.fixture
 def installed(monkeypatch):
     """What versions packages are told to have; those that are not in it keep their own."""
-    told: dict[str, str | None] = {}
+    reported: dict[str, str | None] = {}
     version = metadata.version
 
     def of(name: str) -> str:
-        found = told.get(name, version(name))
+        found = reported.get(name, version(name))
         if found is None:
             raise metadata.PackageNotFoundError(name)
         return found
 
     monkeypatch.setattr(metadata, "version", of)
-    return told
+    return reported
 
 
 def test_where_all_is_well_the_log_says_nothing(installed, caplog):
@@ -132,9 +132,9 @@ def test_loading_says_what_is_too_old_or_missing_and_the_command(
 def test_the_versions_that_loading_asks_for_are_those_that_pip_is_told():
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    told = {}
+    reported = {}
     for dependency in project["dependencies"]:
         name, _, oldest = dependency.partition(">=")
-        told[name] = oldest or None
-    del told["opencv-python-headless"]  # ComfyUI does without
-    assert runpy.run_path(str(ROOT / "nodes" / "host_packages.py"))["NEEDED"] == told
+        reported[name] = oldest or None
+    del reported["opencv-python-headless"]  # ComfyUI does without
+    assert runpy.run_path(str(ROOT / "nodes" / "host_packages.py"))["NEEDED"] == reported

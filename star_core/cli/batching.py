@@ -62,14 +62,14 @@ def run_batch(args: argparse.Namespace) -> int:
     address = args.ray or _several_gpus()
     if address:
         sys.stderr.write(f"on the Ray cluster {address}, videos: {len(jobs)}\n")
-        told = Progress(("restore",), unit=" frames")
+        reported = Progress(("restore",), unit=" frames")
 
         before: list[Status] = []
 
-        def on_status(standing: "Status") -> None:
-            if standing.total and before != [standing]:
-                before[:] = [standing]
-                told("restore", standing.done, standing.total)
+        def on_status(status: "Status") -> None:
+            if status.total and before != [status]:
+                before[:] = [status]
+                reported("restore", status.done, status.total)
 
         def on_worker(where: str) -> None:
             sys.stderr.write(f"worker on {where}\n")

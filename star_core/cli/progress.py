@@ -18,7 +18,7 @@ class Progress:
         unit: str = "",
         patience: float = 0,
     ) -> None:
-        """patience: seconds for which nothing is said."""
+        """patience: seconds before the first line is printed."""
         self.stages = stages
         self.unit = unit
         self.speak = time.monotonic() + patience

@@ -52,7 +52,7 @@ def sequence_arguments(path: Path) -> tuple[list[str], int]:
 
 
 def sequence_files(path: Path) -> list[Path]:
-    """Returns the images of a sequence in order. path: a pattern, or a folder of numbered images."""
+    """Returns the images of a sequence in order. path: a pattern, or a folder of images."""
     folder, pattern = (path, _folder_pattern(path)) if path.is_dir() else (path.parent, path.name)
     return [image for _, image in sorted(pattern_numbers(folder, pattern).items())]
 

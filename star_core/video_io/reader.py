@@ -15,7 +15,7 @@ from .color import Color, rgb_from_planes
 from .excerpt import WHOLE, Excerpt
 from .ffmpeg import first_error, messages, running
 from .header import Header
-from .images import SUFFIXES, is_pattern, sequence_arguments, still_paths, sequence_files
+from .images import SUFFIXES, is_pattern, sequence_arguments, sequence_files, still_paths
 from .probe import Probe, probe
 from .timing import Timing
 

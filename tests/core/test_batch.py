@@ -119,10 +119,10 @@ def test_each_job_has_its_options_and_a_failure_stops_no_other(capsys, tmp_path,
     ]
     arguments = ["batch", jobs_file(tmp_path, jobs), *QUICK, "--shots", "off", "--json"]
     code, out, err = run(capsys, *arguments)
-    told = json.loads(out)
+    reported = json.loads(out)
     assert code == 2
-    assert [entry["state"] for entry in told] == ["done", "failed", "done"]
-    assert "broken.mkv" in told[1]["reason"] and not (tmp_path / "b.mkv").exists()
+    assert [entry["state"] for entry in reported] == ["done", "failed", "done"]
+    assert "broken.mkv" in reported[1]["reason"] and not (tmp_path / "b.mkv").exists()
     sizes = [
         (open_video(tmp_path / n).info.width, len(open_video(tmp_path / n)))
         for n in ("a.mkv", "c.mkv")
@@ -251,7 +251,7 @@ def test_two_nodes_of_which_one_loses_its_worker_give_what_one_process_gives(
     command += ["--format", "mkv", "--out", str(tmp_path / "two"), "--ray", cluster.address]
     log = tmp_path / "log.txt"
     killed = None
-    with log.open("w") as said, subprocess.Popen(command, cwd=ROOT, stderr=said) as process:
+    with log.open("w") as output, subprocess.Popen(command, cwd=ROOT, stderr=output) as process:
         while process.poll() is None:
             time.sleep(0.02)
             at_work = list((tmp_path / "two").glob(".*/*-00000-*.safetensors"))

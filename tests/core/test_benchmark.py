@@ -175,17 +175,17 @@ def test_what_lacks_something_is_told_in_one_line_and_left_out(folder, restored,
     lacking = methods.Method(title="x", prepare=prepare, restore=lambda *_: None)
     monkeypatch.setitem(methods.METHODS, "lacking", lacking)
     monkeypatch.setenv("STAR_METRIC_WEIGHTS", str(folder / "none"))
-    said = []
+    output = []
     (result,) = all_of(
         folder,
         methods=["lacking", "bicubic"],
         recipes=["light"],
         metrics=["lpips", "psnr"],
-        on_missing=said.append,
+        on_missing=output.append,
     )
     assert result.method == "bicubic" and set(result.means) == {"psnr"}
-    assert [line.split(" is left out: ")[0] for line in said] == ["lacking", "lpips"]
-    assert "pip install spell" in said[0] and not any("\n" in line for line in said)
+    assert [line.split(" is left out: ")[0] for line in output] == ["lacking", "lpips"]
+    assert "pip install spell" in output[0] and not any("\n" in line for line in output)
 
 
 @pytest.mark.parametrize("what", ["clips", "methods", "recipes", "metrics"])
@@ -215,8 +215,10 @@ def test_the_report_has_every_cell_and_frame(folder, restored):
     text = (folder / "report" / "benchmark.md").read_text()
     for result in results:
         assert f"| bicubic | {result.means['psnr']:.2f} |" in text
-    told = "Gaussian blur 1.6, area reduction by 4, noise 12/255, JPEG 30; enlarged by 4; seed 1."
-    assert told in text
+    expected = (
+        "Gaussian blur 1.6, area reduction by 4, noise 12/255, JPEG 30; enlarged by 4; seed 1."
+    )
+    assert expected in text
     for picture in (folder / "report").glob("*.png"):
         assert f"({picture.name})" in text
 

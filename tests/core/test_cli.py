@@ -37,7 +37,7 @@ def frames_of(path) -> Tensor:
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr. Cuts are looked for only where a test says so."""
+    """Exit code, stdout, stderr. Cuts are searched for only where a test says so."""
     if arguments[0] == "upscale" and "--shots" not in arguments:
         arguments = (*arguments, "--shots", "off")
     try:

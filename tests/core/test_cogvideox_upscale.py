@@ -96,12 +96,12 @@ def test_options_change_the_result(files, clip, tmp_path, capsys, changed):
         (["--reuse", "50"], "keeps no features"),
     ],
 )
-def test_what_this_backbone_cannot_do_is_said(files, clip, tmp_path, capsys, wrong, said):
+def test_what_this_backbone_cannot_do_is_said(files, clip, tmp_path, capsys, wrong, output):
     code, out, err = run(capsys, clip, tmp_path / "x.mkv", *options(files), *wrong)
     assert (code, out) == (2, "")
     import re
 
-    assert re.search(said, err)
+    assert re.search(output, err)
 
 
 def test_diffusers_folder_states_the_scale_of_the_latents(files, tmp_path):

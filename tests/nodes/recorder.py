@@ -231,14 +231,16 @@ def object_info(node: Node) -> dict[str, Any]:
     """The part of the server's /object_info that workflows depend on."""
     schema, inputs = node.schema, {"required": {}, "optional": {}}
     for i in schema.inputs or []:
-        told = {name: getattr(i, name, None) for name in OPTIONS}
-        if isinstance(told["options"], type):
-            told["options"] = [member.value for member in told["options"].__members__.values()]
-        if isinstance(told["default"], Enum):
-            told["default"] = told["default"].value
-        told["forceInput"] = getattr(i, "force_input", None)
-        told["advanced"] = i.extra_dict.get("advanced")
-        options = {name: value for name, value in told.items() if value is not None}
+        reported = {name: getattr(i, name, None) for name in OPTIONS}
+        if isinstance(reported["options"], type):
+            reported["options"] = [
+                member.value for member in reported["options"].__members__.values()
+            ]
+        if isinstance(reported["default"], Enum):
+            reported["default"] = reported["default"].value
+        reported["forceInput"] = getattr(i, "force_input", None)
+        reported["advanced"] = i.extra_dict.get("advanced")
+        options = {name: value for name, value in reported.items() if value is not None}
         inputs["optional" if i.optional else "required"][i.id] = [i.io_type, options]
     return {
         "input": inputs,

@@ -101,8 +101,8 @@ def test_what_is_left_open_is_as_the_model_file_says(nodes, model):
     left_open = {"steps": -1, "noise_level": -1, "cfg": -1.0, "sampler": "auto"}
     assert sampling_of(model, **left_open) == own
     assert sampling_of(fast, **left_open).solver_mode == "fast"
-    told = {"steps": 30, "noise_level": 0, "cfg": 2.0, "sampler": "heun"}
-    assert sampling_of(fast, **told) == SamplingDefaults(solver_mode="normal", **told)
+    reported = {"steps": 30, "noise_level": 0, "cfg": 2.0, "sampler": "heun"}
+    assert sampling_of(fast, **reported) == SamplingDefaults(solver_mode="normal", **reported)
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,11 @@ def test_a_model_without_the_patch_works_as_before_beside_one_with_it(host):
     assert not torch.equal(host.ksampler(model, "euler", steps=2), before)
     assert torch.equal(host.ksampler(host.model, "euler", steps=2), before)
     network = host.model.model.diffusion_model
-    assert (network.tile, network.attention_window, host.model.model.work_options) == (None, None, {})
+    assert (network.tile, network.attention_window, host.model.model.work_options) == (
+        None,
+        None,
+        {},
+    )
 
 
 def test_a_run_starts_with_no_features_of_another(host):

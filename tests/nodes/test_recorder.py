@@ -114,9 +114,9 @@ def test_the_recorder_knows_the_hosts_schema_and_names(pack):
 
 @pytest.mark.host
 def test_the_recorder_says_of_every_node_what_the_server_says(server):
-    told = server.get("/object_info")
+    reported = server.get("/object_info")
     for node in recorded_nodes():
-        recorded, real = object_info(node), told[node.id]
+        recorded, real = object_info(node), reported[node.id]
         assert real.get("search_aliases") in (node.schema.search_aliases, None)
         for key in recorded.keys() - {"input"}:
             assert recorded[key] == real[key], f"{node.id}: {key}"

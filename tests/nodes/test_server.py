@@ -22,9 +22,11 @@ def node(kind, **inputs):
     """
     defaults = {}
     if kind in OURS:
-        for name, (_, told) in object_info(OURS[kind])["input"]["required"].items():
-            if "default" in told or "options" in told:
-                defaults[name] = told["default"] if "default" in told else told["options"][0]
+        for name, (_, reported) in object_info(OURS[kind])["input"]["required"].items():
+            if "default" in reported or "options" in reported:
+                defaults[name] = (
+                    reported["default"] if "default" in reported else reported["options"][0]
+                )
     return {"class_type": kind, "inputs": defaults | inputs}
 
 
@@ -101,8 +103,10 @@ def pictures(server, result):
 
 
 def test_the_host_lists_every_node_of_the_pack(server):
-    told, module = server.get("/object_info"), f"custom_nodes.{FOLDER}"
-    assert {name for name, node in told.items() if node["python_module"] == module} == OURS.keys()
+    reported, module = server.get("/object_info"), f"custom_nodes.{FOLDER}"
+    assert {
+        name for name, node in reported.items() if node["python_module"] == module
+    } == OURS.keys()
 
 
 @pytest.mark.parametrize("make, worker", [(chain, "sample"), (restore, "restore")])

@@ -154,12 +154,14 @@ def record_core_nodes() -> None:
     files = [*WORKFLOWS, *BLUEPRINTS]
     used = {node["type"] for path in files for node in nodes_of(read(path))}
     with tempfile.TemporaryDirectory() as base, Server(Path(base)) as server:
-        told = server.get("/object_info")
-    others = sorted(used & told.keys() - {node.id for node in recorded_nodes()})
-    known = {name: {key: told[name][key] for key in TOLD} for name in others}
+        reported = server.get("/object_info")
+    others = sorted(used & reported.keys() - {node.id for node in recorded_nodes()})
+    known = {name: {key: reported[name][key] for key in TOLD} for name in others}
     for name, definition in known.items():
         definition["input"] = {
-            kind: {key: trimmed(*given) for key, given in told[name]["input"].get(kind, {}).items()}
+            kind: {
+                key: trimmed(*given) for key, given in reported[name]["input"].get(kind, {}).items()
+            }
             for kind in ("required", "optional")
         }
     CORE_NODES.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")

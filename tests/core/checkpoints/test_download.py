@@ -121,17 +121,17 @@ def names_below(folder) -> set[str]:
 
 def test_a_file_is_fetched_into_its_model_folder_and_progress_is_told(tmp_path, hub):
     hub.put(LIGHT, CONTENT)
-    told = []
+    reported = []
     path = download(
         "light_deg",
         tmp_path / "models",
-        on_progress=lambda *amounts: told.append(amounts),
+        on_progress=lambda *amounts: reported.append(amounts),
         endpoint=hub.endpoint,
     )
     assert path == tmp_path / "models" / "diffusion_models" / "STAR" / "light_deg.pt"
     assert path.read_bytes() == CONTENT
-    assert told[0] == (0, 300_000) and told[-1] == (300_000, 300_000)
-    assert told == sorted(told) and len(set(told)) == 300_000 // CHUNK + 1
+    assert reported[0] == (0, 300_000) and reported[-1] == (300_000, 300_000)
+    assert reported == sorted(reported) and len(set(reported)) == 300_000 // CHUNK + 1
     assert names_below(path.parent) == {"light_deg.pt", "light_deg.pt.sha256"}
     stamp = path.with_name("light_deg.pt.sha256").read_text()
     assert stamp == f"{hashlib.sha256(CONTENT).hexdigest()}  light_deg.pt\n"
@@ -160,15 +160,15 @@ def test_an_interrupt_keeps_what_is_there_and_the_next_run_asks_for_the_rest(tmp
         download("light_deg", tmp_path, on_progress=stop, endpoint=hub.endpoint)
     (part,) = (tmp_path / LIGHT.folder / "STAR").iterdir()
     assert part.suffix == ".part" and part.read_bytes() == CONTENT[: 3 * CHUNK]
-    told = []
+    reported = []
     path = download(
         "light_deg",
         tmp_path,
-        on_progress=lambda done, total: told.append(done),
+        on_progress=lambda done, total: reported.append(done),
         endpoint=hub.endpoint,
     )
     assert hub.ranges() == [None, f"bytes={3 * CHUNK}-"]
-    assert told[0] == 3 * CHUNK
+    assert reported[0] == 3 * CHUNK
     assert path.read_bytes() == CONTENT and not part.exists()
 
 

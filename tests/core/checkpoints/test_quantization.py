@@ -483,8 +483,8 @@ def test_the_command_line_writes_and_reads_them(tmp_path, capsys):
 def test_the_command_line_offers_what_is_written(capsys):
     with pytest.raises(SystemExit):
         main(["convert", "a", "b", "--dtype", "all"])
-    said = capsys.readouterr().err
-    assert all(name in said for name in WRITTEN)
+    output = capsys.readouterr().err
+    assert all(name in output for name in WRITTEN)
 
 
 def test_another_kind_of_file_is_not_quantised(tmp_path):

@@ -75,9 +75,9 @@ def test_input_that_is_made_belongs_to_the_clip_and_the_seed(tmp_path):
     assert not torch.equal(first, second)  # the clips are equal, their seeds are not
     (alone,) = write_low_quality(clips[:1], tmp_path / "again", preset="fixed-mild", seed=7)
     assert torch.equal(torch.stack(list(open_video(alone))), first)
-    told = []
-    write_low_quality(clips, tmp_path / "lq", on_progress=lambda *at: told.append(at))
-    assert not told  # what is there is kept
+    reported = []
+    write_low_quality(clips, tmp_path / "lq", on_progress=lambda *at: reported.append(at))
+    assert not reported  # what is there is kept
     with pytest.raises(ValueError, match="no recipe is called worse: choose among .*heavy"):
         write_low_quality(clips, tmp_path, preset="worse")
 
@@ -125,8 +125,8 @@ def test_the_command_makes_input_and_measures_results(tmp_path, capsys):
     assert capsys.readouterr().out.strip().endswith("a.mkv")
     weights = ["--metric-folder", str(tmp_path / "none"), "--report", str(tmp_path / "report")]
     assert main(["protocol", "REDS30", folder, "--restored", folder, *weights]) == 0
-    told = capsys.readouterr().out
-    assert "REDS30: 1 of 30 clips" in told and "metric-weights lpips_alex" in told
+    reported = capsys.readouterr().out
+    assert "REDS30: 1 of 30 clips" in reported and "metric-weights lpips_alex" in reported
     assert (tmp_path / "report/clips.csv").exists()
     assert main(["protocol", "Vid4", folder, "--restored", folder]) == 2
     with pytest.raises(ValueError, match="choose among UDM10, REDS30, OpenVid30, VideoLQ"):

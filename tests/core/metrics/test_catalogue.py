@@ -251,14 +251,14 @@ def test_what_a_metric_lacks_is_told_and_the_others_are_measured(monkeypatch, tm
     result = compare(frames, frames, metrics=names, setup=setup, skip_missing=True)
     assert result.per_frame.keys() == {"psnr", "flicker"}
     assert len(result.per_frame["psnr"]) == 2
-    told = {
+    reported = {
         "ms_ssim": "at least 176x176",
         "lpips": "metric-weights lpips_alex",
         "niqe": "metric-weights niqe",
         "warping_error": "pip install opencv-python-headless",
     }
-    assert result.missing.keys() == told.keys()
-    for name, words in told.items():
+    assert result.missing.keys() == reported.keys()
+    for name, words in reported.items():
         assert words in result.missing[name] and "\n" not in result.missing[name]
 
 

@@ -55,10 +55,10 @@ def test_lpips_of_too_small_frames_is_refused():
 
 
 def test_missing_weights_are_told_in_one_line_with_the_command(tmp_path):
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as reported:
         load_lpips("vgg", folder=tmp_path)
-    assert "python -m star_core metric-weights lpips_vgg" in str(told.value)
-    assert "\n" not in str(told.value)
+    assert "python -m star_core metric-weights lpips_vgg" in str(reported.value)
+    assert "\n" not in str(reported.value)
 
 
 @pytest.mark.skipif(

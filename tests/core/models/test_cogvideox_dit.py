@@ -38,10 +38,10 @@ def inputs(f=3, h=8, w=6, config=SMALL):
 
 @pytest.mark.parametrize("what", ["x", "t", "y", "hint"])
 def test_everything_that_the_network_is_told_matters(what):
-    network, told = random_network(), dict(zip(("x", "t", "y", "hint"), inputs(), strict=True))
-    before = network(**told)
-    assert not torch.equal(network(**told | {what: told[what] + 1}), before)
-    assert before.shape == told["x"].shape
+    network, reported = random_network(), dict(zip(("x", "t", "y", "hint"), inputs(), strict=True))
+    before = network(**reported)
+    assert not torch.equal(network(**reported | {what: reported[what] + 1}), before)
+    assert before.shape == reported["x"].shape
 
 
 @pytest.mark.parametrize("gate", ["spa_local", "temp_local"])
@@ -77,13 +77,13 @@ def test_latents_of_an_odd_size_are_refused():
 
 
 def test_slices_of_inference_give_what_training_computes():
-    network, told = random_network(), inputs()
+    network, reported = random_network(), inputs()
     with network.working(slicing=Slicing(spatial_pixels=5)):
-        sliced = network(*told)
+        sliced = network(*reported)
     with torch.enable_grad():
-        whole = network(*told)
+        whole = network(*reported)
         recompute(network)
-        recomputed = network(*told)
+        recomputed = network(*reported)
     torch.testing.assert_close(whole.detach(), sliced)
     torch.testing.assert_close(recomputed.detach(), sliced)
 

@@ -160,10 +160,10 @@ def generator(seed):
 
 
 def test_a_sample_is_a_clean_and_a_degraded_clip_in_latents_with_its_text(shards, vae):
-    told = []
+    reported = []
 
     def text(caption):
-        told.append(caption)
+        reported.append(caption)
         return torch.full((2, 3), float(len(caption)))
 
     samples = VideoSamples(shards[0], vae, MILD, frames=3, size=(24, 32), text=text)
@@ -175,15 +175,15 @@ def test_a_sample_is_a_clean_and_a_degraded_clip_in_latents_with_its_text(shards
     assert torch.equal(sample.lq, again.lq) and torch.equal(sample.hq, again.hq)
     for seed in range(12):
         samples.sample(generator(seed))
-    assert "" in told and {"Waves, moving.", "Waves beside."} & set(told)
+    assert "" in reported and {"Waves, moving.", "Waves beside."} & set(reported)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1])
 def test_captions_are_left_out_as_often_as_asked(shards, vae, monkeypatch, share):
-    told = []
+    reported = []
 
     def text(caption):
-        told.append(caption)
+        reported.append(caption)
         return torch.zeros(2, 3)
 
     samples = VideoSamples(shards[0], vae, MILD, text=text, caption_dropout=share)
@@ -191,7 +191,7 @@ def test_captions_are_left_out_as_often_as_asked(shards, vae, monkeypatch, share
     monkeypatch.setattr(samples, "pair", lambda generator: (clip, clip, "Waves."))
     for seed in range(300):
         samples.sample(generator(seed))
-    assert told.count("") / 300 == pytest.approx(share, abs=0.08)
+    assert reported.count("") / 300 == pytest.approx(share, abs=0.08)
 
 
 def test_the_published_models_leave_out_captions_as_their_papers_do():
