@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from star_core.checkpoints.download import PUBLISHED
 from tests.nodes.recorder import recorded_nodes
@@ -338,3 +339,12 @@ def test_a_workflow_is_taken_when_the_files_are_there_already(server, path):
             file.unlink()
     assert result.error, "the files are empty"
     assert "Load" in result.error["node_type"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_has_a_picture_of_its_own(path):
+    """The template browser shows it; hosts find it by the workflow's name."""
+    with Image.open(path.with_suffix(".jpg")) as picture:
+        assert picture.size == (512, 512)
+        low, high = picture.convert("L").getextrema()
+        assert high - low > 100  # neither black nor blank
