@@ -15,6 +15,7 @@ NEEDED = {
     "huggingface_hub": None,
     "safetensors": None,
     "einops": None,
+    "filelock": None,
     "torchsde": None,
     "numpy": None,
     "imageio-ffmpeg": None,

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from .backbones import BACKBONES, NetworkConfig, build_network
 from .checkpoints.kinds import VENHANCER, VIDEO_UNET, identify
+from .checkpoints.metadata import build_checked
 from .checkpoints.quantization import formats_of, stored
 from .checkpoints.tensors import compare, open_tensors
 from .star_checkpoint import file_backbone, learned_prompts, network_settings, network_tensors
@@ -78,7 +79,8 @@ def describe(path: str | os.PathLike[str]) -> FileInfo:
     is_star = kind in [backbone.kind for backbone in BACKBONES.values()]
     if is_star or kind in (VENHANCER, VIDEO_UNET):
         settings = network_settings(file)
-        expected = build_network(settings[0], device="meta").state_dict()
+        network = build_checked(lambda: build_network(settings[0], device="meta"), str(file.path))
+        expected = network.state_dict()
         problems.insert(0, str(compare(network_tensors(file), expected)))
         if is_star:
             backbone = file_backbone(file).name

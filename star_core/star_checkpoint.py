@@ -27,6 +27,7 @@ from .backbones import (
     build_network,
     identify_backbone,
 )
+from .checkpoints.metadata import build_checked, dataclass_from_json, read_object
 from .checkpoints.quantization import formats_of
 from .checkpoints.tensors import TensorFile, load_into, open_tensors, write_tensors
 from .models.attention import Attention, scaled_dot_product
@@ -141,7 +142,12 @@ def load_model(
     for one that lacks tensors of such a network.
     """
     file = open_model(path)
-    network = build_network(file.config, operations=operations, attention=attention, device="meta")
+    network = build_checked(
+        lambda: build_network(
+            file.config, operations=operations, attention=attention, device="meta"
+        ),
+        str(file.path),
+    )
     load_into(network, file.tensors, device=device, dtype=dtype, name=str(file.path))
     network.eval().requires_grad_(False)
     network.slicing = Slicing()
@@ -225,10 +231,12 @@ def file_backbone(file: TensorFile) -> Backbone:
     """
     if "star" not in file.metadata:
         return identify_backbone(file)
-    try:
-        return BACKBONES[json.loads(file.metadata["star"]).get("backbone", "i2vgenxl")]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise _unknown(file, error) from None
+    name = _description(file).get("backbone", "i2vgenxl")
+    if not isinstance(name, str) or name not in BACKBONES:
+        raise ValueError(
+            f"{file.path} states a backbone that this version does not know: update this package"
+        )
+    return BACKBONES[name]
 
 
 def network_settings(file: TensorFile) -> tuple[NetworkConfig, SamplingDefaults, LatentFormat]:
@@ -241,19 +249,13 @@ def network_settings(file: TensorFile) -> tuple[NetworkConfig, SamplingDefaults,
     if "star" not in file.metadata:
         config = backbone.infer(file)
         return config, *backbone.published(config)
-    try:
-        star = json.loads(file.metadata["star"])
-        return (
-            backbone.config(**star["config"]),
-            SamplingDefaults(**star["sampling"]),
-            LatentFormat(**star.get("latents", {})),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise _unknown(file, error) from None
-
-
-def _unknown(file: TensorFile, error: Exception) -> ValueError:
-    return ValueError(
-        f"{file.path} describes itself in a way that this version does not know ({error}): "
-        "update this package or write the file again"
+    star = _description(file)
+    return (
+        dataclass_from_json(backbone.config, star.get("config"), f"{file.path}, star.config"),
+        dataclass_from_json(SamplingDefaults, star.get("sampling"), f"{file.path}, star.sampling"),
+        dataclass_from_json(LatentFormat, star.get("latents", {}), f"{file.path}, star.latents"),
     )
+
+
+def _description(file: TensorFile) -> dict[str, Any]:
+    return read_object(file.metadata["star"], f"{file.path}, star")

@@ -140,7 +140,7 @@ def _open_safetensors(path: Path, header_length: int) -> TensorFile:
         header: dict[str, dict] = json.loads(encoded) if len(encoded) == header_length else {}
         metadata = header.pop("__metadata__", {})
         data_length = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: its header is unreadable; copy it again") from None
     size, expected = path.stat().st_size, 8 + header_length + data_length
     if size < expected:

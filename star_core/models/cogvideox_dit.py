@@ -129,7 +129,7 @@ class CogVideoXDiT(nn.Module):
         if hint is None:
             raise ValueError("this model needs the latents of a low-quality video: pass a hint")
         if deep is not None:
-            raise ValueError("this model cannot reuse features: leave out their reuse")
+            raise ValueError("this model cannot reuse features: set reuse to 0")
         h, w = x.shape[-2:]
         self.check_size(h, w)
         rows, columns = self.config.tiles((h, w), self.tile)

@@ -8,7 +8,7 @@ takes about a second.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -79,10 +79,11 @@ def pass_flops(
     """
     network, deep, flops = _network(forward.config, forward.dtype), _AlwaysFresh(), 0
     # The other backbone's network does not keep features.
-    options = {"deep": deep} if isinstance(network, ControlledVideoUNet) else {}
+    keeps = isinstance(network, ControlledVideoUNet)
+    fn = partial(network, deep=deep) if keeps else network
     with network.working(slicing=None, attention_window=attention_window):
         for _ in range(1 + reuse):
-            flops = _measure(network, *forward.inputs(), **options).flops
+            flops = _measure(fn, *forward.inputs()).flops
     return flops, 0 if deep.features is None else deep.features.nbytes
 
 
@@ -113,9 +114,7 @@ def decoding(geometry: Geometry, dtype: torch.dtype, frames: int, height: int, w
 
 
 @torch.inference_mode()
-def _measure(
-    fn: Callable[..., Tensor], *inputs: Tensor, count_flops: bool = True, **options: Any
-) -> Cost:
+def _measure(fn: Callable[..., Tensor], *inputs: Tensor, count_flops: bool = True) -> Cost:
     """Runs `fn`. count_flops: takes time; False returns 0."""
 
     def flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
@@ -126,7 +125,7 @@ def _measure(
     listed = {attention: flops, attention.default: flops}
     counter = FlopCounterMode(display=False, custom_mapping=listed)
     with LiveMetaTensors() as live, counter if count_flops else nullcontext():
-        fn(*inputs, **options)
+        fn(*inputs)
     return Cost(live.peak, counter.get_total_flops())
 
 
@@ -142,7 +141,7 @@ class _FirstSlices(Slicing):
     def rows(self, clip: Tensor) -> Sequence[Tensor]:
         return super().rows(clip)[:2]
 
-    def waiting(self, x: Tensor) -> Tensor:
+    def offloaded(self, x: Tensor) -> Tensor:
         if not self.offload:
             return x
         self.sent.append(x.nbytes)

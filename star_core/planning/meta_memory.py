@@ -85,11 +85,12 @@ def _infer(func: Any, *args: Any, **kwargs: Any) -> Any:
         out = [torch.empty_strided(s, t, dtype=d, device=META) for s, t, d in layouts]
         return tuple(out) if several else out[0]
     out = func(*args, **kwargs)
-    tensors, inputs = out if isinstance(out, tuple) else (out,), set(map(_key, _tensors(args)))
-    if all(isinstance(x, Tensor) and x.is_meta and _key(x) not in inputs for x in tensors):
-        _RESULTS[key] = tensors is out, [(x.shape, x.stride(), x.dtype) for x in tensors]
-    else:
+    if not {_key(x) for x in _tensors(args)}.isdisjoint(map(_key, _tensors(out))):
         _VIEWS.add(func)
+        return out
+    results = out if isinstance(out, tuple) else (out,)
+    if all(isinstance(x, Tensor) and x.is_meta for x in results):
+        _RESULTS[key] = results is out, [(x.shape, x.stride(), x.dtype) for x in results]
     return out
 
 

@@ -68,8 +68,9 @@ class Task:
     @cached_property
     def padded(self) -> tuple[int, int]:
         """Height and width of a computed frame, in pixels."""
-        grid = {"vae_factor": self.vae.factor, "levels": self.config.downsamplings}
-        return Canvas.of(self.size, behaviour=self.behaviour, **grid).padded
+        levels, factor = self.config.downsamplings, self.vae.factor
+        canvas = Canvas.of(self.size, vae_factor=factor, levels=levels, behaviour=self.behaviour)
+        return canvas.padded
 
     @property
     def latents(self) -> tuple[int, int]:

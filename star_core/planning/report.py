@@ -22,7 +22,8 @@ def report(plan: Plan, prediction: Prediction, memory: int | None = None) -> str
     for stage in ("prompt", "encode", "denoise", "decode"):
         if stage in prediction.memory:
             compute = _peta(flops[stage]) if stage in flops else ""
-            stages.append((stage, *map(_gib, prediction.memory[stage]), compute))
+            device, host = map(_gib, prediction.memory[stage])
+            stages.append((stage, device, host, compute))
     lines = [
         f"{task.frames} frames of {width}x{height} in {str(task.dtype).removeprefix('torch.')}, "
         f"computed at {columns}x{rows}.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.kinds import VAE_COGVIDEOX, VAE_PATCH, FileKind, identify
+from ..checkpoints.metadata import build_checked, check_fields, read_object
 from ..checkpoints.tensors import load_into, open_tensors
 from . import cogvideox, svd
 from .cogvideox import CausalVAEGeometry, CausalVideoVAE
 from .frame_vae import FrameGeometry, VideoVAE
-from .patch import patch_vae
+from .patch import PatchGeometry, patch_vae
+from .svd import SVDGeometry
 
 METADATA = "star_vae"  # metadata key of a file for its configuration as JSON
 
@@ -26,12 +27,14 @@ METADATA = "star_vae"  # metadata key of a file for its configuration as JSON
 class _Family:
     """One kind of VAE.
 
-    diffusers_class: its `_class_name` in config.json, "" for none. build: makes the VAE of a
-    configuration. weights: returns a file's weights under diffusers' names. infer: infers the
-    configuration from those weights, None if their shapes are not enough.
+    diffusers_class: its `_class_name` in config.json, "" for none. geometry: the dataclass of its
+    sizes. build: makes the VAE of a configuration. weights: returns a file's weights under
+    diffusers' names. infer: infers the configuration from those weights, None if their shapes are
+    not enough.
     """
 
     diffusers_class: str
+    geometry: type
     build: Callable[[Mapping[str, Any]], VideoVAE | CausalVideoVAE]
     weights: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     infer: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] | None
@@ -39,6 +42,7 @@ class _Family:
 
 _SVD = _Family(
     diffusers_class="AutoencoderKLTemporalDecoder",
+    geometry=SVDGeometry,
     build=svd.svd_vae,
     weights=svd.in_diffusers_naming,
     infer=svd.infer_config,
@@ -46,12 +50,14 @@ _SVD = _Family(
 _FAMILIES: dict[FileKind, _Family] = {
     VAE_PATCH: _Family(
         diffusers_class="",
+        geometry=PatchGeometry,
         build=patch_vae,
         weights=dict,
         infer=None,
     ),
     VAE_COGVIDEOX: _Family(
         diffusers_class="AutoencoderKLCogVideoX",
+        geometry=CausalVAEGeometry,
         build=cogvideox.causal_vae,
         weights=cogvideox.in_diffusers_naming,
         infer=cogvideox.infer_config,
@@ -142,7 +148,9 @@ def _open(path: str | os.PathLike[str]) -> _OpenVAE:
             "diffusion_pytorch_model.safetensors; or name the checkpoint file itself"
         )
     config_file = file_path.with_name("config.json")
-    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    config: dict[str, Any] = {}
+    if config_file.is_file():
+        config = read_object(config_file.read_text(encoding="utf-8"), str(config_file))
     name = config.get("_class_name")
     if path.is_dir() and name not in (_SVD.diffusers_class, "AutoencoderKLCogVideoX", None):
         raise ValueError(
@@ -159,10 +167,11 @@ def _open(path: str | os.PathLike[str]) -> _OpenVAE:
             "Stable Video Diffusion (vae/diffusion_pytorch_model.safetensors of "
             "stable-video-diffusion-img2vid) or a whole SVD checkpoint"
         )
-    stated = (
-        config if name == family.diffusers_class else json.loads(file.metadata.get(METADATA, "{}"))
-    )
-    config = stated
+    where = str(config_file)
+    if name != family.diffusers_class:
+        where = f"{path}, {METADATA}"
+        config = read_object(file.metadata.get(METADATA, "{}"), where)
+    stated = bool(config)
     if not stated:
         if family.infer is None:
             raise ValueError(
@@ -170,6 +179,7 @@ def _open(path: str | os.PathLike[str]) -> _OpenVAE:
                 "use the original file"
             )
         config = family.infer(weights)
+    check_fields(family.geometry, config, where)
     with torch.device("meta"):
-        vae = family.build(config)
-    return _OpenVAE(vae=vae, weights=weights, path=file_path, stated=bool(stated))
+        vae = build_checked(lambda: family.build(config), where)
+    return _OpenVAE(vae=vae, weights=weights, path=file_path, stated=stated)

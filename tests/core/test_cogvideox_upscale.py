@@ -88,12 +88,12 @@ def test_options_change_the_result(files, clip, tmp_path, capsys, changed):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "output"),
     [
         (["--chunk-frames", "8"], "4k\\+1"),
         (["--solver-mode", "fast"], "no fast steps"),
         (["--attention-window", "8"], "no attention windows"),
-        (["--reuse", "50"], "keeps no features"),
+        (["--reuse", "50"], "cannot reuse features"),
     ],
 )
 def test_what_this_backbone_cannot_do_is_said(files, clip, tmp_path, capsys, wrong, output):

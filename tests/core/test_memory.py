@@ -6,6 +6,7 @@ from torch import nn
 
 from star_core.memory import SMALL_SLICES, DevicePlacement, keep_freed_memory, next_smaller
 from star_core.models.slicing import Slicing
+from star_core.windows.tiling import Tile
 
 
 def test_a_module_goes_home_even_if_the_work_fails():
@@ -51,13 +52,14 @@ def test_memory_is_saved_first_by_what_leaves_the_result_as_it_is_then_by_smalle
         slicing, tile, change = smaller
         changes.append(change)
     assert changes[:3] == ["offloading", "smaller slices", "tiles of 1536 pixels"]
-    assert changes[-1] == "tiles of 256 pixels" and tile.overlap == 64
+    assert changes[-1] == "tiles of 256 pixels" and tile == Tile(size=256, overlap=64)
     assert slicing == Slicing(offload=True, temporal_pixels=SMALL_SLICES)
 
 
 def test_changes_that_are_no_option_are_skipped_and_tiles_have_four_steps_at_least():
     options = {"largest": 600, "offload": False, "slices": False}
-    assert next_smaller(Slicing(), None, step=128, **options).tile.size == 512
+    smaller = next_smaller(Slicing(), None, step=128, **options)
+    assert smaller is not None and smaller.tile == Tile(size=512, overlap=128)
     assert next_smaller(Slicing(), None, step=129, **options) is None
 
 

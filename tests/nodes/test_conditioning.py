@@ -160,7 +160,7 @@ def test_text_is_joined_as_on_the_command_line_and_read_without_weights(nodes):
 
 
 @pytest.mark.parametrize(
-    ("clip", "words"), [(None, "CLIP of STAR Load Model"), (Clip(768), "width 768.*1024")]
+    ("clip", "words"), [(None, "CLIP from STAR Load Model"), (Clip(768), "width 768.*1024")]
 )
 def test_a_missing_or_wrong_text_encoder_is_named(nodes, clip, words):
     with pytest.raises(ValueError, match=words):

@@ -303,5 +303,5 @@ def test_colour_fixes_that_cannot_be_are_refused_by_the_node(node):
     images = torch.rand(2, 8, 8, 3)
     with pytest.raises(ValueError, match="STAR Color Fix: .*'lab'"):
         fix(node, images, images, "lab")
-    with pytest.raises(ValueError, match="STAR Color Fix: there are 2 frames and 1 of the ref"):
+    with pytest.raises(ValueError, match="STAR Color Fix: the video has 2 frames and the ref"):
         fix(node, images, images[:1])

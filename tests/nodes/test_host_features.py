@@ -21,7 +21,7 @@ def features(pack) -> Any:
 @pytest.fixture(scope="module")
 def load_tiny(pack) -> Any:
     host = importlib.import_module(".nodes.host_model", pack.__name__)
-    star = importlib.import_module(".star_core.checkpoints", pack.__name__).open_model(
+    star = importlib.import_module(".star_core.star_checkpoint", pack.__name__).open_model(
         BUILT_IN["tiny"][0]
     )
     return lambda **options: host.load_patcher(star, "fp16", **options)

@@ -41,7 +41,7 @@ class Host:
 
         self.model_file, self.sampling = module("host_model"), module("host_sampling")
         self.conditions, self.strength = module("host_conditioning"), 1.0
-        checkpoints = importlib.import_module(".star_core.checkpoints", pack.__name__)
+        checkpoints = importlib.import_module(".star_core.star_checkpoint", pack.__name__)
         self.star = checkpoints.open_model(BUILT_IN["tiny"][0])
         self.model = self.model_file.load_patcher(self.star)
         generator = torch.Generator().manual_seed(4)

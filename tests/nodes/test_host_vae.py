@@ -219,9 +219,8 @@ def peak_bytes(core: VideoVAE, window: int) -> dict[str, int]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     peaks = {}
-    config = {k: v for k, v in core.model.config.items() if not k.startswith("_")}
     with torch.inference_mode(False), torch.no_grad(), FakeTensorMode():
-        fake = svd_vae(config)
+        fake = core.geometry.build()
         for name, run, shape in (
             ("encode", fake._moments, (1, 3, 256, 256)),
             ("decode", fake._decode, (1, core.latent_channels, window, *[256 // core.factor] * 2)),

@@ -24,7 +24,7 @@ def host(pack) -> Any:
 @pytest.fixture(scope="module")
 def open_star(pack, tmp_path_factory) -> Callable[[str], Any]:
     """A small model file of a backbone."""
-    open_model = importlib.import_module(".star_core.checkpoints", pack.__name__).open_model
+    open_model = importlib.import_module(".star_core.star_checkpoint", pack.__name__).open_model
     paths = {
         "i2vgenxl": BUILT_IN["tiny"][0],
         "cogvideox": write_model(tmp_path_factory.mktemp("star")),
@@ -66,7 +66,7 @@ def test_layers_that_wait_for_their_weights_get_them(host, open_star, backbone, 
 def test_full_size_networks_load_into_layers_that_wait(
     host, pack, open_star, lazy_layers, monkeypatch, size
 ):
-    networks = importlib.import_module(".star_core.networks", pack.__name__)
+    networks = importlib.import_module(".star_core.backbones", pack.__name__)
     monkeypatch.setattr(host.mm, "unet_offload_device", lambda: torch.device("meta"))
     config = networks.SIZES[size]
     wanted = networks.build_network(config, device="meta").state_dict()

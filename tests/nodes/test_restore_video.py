@@ -330,7 +330,7 @@ def test_edits_that_cannot_be_seen_are_made_by_the_host(host, film):
         (
             lambda path: trimmed(from_file(path), 5, 1),
             "STAR Restore Video: the trim of film.mp4 is empty: no frame begins from 5 s to 6 s; "
-            "trim it to a time within it",
+            "choose a time within the file",
         ),
         (
             lambda path: Cropped(path, 24, 0, 16, 12),
