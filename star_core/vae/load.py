@@ -148,7 +148,7 @@ def _open(path: str | os.PathLike[str]) -> _OpenVAE:
             "diffusion_pytorch_model.safetensors; or name the checkpoint file itself"
         )
     config_file = file_path.with_name("config.json")
-    config: dict[str, Any] = {}
+    config: Mapping[str, Any] = {}
     if config_file.is_file():
         config = read_object(config_file.read_text(encoding="utf-8"), str(config_file))
     name = config.get("_class_name")
