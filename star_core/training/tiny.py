@@ -66,7 +66,7 @@ RECIPE = TrainConfig(
     own=True,
     degraded=0.05,
     ema=0.99,
-    perceptual=3.0,
+    perceptual=8.0,
     df=DFLossConfig(beta=0.5),
     crop=PixelCrop(frames=2, height=18, width=20, margin=0),
 )
@@ -89,7 +89,7 @@ def train_tiny(
     *,
     steps: int,
     vae_steps: int = 1400,
-    shards: int = 4,
+    shards: int = 8,
     per_shard: int = 300,
     seed: int = 0,
     start: Path | None = None,
@@ -112,7 +112,9 @@ def train_tiny(
 
     ValueError if `sharp` lacks `start`, or `start` has no learned prompts.
     """
-    config = replace(RECIPE, steps=steps, decay_from=steps // 2, seed=seed, bf16=bf16, sharp=sharp)
+    # A trained model loses what it knows at the full rate, so there the rate falls from the start.
+    decay_from = 0 if start else steps // 2
+    config = replace(RECIPE, steps=steps, decay_from=decay_from, seed=seed, bf16=bf16, sharp=sharp)
     if sharp and start is None:
         raise ValueError("the preset sharp needs a trained model: name its folder with --start")
     perceptual = load_lpips("alex", folder=metric_weights) if sharp else None

@@ -12,7 +12,7 @@ from torch import multiprocessing
 
 from star_core.degradation import COMPRESSION, MILD
 from star_core.diffusion.schedule import star_schedule
-from star_core.losses import DFLossConfig
+from star_core.losses import DFLossConfig, df_loss
 from star_core.sampling_defaults import LatentFormat
 from star_core.star_checkpoint import load_model, save_model
 from star_core.training import tiny
@@ -20,6 +20,8 @@ from star_core.training.autoencoder import TINY_VAE, start_as_projection, train_
 from star_core.training.checkpointing import recompute
 from star_core.training.clips import ClipConfig, cut_clips
 from star_core.training.objective import (
+    DEGRADE,
+    RESTORE,
     SHARPEN,
     Prompts,
     TrainConfig,
@@ -151,6 +153,36 @@ def test_errors_count_as_pixels_show_them_in_shares_of_what_the_hint_leaves_open
         unseen
     )
     assert twice.item() == pytest.approx(1, abs=0.01)
+
+
+def test_a_degraded_sample_is_complete_when_the_hint_stays_as_it_is(pairs):
+    network, prompts = new_network(replace(SMALL, dropout=0.0), 0)  # copies the hint
+    config = replace(CONFIG, start=1.0, df=DFLossConfig(beta=0))
+    batch = draw_batch(pairs, range(3), config)
+
+    def loss(task):
+        tasks = torch.full_like(batch.task, task)
+        trained = TrainingObjective(network, config, prompts=prompts)
+        return trained(batch._replace(task=tasks))[0].item()
+
+    assert loss(DEGRADE) < 0.01 * loss(RESTORE)
+
+
+@pytest.mark.parametrize("df", [DFLossConfig(beta=0.25), DFLossConfig(alpha=4.0, cutoff=0.2)])
+def test_the_df_loss_compares_with_the_clean_clip_as_configured(pairs, df):
+    network, prompts = new_network(replace(SMALL, dropout=0.0), 0)  # copies the hint
+    config = replace(CONFIG, degraded=0.0, start=1.0, df=df)
+    batch = draw_batch(pairs, range(3), config)
+    _, parts = TrainingObjective(network, config, prompts=prompts)(batch)
+    expected = df_loss(batch.lq, batch.hq, batch.t, df).mean().item()
+    assert parts["df"] == pytest.approx(expected, rel=0.02)
+
+
+def test_tasks_are_drawn_by_their_shares(pairs):
+    config = replace(CONFIG, degraded=0.3, sharp=0.4, crop=PixelCrop(frames=1, height=2, width=2))
+    tasks = draw_batch(pairs, range(600), config).task
+    for task, share in ((DEGRADE, 0.3), (SHARPEN, 0.4), (RESTORE, 0.3)):
+        assert (tasks == task).float().mean().item() == pytest.approx(share, abs=0.06)
 
 
 def test_later_levels_are_learned_on_what_the_network_itself_made_of_the_hint(pairs, monkeypatch):
