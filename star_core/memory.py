@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from .devices import release_cached_memory
 from .models.slicing import Slicing
 from .windows.tiling import Tile
 
@@ -85,8 +86,7 @@ def retry_on_oom(fn: Callable[[], T], shrink: Callable[[], str | None]) -> T:
                 raise
         # Not in the handler: only out here has the failed attempt let go of its tensors.
         _LOG.warning("out of memory: going on with %s", change)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached_memory()
 
 
 # Sides of tiles in pixels of the result, from the largest to the smallest. A quarter overlaps.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .color_fix import COLOR_FIXES
+from .devices import send, stash
 from .diffusion.denoiser import Denoiser
 from .diffusion.levels import guidance_of
 from .diffusion.noise import FrameNoise, ReferenceNoise
@@ -187,7 +188,7 @@ class ShotRestorer(ABC):
 
             x_0 = retry_on_oom(look, self.limits.shrink_network)
             if settings.strength < 1:
-                lq = hint[:, :, window.start : window.stop].to(x_0)
+                lq = send(hint[:, :, window.start : window.stop], x_0.device, x_0.dtype)
                 x_0 = torch.lerp(lq, x_0, settings.strength)
             self.count.add("denoise")
             return x_0
@@ -206,11 +207,12 @@ class ShotRestorer(ABC):
             else:
                 x_0 = denoise_windows(x_in, sigma)
                 if given is not None:
-                    share = weight.to(x_0)[:, None, None]
-                    x_0[:, :, : given.shape[3]].lerp_(given[number].to(x_0), share)
+                    share = send(weight, x_0.device, x_0.dtype)[:, None, None]
+                    shared = send(given[number], x_0.device, x_0.dtype)
+                    x_0[:, :, : given.shape[3]].lerp_(shared, share)
                 if work and number + 1 < settings.evaluations:
                     work.keep(f"{name}-{number:03}", {"x_0": x_0})
-            last.append(x_0[:, :, x_0.shape[2] - handed_on :].cpu())
+            last.append(stash(x_0[:, :, x_0.shape[2] - handed_on :]))
             return x_0
 
         self.count.begin("denoise")

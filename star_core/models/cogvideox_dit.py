@@ -23,6 +23,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import (
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..devices import send
 from ..windows.tiling import Tile, blend_tiles
 from .attention import Attention, scaled_dot_product
 from .cogvideox_weights import PATCH, CogVideoXConfig
@@ -146,7 +147,7 @@ class CogVideoXDiT(nn.Module):
     def _velocity(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor) -> Tensor:
         f, h, w = x.shape[2:]
         grid = (f, h // PATCH, w // PATCH)
-        emb = self.time_embedding(self.time_proj(t).to(x.dtype))
+        emb = self.time_embedding(self.time_proj(send(t, x.device)).to(x.dtype))
         tokens = self.patch_embed(
             y, rearrange(torch.cat([x, hint], dim=1), "b c f h w -> b f c h w")
         )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from star_core.diffusion.shortcuts import Shortcuts
 from star_core.model import BUILT_IN
 from star_core.models.slicing import Slicing
 from star_core.parity import DEFAULT
@@ -166,3 +167,49 @@ def per_evaluation(model: StarModel, vae: Any, **changes: Any) -> dict[str, floa
             restored(model, vae, "cuda", steps=steps, **changes)
         counts.append(card.counts)
     return {name: (counts[1][name] - counts[0][name]) / 3 for name in counts[1]}
+
+
+# Of each window: timestep, alpha, sigma, hint and its weight; noise for all. With tiles or an
+# offloaded skip connection, a few small copies for each.
+@pytest.mark.parametrize(
+    ("name", "changes", "to_card", "from_card"),
+    [
+        ("tiny", {}, 33, 13),
+        (
+            "tiny",
+            {
+                "strength": 0.5,
+                "latent_tile": Tile(size=40, overlap=8),
+                "shortcuts": Shortcuts(reuse=100),
+            },
+            167,
+            85,
+        ),
+        ("cogvideox", {}, 14, 2),
+        ("cogvideox", {"strength": 0.5}, 16, 2),
+    ],
+)
+def test_nothing_waits_for_the_card_between_evaluations(name, changes, to_card, from_card, request):
+    counts = per_evaluation(*request.getfixturevalue(name), **changes)
+    assert counts["operations"] > 500
+    assert counts["synchronisations"] == 0
+    assert counts["to_card"] <= to_card and counts["from_card"] <= from_card
+
+
+def test_a_forward_with_the_timestep_on_the_cpu_equals_one_with_it_on_the_card(tiny):
+    network, config = tiny[0].network, tiny[0].config
+    x, y = torch.rand(1, config.in_dim, 2, 10, 8), torch.ones(1, 77, config.context_dim)
+    results = []
+    with StandIn() as card, torch.inference_mode(), network.working(slicing=FINE):
+        try:
+            network.to("cuda")
+            x, y = x.to("cuda"), y.to("cuda")
+            for device in ("cpu", "cuda"):
+                t = torch.tensor([500]).to(device)
+                card.counts.clear()
+                results.append(network(x, t, y, x))
+                assert bool(card.counts["synchronisations"]) == (device == "cuda")
+            results = [each.cpu() for each in results]
+        finally:
+            network.cpu()
+    assert torch.equal(*results)
