@@ -50,8 +50,7 @@ class VideoControlNet(nn.Module):
         """
         frames = x.shape[2]
         emb = self.time_embed(sinusoidal_embedding(send(t, x.device), self.config.dim).to(x.dtype))
-        emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
-        conditioning = (emb, context, frames, slicing)
+        conditioning = (emb.repeat_interleave(frames, dim=0), y, frames, slicing)
         channels = [first_convolution(self.input_blocks, x, slicing, self.input_hint_block, hint)]
         outputs = encode(self.input_blocks, channels, *conditioning)
         for zero_conv, _ in zip(self.zero_convs, outputs, strict=True):

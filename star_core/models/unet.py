@@ -240,10 +240,10 @@ class ControlledVideoUNet(nn.Module):
             x = hint_prior_guess(x, t, hint, self.config.hint_prior)
         frames = x.shape[2]
         emb = self.time_embed(sinusoidal_embedding(send(t, x.device), self.config.dim).to(x.dtype))
-        emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
+        emb = emb.repeat_interleave(frames, dim=0)
         # Slices overwrite tensors that gradients would need.
         slicing = None if torch.is_grad_enabled() else self.slicing
-        conditioning = (emb, context, frames, slicing)
+        conditioning = (emb, y, frames, slicing)
         # Both encoders run in lockstep, so that only one control exists at a time.
         controls = self.VideoControlNet.controls(x, t, y, hint, slicing)
         channels = [first_convolution(self.input_blocks, x, slicing)]
