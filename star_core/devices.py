@@ -3,6 +3,8 @@
 What differs between devices is asked of them, so that code elsewhere names none.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -18,19 +20,18 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
+@cache
 def supports(device: torch.device | str, dtype: torch.dtype) -> bool:
     """Returns whether a device computes in a type: MPS has no float64, old GPUs no bfloat16."""
     try:
         one = torch.ones(2, 2, device=device, dtype=dtype)
         _ = one @ one
-    except (RuntimeError, TypeError):
+        if dtype == torch.bfloat16 and torch.device(device).type == "cuda":
+            # GPUs before Ampere emulate it, far slower than float32.
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    except (RuntimeError, TypeError, AssertionError):  # the last if torch lacks such devices
         return False
-    return torch.device(device).type != "cuda" or dtype != torch.bfloat16 or _fast_bfloat16()
-
-
-def _fast_bfloat16() -> bool:
-    # GPUs before Ampere emulate it, far slower than float32.
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return True
 
 
 def total_memory(device: torch.device) -> int | None:

@@ -86,6 +86,14 @@ class DevicePlacement:
         for weight, data in self._homes.pop(module, ()):
             weight.data = data
 
+    def widen(self, module: nn.Module) -> bool:
+        """Changes the weights of a module from float16 to float32; returns whether it had any."""
+        self.unload(module)
+        narrow = any(weight.dtype == torch.float16 for weight in module.parameters())
+        with torch.inference_mode(False):
+            module.float()
+        return narrow
+
     def _unload(self, stays: nn.Module | None) -> None:
         for module in [other for other in self._homes if other is not stays]:
             self.unload(module)
