@@ -64,7 +64,7 @@ _READ = {
     _T.allclose, torch.masked_select, _T.masked_select, torch.unique, _T.unique,
     torch.bincount, _T.bincount,
 }  # fmt: skip
-_ANY_DEVICE = {torch._has_compatible_shallow_copy_type}
+_ANY_DEVICE = {torch._has_compatible_shallow_copy_type}  # pyright: ignore
 _FROM_HOST_VALUES = {_T.new_tensor, torch.tensor, torch.as_tensor, torch.asarray}
 
 
@@ -170,7 +170,8 @@ class StandIn(TorchFunctionMode):
             device = "cpu"
         source = on_card(x)
         target = source if device is None else _is_card(device)
-        changed = x.to("cpu" if target or device is None else device, dtype or x.dtype, **options)
+        place = x.device if target or device is None else device
+        changed = x.to(place, dtype or x.dtype, **options)
         if source != target:
             if target:
                 self.before_copy(x)

@@ -1,12 +1,14 @@
 """The whole method on a stand-in for a GPU: no mixed devices, few copies, no waiting."""
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from star_core.cli import main
 from star_core.diffusion.shortcuts import Shortcuts
 from star_core.model import BUILT_IN
 from star_core.models.slicing import Slicing
@@ -14,6 +16,7 @@ from star_core.parity import DEFAULT
 from star_core.pipeline import Execution, Settings, ShotJob, restore
 from star_core.star_checkpoint import StarModel, load_model
 from star_core.vae.load import load_vae
+from star_core.video_io import open_sink, open_video
 from star_core.windows.canvas import Canvas, FrameSpan
 from star_core.windows.chunking import ChunkConfig
 from star_core.windows.tiling import Tile
@@ -57,11 +60,11 @@ def test_copies_and_waiting_are_counted():
     with StandIn() as card:
         x = torch.ones(2, device="cuda")
         assert not card.counts["to_card"]
-        x.new_tensor([1.0]), x[torch.tensor([0])], torch.ones(2).to(x)
+        _ = x.new_tensor([1.0]), x[torch.tensor([0])], torch.ones(2).to(x)
         assert (card.counts["to_card"], card.counts["synchronisations"]) == (3, 3)
         y = torch.ones(2).to("cuda", non_blocking=True)
         assert (card.counts["to_card"], card.counts["synchronisations"]) == (4, 3)
-        y.tolist(), bool((x > 0).all()), x[x > 0], x.sum().item()
+        _ = y.tolist(), bool((x > 0).all()), x[x > 0], x.sum().item()
         assert (card.counts["from_card"], card.counts["synchronisations"]) == (0, 7)
         assert not on_card(x.cpu()) and card.counts["from_card"] == 1
 
@@ -213,3 +216,43 @@ def test_a_forward_with_the_timestep_on_the_cpu_equals_one_with_it_on_the_card(t
         finally:
             network.cpu()
     assert torch.equal(*results)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A clip, and CogVideoX's files."""
+    folder = tmp_path_factory.mktemp("files")
+    frames = torch.rand(5, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    with open_sink(folder / "clip.mkv", width=20, height=12, fps=Fraction(10)) as sink:
+        for frame in frames:
+            sink.write(frame)
+    cogvideox_files.write_model(folder)
+    cogvideox_files.write_vae(folder)
+    cogvideox_files.write_t5(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["tiny", "cogvideox"])
+def test_the_command_restores_a_file_on_the_card_as_on_the_cpu(name, dtype, files, tmp_path):
+    options = ["--scale", "3", "--offload", "--shots", "off", "--color-fix", "none"]
+    if name == "cogvideox":
+        options += ["--model", str(files / "star.safetensors")]
+        options += ["--text-encoder", str(files / "t5")]
+    results = []
+    for device, precision in (("cpu", "float32"), ("cuda", dtype)):
+        out = tmp_path / f"{device}.mkv"
+        where = ["--device", device, "--dtype", precision]
+        with StandIn() as card:
+            assert main(["upscale", str(files / "clip.mkv"), str(out), *options, *where]) == 0
+        assert bool(card.counts["operations"]) == (device == "cuda")
+        results.append(torch.stack(list(open_video(out))))
+    difference = (results[0] - results[1]).abs()
+    assert difference.mean() < (1e-3 if dtype == "float32" else 0.03)
+
+
+def test_the_demo_runs_on_the_card(tmp_path):
+    with StandIn() as card:
+        arguments = ["--quick", "--device", "cuda", "--dtype", "float32", "--out", str(tmp_path)]
+        assert main(["demo", *arguments]) == 0
+    assert card.counts["operations"] > 500 and (tmp_path / "restored.mp4").is_file()
