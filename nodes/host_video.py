@@ -97,6 +97,10 @@ class HostPlacement(DevicePlacement):
         self._settings, self._slicing = shot.settings, shot.execution.slicing
         self._size, self._frames = size, min(frames, shot.settings.chunk.length)
 
+    def widen(self, module: Any) -> bool:
+        """Returns False, because the type of the weights is the host's choice."""
+        return False
+
     def load(self, module: Any) -> None:
         """Lets the host load the network or the VAE, with memory for the largest window."""
         stage, settings = star_vae(self._vae), self._settings

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from .checkpoints.kinds import (
     FileKind,
     identify,
 )
+from .devices import supports
 from .models import cogvideox_weights
 from .models.cogvideox_weights import COGVIDEOX_2B, CogVideoXConfig
 from .models.unet import ControlledVideoUNet, UNetConfig
@@ -57,6 +58,14 @@ Network = Union[ControlledVideoUNet, "CogVideoXDiT"]
 Geometry = Union[FrameGeometry, CausalVAEGeometry]  # noqa: UP007
 
 
+class Precision(NamedTuple):
+    """The types in which the parts of a model compute."""
+
+    network: torch.dtype
+    vae: torch.dtype
+    text: torch.dtype
+
+
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
     """A family of networks.
@@ -68,7 +77,8 @@ class Backbone:
     defaults and latent format of a network whose file does not state them. has_shift: whether its
     noise schedule has a shift; `conversion.convert` can then store a shift and a latent scale.
     vae, text_encoder: kinds of the other files that it needs. geometry: of the published VAE.
-    text_parameters: how many the text encoder has. text_dtype: their type, None for the network's.
+    text_parameters: how many the text encoder has. network_dtype, vae_dtype: types in which the
+    original computes on a GPU. text_dtype: type of the text encoder on every device.
     prompts: used where the user gives none. reference: how the original implementation behaves.
     """
 
@@ -84,9 +94,29 @@ class Backbone:
     text_encoder: tuple[FileKind, ...]
     geometry: Geometry
     text_parameters: int
-    text_dtype: torch.dtype | None
+    network_dtype: torch.dtype
+    vae_dtype: torch.dtype
+    text_dtype: torch.dtype
     prompts: PromptDefaults
     reference: Behaviour
+
+    def precision(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Precision:
+        """Returns the type of each part on a device.
+
+        dtype: of the network, None for the backbone's own on a GPU and float32 on a CPU. The VAE
+        gets it too, except for float16, which overflows in some VAEs, and for types that the device
+        does not support.
+        """
+        if dtype is None and torch.device(device).type == "cpu":
+            dtype = torch.float32
+        network, vae = dtype or self.network_dtype, dtype or self.vae_dtype
+        if dtype is None and not supports(device, network):
+            network = torch.float16
+        if vae == torch.float16:
+            vae = self.vae_dtype
+        if not supports(device, vae):
+            vae = torch.float32
+        return Precision(network=network, vae=vae, text=self.text_dtype)
 
 
 def build_network(config: NetworkConfig, **options: Any) -> Network:
@@ -172,7 +202,9 @@ I2VGENXL = Backbone(
     text_encoder=(CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, STABLE_DIFFUSION_2),
     geometry=SVDGeometry(),
     text_parameters=354_032_641,  # OpenCLIP ViT-H-14, text encoder only
-    text_dtype=None,
+    network_dtype=torch.float16,
+    vae_dtype=torch.float32,
+    text_dtype=torch.float32,
     prompts=STAR_PROMPTS,
     reference=REFERENCE,
 )
@@ -189,6 +221,8 @@ COGVIDEOX = Backbone(
     text_encoder=(T5,),
     geometry=CausalVAEGeometry(),
     text_parameters=4_762_310_656,  # t5-v1_1-xxl, encoder only
+    network_dtype=torch.bfloat16,
+    vae_dtype=torch.bfloat16,
     text_dtype=torch.bfloat16,
     prompts=PromptDefaults(prompt="", positive="", negative=None, caption_dropout=0.1),
     reference=COGVIDEOX_REFERENCE,

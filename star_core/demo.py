@@ -90,13 +90,13 @@ def demo(
     *,
     quick: bool = False,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     on_progress: Progress | None = None,
 ) -> DemoResult:
     """Restores the bundled clip and writes clips and a picture that compare it to `out`.
 
-    Earlier results are replaced. quick: only the first frames. on_progress: called with a stage,
-    steps done and steps in all.
+    Earlier results are replaced. quick: only the first frames. dtype: see `model.load`.
+    on_progress: called with a stage, steps done and steps in all.
     """
     out.mkdir(parents=True, exist_ok=True)
     truth, degraded = open_video(DATA / GROUND_TRUTH), open_video(DATA / DEGRADED)

@@ -14,26 +14,36 @@ from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .devices import release_cached_memory
 from .models.slicing import Slicing
 from .windows.tiling import Tile
 
 _LOG = logging.getLogger(__name__)
+_FULL = re.compile(
+    "out of memory|not enough memory|can't allocate memory|"
+    # cuDNN, cuBLAS, hipBLAS; MIOpen
+    "_STATUS_ALLOC_FAILED|StatusAllocFailed|"
+    # cuDNN without memory for the workspace of any algorithm
+    "unable to find an engine to execute|unable to find a valid cuDNN algorithm",
+    re.IGNORECASE,
+)
 T = TypeVar("T")
 
 
 class DevicePlacement:
-    """Moves modules to the device while they work, and back to where they were afterwards.
+    """Copies the weights of modules to the device while they work.
 
-    Used as a context manager: `with DevicePlacement("cuda") as placement: placement.load(module)`.
-    Leaving it moves every module back.
+    The tensors of before stay where they are and are put back afterwards, so that nothing is copied
+    back. Used as a context manager, `with DevicePlacement("cuda") as placement:
+    placement.load(module)`, which puts all weights back in the end.
     """
 
     def __init__(self, device: torch.device | str, *, one_at_a_time: bool = True) -> None:
         """one_at_a_time: whether the other modules leave the device before one is loaded."""
         self.device, self.one_at_a_time = device, one_at_a_time
-        self._homes: dict[nn.Module, torch.device] = {}
+        self._homes: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}  # weights, data of before
 
     def __enter__(self) -> "DevicePlacement":
         return self
@@ -47,25 +57,55 @@ class DevicePlacement:
         self._unload(None)
 
     def load(self, module: nn.Module) -> None:
-        """Moves a module to the device, if it is not there already."""
+        """Moves a module to the device, if it is not there already.
+
+        A module that fails to move stays whole where it was.
+        """
         if self.one_at_a_time:
             self._unload(module)
         if module not in self._homes:
-            self._homes[module] = next(module.parameters()).device
-            module.to(self.device)
+            self._homes[module] = []
+            try:
+                self._move(module, self._homes[module])
+            except BaseException:
+                self.unload(module)
+                raise
+
+    # Weights that are made in inference mode could never be used outside of it.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _move(self, module: nn.Module, homes: list[tuple[Tensor, Tensor]]) -> None:
+        for weight in (*module.parameters(), *module.buffers()):  # each once, if it is shared
+            data = weight.data
+            weight.data = data.to(self.device)
+            homes.append((weight, data))
+
+    @torch.inference_mode(False)
+    def unload(self, module: nn.Module) -> None:
+        """Puts the weights of a module back, if it is on the device."""
+        for weight, data in self._homes.pop(module, ()):
+            weight.data = data
+
+    def widen(self, module: nn.Module) -> bool:
+        """Changes the weights of a module from float16 to float32; returns whether it had any."""
+        self.unload(module)
+        narrow = any(weight.dtype == torch.float16 for weight in module.parameters())
+        with torch.inference_mode(False):
+            module.float()
+        return narrow
 
     def _unload(self, stays: nn.Module | None) -> None:
         for module in [other for other in self._homes if other is not stays]:
-            module.to(self._homes.pop(module))
+            self.unload(module)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of a device, or of the machine, is full."""
-    # torch has no class of its own for a full main memory.
-    text = r"out of memory|not enough memory|can't allocate memory"
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and re.search(text, str(error)) is not None
-    )
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):  # of any device
+        return True
+    # torch has no class of its own for a full main memory, nor for libraries that could not get
+    # memory of a GPU: AcceleratorError and RuntimeError say it in words only.
+    return isinstance(error, RuntimeError) and _FULL.search(str(error)) is not None
 
 
 def retry_on_oom(fn: Callable[[], T], shrink: Callable[[], str | None]) -> T:
@@ -85,8 +125,7 @@ def retry_on_oom(fn: Callable[[], T], shrink: Callable[[], str | None]) -> T:
                 raise
         # Not in the handler: only out here has the failed attempt let go of its tensors.
         _LOG.warning("out of memory: going on with %s", change)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached_memory()
 
 
 # Sides of tiles in pixels of the result, from the largest to the smallest. A quarter overlaps.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .backbones import BACKBONES, I2VGENXL, NetworkConfig, backbone_of
+from .backbones import BACKBONES, I2VGENXL, Backbone, NetworkConfig
 from .checkpoints.download import PUBLISHED
 from .checkpoints.find import find_published, find_text_encoder, find_vae
 from .file_info import FileInfo, describe
@@ -37,6 +37,11 @@ class ModelFiles:
     vae: Path
     text_encoder: Path | None
     info: FileInfo
+
+    @property
+    def backbone(self) -> Backbone:
+        """The family of the network."""
+        return BACKBONES[self.info.backbone or I2VGENXL.name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +122,17 @@ def load(
     *,
     behaviour: Behaviour,
     device: torch.device | str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
 ) -> Model:
     """Load a model and encode prompts, on `device`; the rest waits on the CPU.
 
+    dtype: type of the network; it and the types of the other parts are those of
+    `Backbone.precision`.
     ValueError for prompts to a model that takes none, and for a VAE that does not fit.
     """
-    star = load_model(files.model, dtype=dtype)
-    vae = load_vae(files.vae, scale=star.latents.scale, dtype=dtype)
+    precision = files.backbone.precision(device, dtype)
+    star = load_model(files.model, dtype=precision.network)
+    vae = load_vae(files.vae, scale=star.latents.scale, dtype=precision.vae)
     check_vae(vae, star.config, star.latents)
     model = Model(star=star, vae=vae, embeddings={}, sources=(files.model, files.vae))
     add_prompts(model, files, prompts, behaviour=behaviour, device=device, dtype=dtype)
@@ -138,9 +146,9 @@ def add_prompts(
     *,
     behaviour: Behaviour,
     device: torch.device | str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Encode those prompts that a model has no embeddings of yet."""
+    """Encode those prompts that a model has no embeddings of yet. dtype: see `load`."""
     wanted, star = dict.fromkeys(prompts), model.star
     for each in wanted:
         check_prompts(files, each)
@@ -150,8 +158,8 @@ def add_prompts(
     if not new:
         return
     assert files.text_encoder is not None
-    usual = backbone_of(star.config).prompts
-    encoder = open_text_encoder(files.text_encoder, star.config, device, dtype)
+    usual, precision = files.backbone.prompts, files.backbone.precision(device, dtype)
+    encoder = open_text_encoder(files.text_encoder, star.config, device, precision.text)
 
     def encoded(prompts: Prompts) -> tuple[Tensor, Tensor]:
         caption = join_prompt(
@@ -159,9 +167,11 @@ def add_prompts(
             usual.positive if prompts.positive is None else prompts.positive,
             behaviour.prompt_separator,
         )
-        good = encoder.encode(caption).to(dtype)
+        good = encoder.encode(caption).to(precision.network)
         bad = usual.negative if prompts.negative is None else prompts.negative
-        return good, torch.zeros_like(good) if bad is None else encoder.encode(bad).to(dtype)
+        return good, torch.zeros_like(good) if bad is None else encoder.encode(bad).to(
+            precision.network
+        )
 
     model.embeddings.update({each: encoded(each) for each in new})
 

@@ -3,12 +3,14 @@
 Here a clip is restored shot by shot; `shot_run` holds the steps of one.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from .backbones import NetworkConfig
 from .diffusion.noise import FrameNoise, ReferenceNoise
 from .diffusion.samplers import refuse_crashes
 from .memory import DevicePlacement, MemoryLimits
@@ -20,6 +22,9 @@ from .star_checkpoint import StarModel
 from .vae.cogvideox import CausalVideoVAE
 from .vae.frame_vae import VideoVAE
 from .windows.canvas import Canvas
+
+_LOG = logging.getLogger(__name__)
+MANY_TOKENS = 50_000
 
 __all__ = ["Execution", "Frames", "Settings", "ShotJob", "store_latents", "restore"]
 
@@ -46,6 +51,7 @@ def restore(
     """
     for shot in shots:
         _refuse_crashes(shot)
+    _warn_of_long_attention(shots, model.config, canvas, vae.factor)
     count = Counter(_totals(shots), on_progress)
     start = shots[0].span.needed.start
     to_encode = Frames(frames, start, held=_read_again(shots))
@@ -148,6 +154,30 @@ def _refuse_crashes(shot: ShotJob) -> None:
             chunk_length=settings.chunk.length,
             sampler=settings.sampling.sampler,
             evaluations=len(settings.sigmas) - 1,
+        )
+
+
+def _warn_of_long_attention(
+    shots: Sequence[ShotJob], config: NetworkConfig, canvas: Canvas, factor: int
+) -> None:
+    """Logs a warning if the network attends to more than `MANY_TOKENS` at once."""
+    height, width = (side // factor for side in canvas.view_size)
+    tokens = 0
+    for shot in shots:
+        settings = shot.settings
+        if not (settings.strength and settings.evaluations) or settings.shortcuts.attention_window:
+            continue
+        tile = settings.latent_tile
+        tile = tile and tile.in_latents(factor, step=2**config.downsamplings)
+        rows, columns = config.tiles((height, width), tile)
+        frames = max(len(window) for group in shot.span.groups for window in group.windows)
+        sides = max(map(len, rows)), max(map(len, columns))
+        tokens = max(tokens, config.attention_tokens(frames, *sides))
+    if tokens > MANY_TOKENS:
+        _LOG.warning(
+            "attention over %d tokens at once, whose time grows with their square: smaller tiles "
+            "of the network are faster (--latent-tile, STAR Tiles)",
+            tokens,
         )
 
 

@@ -3,9 +3,11 @@
 Two ways, because VAEs differ: latents of frames, and latents of windows of frames.
 """
 
+import logging
+import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, tee
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .color_fix import COLOR_FIXES
+from .devices import send, stash
 from .diffusion.denoiser import Denoiser
 from .diffusion.levels import guidance_of
 from .diffusion.noise import FrameNoise, ReferenceNoise
@@ -26,6 +29,8 @@ from .star_checkpoint import StarModel
 from .windows.canvas import Canvas, FrameSpan, WindowGroup
 from .windows.chunking import blend_windows, chunked, decode_in_windows, ramp
 from .windows.geometry import shrunk, upsample
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +68,11 @@ class Frames:
             self._held.append(frame)
             if index >= skipped:
                 yield frame
+
+
+def is_finite(x: Tensor) -> bool:
+    """Returns whether all values are finite, from their sum, which takes no further memory."""
+    return math.isfinite(x.sum(dtype=torch.float32))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,6 +129,27 @@ class ShotRestorer(ABC):
 
     def _enlarged(self, frame: Tensor) -> Tensor:
         return upsample(frame[:3], self.canvas.size, self.settings.sampling.upsample).clamp(0, 1)
+
+    def _by_vae(self, work: Callable[[], Tensor]) -> Tensor:
+        """Returns what the VAE makes in `work`, on the CPU; in float32 where float16 overflows.
+
+        ValueError if the result is not finite.
+        """
+
+        def load_and_work() -> Tensor:
+            self.placement.load(self.vae.model)
+            return work()
+
+        while True:
+            result = retry_on_oom(load_and_work, self.limits.shrink_vae).cpu()
+            if is_finite(result):
+                return result
+            if not self.placement.widen(self.vae.model):
+                raise ValueError(
+                    "the VAE makes infinite values of this clip: choose --dtype float32, or "
+                    "another file of the VAE"
+                )
+            _LOG.warning("the VAE overflows in float16: going on with it in float32")
 
     @abstractmethod
     def restore_latents(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
@@ -187,7 +218,7 @@ class ShotRestorer(ABC):
 
             x_0 = retry_on_oom(look, self.limits.shrink_network)
             if settings.strength < 1:
-                lq = hint[:, :, window.start : window.stop].to(x_0)
+                lq = send(hint[:, :, window.start : window.stop], x_0.device, x_0.dtype)
                 x_0 = torch.lerp(lq, x_0, settings.strength)
             self.count.add("denoise")
             return x_0
@@ -205,12 +236,18 @@ class ShotRestorer(ABC):
                 self.count.add("denoise", len(group.windows))
             else:
                 x_0 = denoise_windows(x_in, sigma)
+                if not last and not is_finite(x_0):  # later it would be found after hours
+                    raise ValueError(
+                        "the network makes infinite values of this clip: choose another --dtype, "
+                        "such as bfloat16 or float32"
+                    )
                 if given is not None:
-                    share = weight.to(x_0)[:, None, None]
-                    x_0[:, :, : given.shape[3]].lerp_(given[number].to(x_0), share)
+                    share = send(weight, x_0.device, x_0.dtype)[:, None, None]
+                    shared = send(given[number], x_0.device, x_0.dtype)
+                    x_0[:, :, : given.shape[3]].lerp_(shared, share)
                 if work and number + 1 < settings.evaluations:
                     work.keep(f"{name}-{number:03}", {"x_0": x_0})
-            last.append(x_0[:, :, x_0.shape[2] - handed_on :].cpu())
+            last.append(stash(x_0[:, :, x_0.shape[2] - handed_on :]))
             return x_0
 
         self.count.begin("denoise")
@@ -267,10 +304,9 @@ class PerFrameRestorer(ShotRestorer):
             sample = None if noise is None else noise[:, :, 0]
 
             def encode(look: Tensor = look, sample: Tensor | None = sample) -> Tensor:
-                self.placement.load(self.vae.model)
                 return self.vae.encode_frame(look, noise=sample, tile=self.limits.vae_tile)
 
-            z_lq.append(retry_on_oom(encode, self.limits.shrink_vae).cpu())
+            z_lq.append(self._by_vae(encode))
             self.count.add("encode")
         return torch.stack(z_lq, dim=2)
 
@@ -278,11 +314,7 @@ class PerFrameRestorer(ShotRestorer):
         span = self.shot.span
 
         def decode(latents: Tensor) -> Tensor:
-            def look() -> Tensor:
-                self.placement.load(self.vae.model)
-                return self.vae.decode_window(latents, tile=self.limits.vae_tile)
-
-            return retry_on_oom(look, self.limits.shrink_vae).cpu()
+            return self._by_vae(lambda: self.vae.decode_window(latents, tile=self.limits.vae_tile))
 
         latents = (each[kind] for each in found)
         videos = decode_in_windows(decode, latents, span.decode_windows)
@@ -332,18 +364,10 @@ class PerWindowRestorer(ShotRestorer):
         count = (looks.shape[2] - 1) // self.vae.latent_frames + 1
         noise = self._sample(range(first, first + count), looks.shape[-2:])
 
-        def encode() -> Tensor:
-            self.placement.load(self.vae.model)
-            return self.vae.encode(looks, noise=noise, tile=self.limits.vae_tile)
-
-        return retry_on_oom(encode, self.limits.shrink_vae).cpu()
+        return self._by_vae(lambda: self.vae.encode(looks, noise=noise, tile=self.limits.vae_tile))
 
     def _video(self, latents: Tensor) -> Tensor:
-        def decode() -> Tensor:
-            self.placement.load(self.vae.model)
-            return self.vae.decode(latents, tile=self.limits.vae_tile)
-
-        return retry_on_oom(decode, self.limits.shrink_vae).cpu()
+        return self._by_vae(lambda: self.vae.decode(latents, tile=self.limits.vae_tile))
 
     def decode(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
         span = self.shot.span

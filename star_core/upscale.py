@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .backbones import Precision
 from .degradation.estimate import Degradation, estimate, spread
 from .memory import DevicePlacement
 from .model import Model, ModelFiles, Prompts
@@ -83,13 +84,18 @@ class ShotSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A job and everything that it is to be done with."""
+    """A job and everything that it is to be done with. dtype: see `model.load`."""
 
     job: Job
     files: ModelFiles
     whole: ShotSettings
-    dtype: torch.dtype
+    dtype: torch.dtype | None = None
     get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """The types of the model's parts."""
+        return self.files.backbone.precision(self.whole.execution.device, self.dtype)
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -331,13 +337,17 @@ def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[ShotJob], mo
             "box": clip.box,
             "canvas": canvas,
             "model": model.identity,
-            "dtype": next(model.star.network.parameters()).dtype,
+            "dtype": [_dtype(model.star.network), _dtype(model.vae.model)],
             "shots": [
                 (shot.span, shot.settings, tensor_hash(shot.positive, shot.negative))
                 for shot in shots
             ],
         }
     )
+
+
+def _dtype(module: Any) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 @contextmanager

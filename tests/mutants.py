@@ -192,8 +192,8 @@ MUTANTS = [
         ("scale_max: float = 4.0", "scale_max: float = 2.0"),
         ("return self.t(edm_sigma).round().long()", "return self.t(edm_sigma).long()"),
         (
-            "return (self.alpha(t) * x_t - x_0) / self.sigma(t)",
-            "return (x_t - x_0) / self.sigma(t)",
+            "return (alpha * x_t - x_0) / sigma",
+            "return (x_t - x_0) / sigma",
         ),
         ("timesteps = timesteps[:-1]", "timesteps = timesteps"),
         ("if exact and steps > 1:", "if False:"),
@@ -214,7 +214,7 @@ MUTANTS = [
         ("return denoise(x / torch.sqrt(sigma**2 + 1), sigma)", "return denoise(x, sigma)"),
         ("sigmas[0].isinf() else start * sigmas[0]", "sigmas[0].isinf() else start"),
         (
-            "x = noise(step, sigma, sigma_next).to(x)\n            x = x_0",
+            "x = send(noise(step, sigma, sigma_next), x.device, x.dtype)\n            x = x_0",
             "pass\n            x = x_0",
         ),
         (
@@ -230,6 +230,26 @@ MUTANTS = [
         ("rescale * ratio + 1 - rescale", "ratio"),
         ("hint[:, :, window.start : window.stop]", "hint[:, :, : len(window)]"),
         ("((low <= t) & (t < high))", "((low <= t) & (t <= high))"),
+    ),
+    *_mutants(
+        "memory",
+        "memory standin",
+        ("self.unload(module)\n                raise", "raise"),
+        ("@torch.inference_mode(False)\n    @torch.no_grad()", "@torch.no_grad()"),
+        ("_STATUS_ALLOC_FAILED|", ""),
+    ),
+    *_mutants(
+        "devices",
+        "devices standin",
+        ("non_blocking=no_wait)\n\n\ndef stash", "non_blocking=False)\n\n\ndef stash"),
+        ("return copy.copy_(x, non_blocking=no_wait)", "return copy.copy_(x)"),
+        ("if torch.backends.mps.is_available():", "if False:"),
+    ),
+    *_mutants(
+        "shot_run",
+        "precision",
+        ("if is_finite(result):", "if True:"),
+        ("if not last and not is_finite(x_0):", "if False:"),
     ),
     *_mutants(
         "resume",

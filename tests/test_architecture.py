@@ -15,7 +15,7 @@ from tests.paths import ROOT
 # A module imports from its own level or below. The first entry that fits a module counts.
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "windows"),
-    (0, "checkpoints.deepspeed", "checkpoints.kinds", "checkpoints.quantization"),
+    (0, "devices", "checkpoints.deepspeed", "checkpoints.kinds", "checkpoints.quantization"),
     (0, "color_fix", "drawing", "losses", "parity", "planning.meta_memory", "plots"),
     (0, "progress", "resume", "sampling_defaults", "seeded_random", "shots", "text.prompts"),
     (1, "checkpoints", "models", "memory", "video_io"),

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -74,8 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         # The library speaks of what its caller may allow, a person needs the option.
         reason = str(error).replace("allow overwriting", "add --overwrite")
-    except RuntimeError as error:  # torch has no class of its own for a full main memory
-        if not re.search(r"out of memory|not enough memory|can't allocate memory", str(error)):
+    except RuntimeError as error:
+        from ..memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         # Smaller tiles have been tried by then.
         reason = "not enough memory: try a smaller --chunk-frames or a smaller --scale"

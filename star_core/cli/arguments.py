@@ -38,21 +38,23 @@ def MEMORY(text: str) -> int:
 
 def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--device", default="auto", help="where to compute: auto (default), cpu, cuda or cuda:1"
+        "--device",
+        default="auto",
+        help="where to compute: cpu, cuda, cuda:1, mps or xpu; auto (default) is the first of "
+        "cuda (ROCm too), mps, xpu and cpu that this machine has",
     )
 
 
 def device_of(args: argparse.Namespace) -> "torch.device":
     import torch
 
+    from ..devices import best_device
     from ..memory import keep_freed_memory
 
     keep_freed_memory()
     name = args.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = best_device() if name == "auto" else torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -66,17 +68,16 @@ def add_compute(parser: argparse._ActionsContainer) -> None:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "float16", "bfloat16"),
-        help="precision of the network; auto (default) is float16 on a GPU and float32 elsewhere",
+        help="precision of the network; auto (default) is the original's on a GPU, float16 or "
+        "bfloat16 (CogVideoX), and float32 on a CPU. The VAE has it too, except for float16",
     )
 
 
-def compute(args: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
+def compute(args: argparse.Namespace) -> "tuple[torch.device, torch.dtype | None]":
+    """The device, and the type of the network or None for the one that suits it there."""
     import torch
 
-    device = device_of(args)
-    if args.dtype == "auto":
-        return device, torch.float32 if device.type == "cpu" else torch.float16
-    return device, getattr(torch, args.dtype)
+    return device_of(args), None if args.dtype == "auto" else getattr(torch, args.dtype)
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:

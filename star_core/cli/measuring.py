@@ -62,6 +62,12 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure what each type of weights costs: error of the output, and memory",
     )
+    parser.add_argument(
+        "--report",
+        metavar="FILE.md",
+        help="check and measure the device with networks of full size (small ones on a CPU), and "
+        "write the table to FILE.md and its figures beside it as JSON; takes minutes",
+    )
     add_compute(parser)
     add_json(parser)
 
@@ -73,11 +79,23 @@ def run_bench(args: argparse.Namespace) -> None:
         measured = measure()
         print(json.dumps([asdict(each) for each in measured]) if args.json else table(measured))
         return
+    if args.report:
+        from ..bench.device import measure as measure_device
+        from ..bench.device import table as table_of
+
+        path = Path(args.report)
+        report = measure_device(compute(args)[0])
+        path.write_text(f"{table_of(report)}\n", encoding="utf-8")
+        path.with_suffix(".json").write_text(f"{json.dumps(report, indent=1)}\n", encoding="utf-8")
+        print(json.dumps(report) if args.json else table_of(report))
+        return
+    from ..backbones import I2VGENXL
     from ..bench.speed import run
     from ..file_info import describe
     from ..model import BUILT_IN
     from ..models.unet import UNetConfig
 
     device, dtype = compute(args)
+    dtype = I2VGENXL.precision(device, dtype).network
     tiny = UNetConfig(**(describe(BUILT_IN["tiny"][0]).config or {}))
     run(tiny, rounds=args.rounds, device=str(device), dtype=dtype, as_json=args.json)

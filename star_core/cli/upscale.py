@@ -302,7 +302,8 @@ def run_upscale(args: argparse.Namespace) -> None:
             "seed": args.seed,
             "behaviour": settings.behaviour.name,
             "device": str(run.whole.execution.device),
-            "dtype": str(run.dtype).removeprefix("torch."),
+            "dtype": str(run.precision.network).removeprefix("torch."),
+            "vae_dtype": str(run.precision.vae).removeprefix("torch."),
             "seconds": round(time.monotonic() - start, 3),
         }
         print(json.dumps(report))
@@ -310,7 +311,6 @@ def run_upscale(args: argparse.Namespace) -> None:
 
 def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     """What the options ask for; ValueError for all that can be refused without the video."""
-    from ..backbones import BACKBONES, I2VGENXL
     from ..model import check_prompts, find_model
     from ..models.slicing import Slicing
     from ..parity import DEFAULT
@@ -338,7 +338,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     )
     if args.stills and args.auto:
         raise ValueError("stills may have suffered differently: leave out --auto or --stills")
-    backbone = BACKBONES[files.info.backbone or I2VGENXL.name]
+    backbone = files.backbone
     memory = _memory(args, device)
     behaviour = backbone.reference if args.reference else DEFAULT
     own, latents = SamplingDefaults(**(files.info.sampling or {})), files.info.latents or {}
@@ -363,7 +363,15 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
         behaviour=behaviour,
     )
     execution = Execution(device=device, slicing=Slicing(offload=args.offload))
-    options = RunOptions(args, files, common, execution, dtype, memory, add_options)
+    options = RunOptions(
+        args,
+        files,
+        common,
+        execution,
+        backbone.precision(device, dtype).network,
+        memory,
+        add_options,
+    )
     whole = options.shot(None)
     check_prompts(files, whole.prompts)
     sampling = whole.settings.sampling
@@ -383,15 +391,15 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
 
 def _memory(args: argparse.Namespace, device: "torch.device") -> int | None:
     """Bytes to plan for; None where the user chooses, or where memory is not the device's own."""
-    import torch
+    from ..devices import total_memory
 
     names = ("chunk_frames", "chunk_overlap", "tile", "latent_tile")
     given = [n for n in names if getattr(args, n) is not None] + ["offload"] * args.offload
     if args.memory is not None and given:
         raise ValueError(f"--memory chooses --{given[0].replace('_', '-')}: leave one of them out")
-    if args.memory is None and not given and device.type == "cuda":
+    if args.memory is None and not given and (whole := total_memory(device)):
         # Not what is free: the same command must find the same plan again.
-        return int(0.9 * torch.cuda.get_device_properties(device).total_memory)
+        return int(0.9 * whole)
     return args.memory
 
 

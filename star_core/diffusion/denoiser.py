@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..devices import send
 from .schedule import NoiseSchedule
 from .shortcuts import DeepFeatures, Shortcuts, clear_unless_in_step
 
@@ -58,8 +59,8 @@ def threshold(x_0: Tensor, percentile: float | None, clamp: float | None) -> Ten
 class Denoiser:
     """Predicts x_0 with the network and guidance: `denoiser(x_in, edm_sigma)`.
 
-    Each run needs a new one, because it caches features. network: called as
-    `models.unet.ControlledVideoUNet`.
+    Each run needs a new one, because it caches features and prompts. network: called as
+    `models.unet.ControlledVideoUNet`, with timesteps on the device of the noise levels.
     positive, negative: text embeddings (b l d). hint: latents of the low-quality video (b c f h w).
     guidance_scale: a number or a function of the timesteps t (b,); 1 skips the negative prompt,
     which halves the work. guidance_rescale: see `guided_velocity`.
@@ -83,6 +84,7 @@ class Denoiser:
     _deep: dict[range | None, tuple[DeepFeatures, DeepFeatures]] = field(
         default_factory=dict, init=False
     )
+    _prompts: dict[int, Tensor] = field(default_factory=dict, init=False)  # where the network is
 
     def __call__(self, x_in: Tensor, edm_sigma: Tensor, window: range | None = None) -> Tensor:
         """Returns x_0 (b c f h w) for latents x_in scaled to unit variance.
@@ -95,11 +97,10 @@ class Denoiser:
         low, high = self.shortcuts.guidance
         scale = self.guidance_scale(t) if callable(self.guidance_scale) else self.guidance_scale
         guided = scale != 1 and bool(((low <= t) & (t < high)).all())
-        t = t.to(x_in.device)
         hint = self.hint
         if hint is not None:
             hint = hint if window is None else hint[:, :, window.start : window.stop]
-            hint = hint.to(x_in.device, self.dtype)
+            hint = send(hint, x_in.device, self.dtype)
 
         prompts = [self.positive, self.negative] if guided else [self.positive]
         deep = None
@@ -110,7 +111,9 @@ class Denoiser:
             clear_unless_in_step(deep := both[: len(prompts)])
 
         def velocity(number: int) -> Tensor:
-            y = prompts[number].to(x_in.device, self.dtype).expand(len(x_in), -1, -1)
+            if number not in self._prompts:
+                self._prompts[number] = send(prompts[number], x_in.device, self.dtype)
+            y = self._prompts[number].expand(len(x_in), -1, -1)
             reused = {"deep": deep[number]} if deep else {}
             return self.network(x_in.to(self.dtype), t, y, hint, **reused).to(x_in.dtype)
 

@@ -18,6 +18,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..devices import send
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
 SolverNoise = Callable[[int, Tensor, Tensor], Tensor]
 OnStep = Callable[[int, int, Tensor], None]
@@ -63,7 +65,7 @@ def sample_dpmpp_2m_sde(
             # pure noise is already scaled; without a finite step size there is no extrapolation
             x_0 = denoise(x, sigma)
             if renew and eta > 0 and sigma_next > 0:
-                x = noise(step, sigma, sigma_next).to(x)
+                x = send(noise(step, sigma, sigma_next), x.device, x.dtype)
             x = x_0 + sigma_next * x
         else:
             x_0 = _denoise_at(denoise, x, sigma)
@@ -79,7 +81,7 @@ def sample_dpmpp_2m_sde(
                     x = x + (0.5 * gain if midpoint else 1 - gain / (h + eta * h)) * slope
                 if eta > 0:
                     scale = sigma_next * torch.sqrt(-torch.expm1(-2 * eta * h)) * s_noise
-                    x = x + noise(step, sigma, sigma_next).to(x) * scale
+                    x = x + send(noise(step, sigma, sigma_next), x.device, x.dtype) * scale
                 previous, h_previous = x_0, h
         if on_step:
             on_step(step + 1, total, x_0)
@@ -117,7 +119,7 @@ def sample_heun(
             if churn > 0:
                 raised = sigma * (1 + churn)
                 scale = torch.sqrt(raised**2 - sigma**2) * s_noise
-                x = x + noise(step, sigma, sigma_next).to(x) * scale
+                x = x + send(noise(step, sigma, sigma_next), x.device, x.dtype) * scale
                 sigma = raised
             x_0 = _denoise_at(denoise, x, sigma)
             slope = (x - x_0) / sigma

@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..devices import send
+
 SolverMode = Literal["fast", "normal"]
 TimestepSpacing = Literal["trailing", "linspace", "leading"]
 
@@ -26,7 +28,8 @@ FAST_MIDDLE = 500
 class NoiseSchedule:
     """Tables of one schedule, float32 on the CPU, each (n,); `log_edm_sigmas` may end in inf.
 
-    Methods return tensors on the device of their argument.
+    `alpha`, `sigma`, `edm_sigma` and `t` return tensors on the device of their argument. Elsewhere
+    t may be on the CPU whatever the device of the latents, so that nothing waits for its values.
     """
 
     sigmas: Tensor
@@ -70,7 +73,8 @@ class NoiseSchedule:
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Diffuses x_0 (b c f h w) to integer timesteps t (b,): alpha x_0 + sigma noise."""
-        return self.alpha(t) * x_0 + self.sigma(t) * noise
+        alpha, sigma = self._scales(t, x_0)
+        return alpha * x_0 + sigma * noise
 
     def velocity(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Returns the network's training target, alpha noise - sigma x_0, (b c f h w).
@@ -82,11 +86,16 @@ class NoiseSchedule:
 
     def velocity_between(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
         """Returns the velocity that leads from x_t to x_0 (b c f h w); inverts `x_0`."""
-        return (self.alpha(t) * x_t - x_0) / self.sigma(t)
+        alpha, sigma = self._scales(t, x_t)
+        return (alpha * x_t - x_0) / sigma
 
     def x_0(self, x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
         """Returns clean latents, alpha x_t - sigma v, from a velocity v (b c f h w) at t (b,)."""
-        return self.alpha(t) * x_t - self.sigma(t) * v
+        alpha, sigma = self._scales(t, x_t)
+        return alpha * x_t - sigma * v
+
+    def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        return send(self.alpha(t), like.device), send(self.sigma(t), like.device)
 
 
 def cosine_interpolated_logsnr(n: int, scale_min: float, scale_max: float) -> Tensor:

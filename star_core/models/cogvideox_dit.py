@@ -23,6 +23,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import (
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..devices import send, supports
 from ..windows.tiling import Tile, blend_tiles
 from .attention import Attention, scaled_dot_product
 from .cogvideox_weights import PATCH, CogVideoXConfig
@@ -146,7 +147,7 @@ class CogVideoXDiT(nn.Module):
     def _velocity(self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor) -> Tensor:
         f, h, w = x.shape[2:]
         grid = (f, h // PATCH, w // PATCH)
-        emb = self.time_embedding(self.time_proj(t).to(x.dtype))
+        emb = self.time_embedding(self.time_proj(send(t, x.device)).to(x.dtype))
         tokens = self.patch_embed(
             y, rearrange(torch.cat([x, hint], dim=1), "b c f h w -> b f c h w")
         )
@@ -281,11 +282,12 @@ def sincos_table(
 ) -> Tensor:
     """Returns the positions (1 f·h·w d) that are added to image tokens of a grid (f, h, w)."""
     f, h, w = grid
+    place = device if supports(device, torch.float64) else torch.device("cpu")
     table = get_3d_sincos_pos_embed(
-        config.dim, (w, h), f, 1.875, 1.0, device=device, output_type="pt"
+        config.dim, (w, h), f, 1.875, 1.0, device=place, output_type="pt"
     )
     assert isinstance(table, Tensor)
-    return table.reshape(1, f * h * w, config.dim)
+    return send(table, device).reshape(1, f * h * w, config.dim)
 
 
 def _use_layers_of(operations: Any, module: nn.Module) -> None:

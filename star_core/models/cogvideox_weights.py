@@ -75,6 +75,10 @@ class CogVideoXConfig:
         )
         return rows, columns
 
+    def attention_tokens(self, frames: int, height: int, width: int) -> int:
+        """Returns the tokens of the longest attention over latents of a size, or over a tile."""
+        return self.context_length + frames * (height // PATCH) * (width // PATCH)
+
     def _tile(self, trained: int, tile: Tile | None) -> Tile:
         size, overlap = (tile.size, tile.overlap) if tile else (trained, OVERLAP)
         size = min(size, trained) // PATCH * PATCH

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from ..devices import send
 from .encoder import UNetConfig, encode, first_convolution, input_blocks, middle_block, run_block
 from .slicing import Slicing
 from .unet_blocks import Factory, sinusoidal_embedding, timestep_mlp
@@ -48,9 +49,8 @@ class VideoControlNet(nn.Module):
         Arguments are as in `forward`, and slicing: how much each layer computes at a time.
         """
         frames = x.shape[2]
-        emb = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
-        emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
-        conditioning = (emb, context, frames, slicing)
+        emb = self.time_embed(sinusoidal_embedding(send(t, x.device), self.config.dim).to(x.dtype))
+        conditioning = (emb.repeat_interleave(frames, dim=0), y, frames, slicing)
         channels = [first_convolution(self.input_blocks, x, slicing, self.input_hint_block, hint)]
         outputs = encode(self.input_blocks, channels, *conditioning)
         for zero_conv, _ in zip(self.zero_convs, outputs, strict=True):

@@ -87,6 +87,10 @@ class UNetConfig:
         step = 2**self.downsamplings
         return tile.on_grid(height, step=step, rest=2), tile.on_grid(width, step=step)
 
+    def attention_tokens(self, frames: int, height: int, width: int) -> int:
+        """Returns the tokens of the longest attention over latents of a size, or over a tile."""
+        return round(height * width * max(self.attn_scales, default=0) ** 2)
+
     def attention_at(self, level: int) -> bool:
         """Returns whether a level has attention; 0 is the finest."""
         return 0.5**level in self.attn_scales
@@ -148,7 +152,7 @@ def run_block(
     channels: a list with x (b·f c h w), or with tensors whose channels together are x. They are
     removed from the list, so that they are freed as soon as they are read unless the caller keeps a
     reference.
-    emb: timestep embedding (b·f d). context: text embedding (b·f l d). frames: f.
+    emb: timestep embedding (b·f d). context: text embedding (b l d). frames: f.
     slicing: how much a layer computes at a time, None for everything.
     """
     for layer in block if isinstance(block, (nn.ModuleList, list)) else [block]:
@@ -201,7 +205,7 @@ def encode(
 
     channels: a list with the output of `first_convolution`. The caller should keep no other
     reference to its tensors, so that they can be freed.
-    emb: timestep embedding (b·f d). context: text embedding (b·f l d). frames: f.
+    emb: timestep embedding (b·f d). context: text embedding (b l d). frames: f.
     slicing: how much a layer computes at a time, None for everything.
     """
     first = blocks[0]

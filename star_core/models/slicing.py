@@ -12,6 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..devices import stash
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slicing:
@@ -40,13 +42,8 @@ class Slicing:
         return clip.split(max(1, self.temporal_pixels // clip.shape[-1]), dim=3)
 
     def offloaded(self, x: Tensor) -> Tensor:
-        """Returns x, copied to system RAM if `offload` is on; `.to(device)` brings it back."""
-        if not self.offload or x.device.type == "cpu":
-            return x
-        # CUDA copies from and to pinned memory asynchronously.
-        pinned = x.device.type == "cuda"
-        copy = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=pinned)
-        return copy.copy_(x, non_blocking=pinned)
+        """Returns x, copied to system RAM if `offload` is on; `devices.send` brings it back."""
+        return stash(x) if self.offload else x
 
 
 def over_frames(fn: Callable[..., Tensor], slicing: Slicing | None, *tensors: Tensor) -> Tensor:
@@ -75,7 +72,8 @@ class ClipNorm:
         groups = norm.num_groups
         # Weight and bias are read by applying the norm to values of mean 0 and variance 1, because
         # a host may store them on another device or in another dtype.
-        probe = clip.new_tensor([1.0, -1.0]).expand(1, clip.shape[1], 2)
+        probe = clip.new_ones(1, clip.shape[1], 2)
+        probe[..., 1].neg_()  # a constant copied from main memory would make the host wait
         high, low = norm(probe).float().unbind(-1)
         weight, bias = (high - low) / 2 * (1 + norm.eps) ** 0.5, (high + low) / 2
         channels = rearrange(clip, "b (g c) f h w -> f b g c h w", g=groups)

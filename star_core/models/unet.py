@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..devices import send
 from ..diffusion.schedule import star_schedule
 from ..diffusion.shortcuts import BatchedFeatures, DeepFeatures
 from ..windows.tiling import Tile, blend_tiles
@@ -51,7 +52,7 @@ def hint_prior_velocity(
     x: x_t (b c f h w). t: timesteps (b,). hint: (b c f h w), None for 0. spread: s.
     """
     schedule = star_schedule()
-    alpha, sigma = (schedule.alpha(t).to(x), schedule.sigma(t).to(x))
+    alpha, sigma = (send(each(t), x.device, x.dtype) for each in (schedule.alpha, schedule.sigma))
     variance = spread**2 * alpha**2 + sigma**2
     scaled = alpha * (1 - spread**2) * x
     velocity = sigma * (scaled if hint is None else scaled - hint) / variance
@@ -65,7 +66,7 @@ def hint_prior_guess(x: Tensor, t: Tensor, hint: Tensor | None, spread: float) -
     of x_0 around the hint, see `hint_prior_velocity`.
     """
     schedule = star_schedule()
-    alpha, sigma = (schedule.alpha(t).to(x), schedule.sigma(t).to(x))
+    alpha, sigma = (send(each(t), x.device, x.dtype) for each in (schedule.alpha, schedule.sigma))
     weighted = spread**2 * alpha * x
     weighted = weighted if hint is None else weighted + sigma**2 * hint
     return weighted / (spread**2 * alpha**2 + sigma**2)
@@ -206,7 +207,8 @@ class ControlledVideoUNet(nn.Module):
     ) -> Tensor:
         """Returns the velocity (b c f h w) of noisy latents.
 
-        x: noisy latents (b c f h w). t: timesteps (b,), 0 to 999. y: text embedding (b l d).
+        x: noisy latents (b c f h w). t: timesteps (b,), 0 to 999; on the CPU, reading them
+        makes no device wait. y: text embedding (b l d).
         hint: latents of the low-quality video (b c f h w). deep: features of calls for the same
         clip and prompt at earlier timesteps, reused and updated here.
         Raises ValueError for latents of a size that the network cannot take, see `check_size`.
@@ -237,11 +239,11 @@ class ControlledVideoUNet(nn.Module):
         if self.config.guess_input:
             x = hint_prior_guess(x, t, hint, self.config.hint_prior)
         frames = x.shape[2]
-        emb = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
-        emb, context = (e.repeat_interleave(frames, dim=0) for e in (emb, y))
+        emb = self.time_embed(sinusoidal_embedding(send(t, x.device), self.config.dim).to(x.dtype))
+        emb = emb.repeat_interleave(frames, dim=0)
         # Slices overwrite tensors that gradients would need.
         slicing = None if torch.is_grad_enabled() else self.slicing
-        conditioning = (emb, context, frames, slicing)
+        conditioning = (emb, y, frames, slicing)
         # Both encoders run in lockstep, so that only one control exists at a time.
         controls = self.VideoControlNet.controls(x, t, y, hint, slicing)
         channels = [first_convolution(self.input_blocks, x, slicing)]
@@ -260,7 +262,7 @@ class ControlledVideoUNet(nn.Module):
 
         def decode(blocks: list[list[nn.Module]]) -> None:
             for block in blocks:
-                channels.append(skips.pop().to(x.device, non_blocking=x.is_cuda))
+                channels.append(send(skips.pop(), x.device))
                 channels.append(run_block(block, channels, *conditioning))
 
         if cached is None:
@@ -271,7 +273,7 @@ class ControlledVideoUNet(nn.Module):
             if deep:
                 deep.keep(place, t, offloaded(channels[0]))
         else:
-            channels[:] = [cached.to(x.device, non_blocking=x.is_cuda)]
+            channels[:] = [send(cached, x.device)]
         del controls
         channels.append(run_block(ascent, channels, *conditioning))
         decode(blocks[-finest:])

@@ -3,7 +3,7 @@
 Attribute names are checkpoint keys, the reference's spelling included (`temopral_conv`).
 """
 
-from typing import Any
+from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from .attention import Attention, AttentionWindow, scaled_dot_product, windowed_
 from .liem import SpatialLIEM, TemporalLIEM
 from .slicing import ClipNorm, Slicing, over_frames
 from .temporal_conv import temporal_conv
+
+# What tokens attend to (b l e), or its keys and values (b l d).
+Context = Union[Tensor, tuple[Tensor, Tensor]]  # noqa: UP007
 
 
 class Factory:
@@ -186,11 +189,18 @@ class CrossAttention(nn.Module):
         self.to_v = make.linear(context_dim or dim, inner, bias=False)
         self.to_out = nn.Sequential(make.linear(inner, dim), nn.Identity())
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Returns (b n d) for tokens x (b n d); context: (b l e), None for x itself."""
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns keys and values (b l d) of a context (b l e)."""
+        return self.to_k(context), self.to_v(context)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Returns (b n d) for tokens x (b n d).
+
+        context: (b l e), or its keys and values; None for x itself.
+        """
         context = x if context is None else context
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        return self.to_out(self.attention(q, k, v, self.heads))
+        k, v = context if isinstance(context, tuple) else self.keys_values(context)
+        return self.to_out(self.attention(self.to_q(x), k, v, self.heads))
 
 
 class GEGLU(nn.Module):
@@ -244,7 +254,7 @@ class BasicTransformerBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        context: Tensor | None = None,
+        context: Context | None = None,
         *,
         height: int | None = None,
         window: AttentionWindow | None = None,
@@ -252,8 +262,8 @@ class BasicTransformerBlock(nn.Module):
         """Returns tokens of the shape of x.
 
         x: (b·h·w f d) for a temporal block, (b·f h·w d) for a spatial one. The rest is for a
-        spatial block only: context is the text (b·f l e), height the rows h of the frame, window
-        limits attention within the frame.
+        spatial block only: context is the text (b·f l e), or its keys and values (b·f l d), height
+        the rows h of the frame, window limits attention within the frame.
         """
         if context is None or height is None:
             x = self.attn1(self.norm1(self.local1(x))) + x
@@ -286,19 +296,33 @@ class SpatialTransformer(nn.Module):
         self.window: AttentionWindow | None = None
 
     def forward(self, x: Tensor, context: Tensor, slicing: Slicing | None = None) -> Tensor:
-        """Returns (b·f c h w) for x (b·f c h w) and the text, context (b·f l e).
+        """Returns (b·f c h w) for x (b·f c h w) and the text, context (b l e).
 
         slicing: how much is computed at a time; with more than one slice x is overwritten.
         """
+        (block,) = self.transformer_blocks
+        assert isinstance(block, BasicTransformerBlock)
+        # Once for all frames of a prompt.
+        k, v = (_for_frames(e, len(x) // len(context)) for e in block.attn2.keys_values(context))
         if slicing is not None and len(parts := slicing.frames(x)) > 1:
             for part in parts:
-                x[part] = self(x[part], context[part])
+                x[part] = self._attended(x[part], (k[part], v[part]))
             return x
+        return self._attended(x, (k, v))
+
+    def _attended(self, x: Tensor, text: Context) -> Tensor:
         height = x.shape[2]
         tokens = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
         for block in self.transformer_blocks:
-            tokens = block(tokens, context, height=height, window=self.window)
+            tokens = block(tokens, text, height=height, window=self.window)
         return rearrange(self.proj_out(tokens), "b (h w) c -> b c h w", h=height) + x
+
+
+def _for_frames(x: Tensor, frames: int) -> Tensor:
+    """Repeats each of b entries for its frames: (b ...) -> (b·f ...), of one entry as a view."""
+    if len(x) == 1:
+        return x.expand(frames, *x.shape[1:])
+    return x.repeat_interleave(frames, dim=0)
 
 
 class TemporalTransformer(nn.Module):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..devices import send
 from ..windows.canvas import FrameSpan
 from ..windows.chunking import cut_to, filled_to
 from ..windows.tiling import Tile, tiled
@@ -137,11 +138,11 @@ class CausalVideoVAE:
         latents, log_variance = moments.chunk(2, dim=1)
         if noise is not None:
             std = (0.5 * log_variance.clamp(-30, 20)).exp()
-            latents = latents + std * noise.to(std)
+            latents = latents + std * send(noise, std.device, std.dtype)
         return latents * self.scaling_factor
 
     def _moments(self, video: Tensor) -> Tensor:
-        video = video.to(self.model.device, self.model.dtype)
+        video = send(video, self.model.device, self.model.dtype)
         if torch.is_grad_enabled():
             self.model.num_sample_frames_batch_size = video.shape[2]
             (posterior,) = self.model.encode(video, return_dict=False)
@@ -165,7 +166,7 @@ class CausalVideoVAE:
     decode_window = decode  # a clip is one window
 
     def _decode(self, latents: Tensor) -> Tensor:
-        z = (latents / self.scaling_factor).to(self.model.device, self.model.dtype)
+        z = send(latents / self.scaling_factor, self.model.device, self.model.dtype)
         if torch.is_grad_enabled():
             (video,) = self.model.decode(z, return_dict=False)
             return video.float()

@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..devices import send
 from ..windows.canvas import FrameSpan
 from ..windows.chunking import adjacent_or_overlapping, decode_in_windows
 from ..windows.tiling import Tile, tiled
@@ -92,7 +93,7 @@ class VideoVAE:
         latents, log_variance = moments.chunk(2, dim=1)
         if noise is not None:
             std = (0.5 * log_variance.clamp(-30, 20)).exp()
-            latents = latents + std * noise.to(std)
+            latents = latents + std * send(noise, std.device, std.dtype)
         return latents * self.scaling_factor
 
     def encode(
@@ -115,7 +116,7 @@ class VideoVAE:
         return torch.stack(latents, dim=2)
 
     def _moments(self, frame: Tensor) -> Tensor:
-        frame = frame.to(self.model.device, self.model.dtype)
+        frame = send(frame, self.model.device, self.model.dtype)
         (posterior,) = self.model.encode(frame, return_dict=False)
         return posterior.parameters.float()
 
@@ -164,6 +165,6 @@ class VideoVAE:
     def _decode(self, latents: Tensor) -> Tensor:
         frames = latents.shape[2]
         z = rearrange(latents / self.scaling_factor, "b c f h w -> (b f) c h w")
-        z = z.to(self.model.device, self.model.dtype)
+        z = send(z, self.model.device, self.model.dtype)
         (video,) = self.model.decode(z, num_frames=frames, return_dict=False)
         return rearrange(video, "(b f) c h w -> b c f h w", f=frames).float()

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..devices import send
+
 WindowMode = Literal["balanced", "reference", "shifted"]
 Merge = Literal["smooth", "cut"]
 
@@ -189,7 +191,7 @@ def chunked(
         x_0 = torch.zeros_like(x_in)
         for window, weight in zip(windows, weights, strict=True):
             frames = slice(window.start, window.stop)
-            weight = weight.to(x_in).reshape(-1, 1, 1)
+            weight = send(weight, x_in.device, x_in.dtype).reshape(-1, 1, 1)
             x_0[:, :, frames] += weight * denoise_window(x_in[:, :, frames], sigma, window)
         return x_0
 

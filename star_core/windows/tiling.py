@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..devices import send
 from .chunking import overlapping_windows, window_weights
 
 
@@ -125,7 +126,7 @@ def blend_tiles(
                 size = (rows[-1].stop * unit_out, columns[-1].stop * unit_out)
                 out = y.new_zeros(*y.shape[:-2], *size)
             weight = row_weight[:, None] * column_weight
-            out[..., rows_out, columns_out] += y * weight.to(y)
+            out[..., rows_out, columns_out] += y * send(weight, y.device, y.dtype)
     assert out is not None
     return out
 

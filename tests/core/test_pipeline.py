@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from star_core import pipeline
 from star_core.diffusion.shortcuts import Shortcuts
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig, hint_prior_velocity
@@ -459,3 +460,16 @@ def test_a_latent_tile_that_is_too_small_is_refused_before_anything_is_read(chan
     )
     with pytest.raises(ValueError, match="use at least 8 pixels"):
         list(restore(unread(), changing, LosslessVAE(), [shot], canvas))
+
+
+def test_long_attention_is_warned_of_with_its_remedy(changing, caplog, monkeypatch):
+    clip = torch.rand(2, 3, 16, 16)  # latents of 16x16, attention at half of that
+    monkeypatch.setattr(pipeline, "MANY_TOKENS", 63)
+    run(clip, changing)
+    assert "attention over 64 tokens" in caplog.text and "--latent-tile" in caplog.text
+    caplog.clear()
+    tiled = Settings(sampling=SAMPLING, latent_tile=Tile(size=24, overlap=4))
+    run(clip, changing, settings=tiled)
+    monkeypatch.setattr(pipeline, "MANY_TOKENS", 64)
+    run(clip, changing)
+    assert not caplog.text

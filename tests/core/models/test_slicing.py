@@ -76,8 +76,9 @@ class Elsewhere:
 
     def __init__(self, x):
         self.kept = x.numpy().copy()
+        self.device, self.dtype = x.device, x.dtype
 
-    def to(self, device, non_blocking=False):
+    def to(self, device, dtype, non_blocking=False):
         return torch.from_numpy(self.kept).clone()
 
 

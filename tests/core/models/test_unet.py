@@ -4,8 +4,11 @@ from torch import nn
 
 from star_core.diffusion.schedule import star_schedule
 from star_core.models.attention import MAX_ROWS, scaled_dot_product
+from star_core.models.slicing import Slicing
 from star_core.models.temporal_conv import temporal_conv
 from star_core.models.unet import ControlledVideoUNet, UNetConfig, hint_prior_velocity
+from star_core.models.unet_blocks import SpatialTransformer
+from tests.two_levels import two_level_network
 
 SMALL = UNetConfig(
     dim=32,
@@ -138,3 +141,23 @@ def test_with_guess_input_the_encoders_see_the_hint_in_noise_and_x_t_without():
 def test_guess_input_needs_a_prior():
     with pytest.raises(ValueError, match="hint_prior"):
         UNetConfig(guess_input=True)
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("slicing", [None, Slicing(spatial_pixels=1)])
+def test_keys_and_values_of_the_text_are_computed_once_for_all_frames(prompts, slicing):
+    network, computed = two_level_network(), []
+    for module in network.modules():
+        if isinstance(module, SpatialTransformer):
+            module.get_submodule("transformer_blocks.0.attn2.to_k").register_forward_hook(
+                lambda layer, inputs, out: computed.append(out)
+            )
+    x, y = torch.randn(prompts, 4, 3, 6, 4), torch.randn(prompts, 5, 8)
+    t = torch.tensor([500] * prompts)
+    with torch.inference_mode(), network.working(slicing=slicing):
+        together = network(x, t, y, x)
+        count = len(computed)
+        alone = [network(x[[i]], t[[i]], y[[i]], x[[i]]) for i in range(prompts)]
+    layers = sum(isinstance(module, SpatialTransformer) for module in network.modules())
+    assert count == layers and all(out.shape[:2] == (prompts, 5) for out in computed[:count])
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)

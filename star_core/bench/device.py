@@ -1,0 +1,435 @@
+"""Checks and measures a device: `python -m star_core bench --device cuda --report FILE`.
+
+Full-size networks with random weights on a GPU, small ones on a CPU. Every check that fails is a
+row with its error, so that one run shows everything that is wrong.
+"""
+
+import gc
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..demo import DATA, DEGRADED
+from ..devices import release_cached_memory, total_memory
+from ..memory import DevicePlacement, MemoryLimits, retry_on_oom
+from ..model import BUILT_IN, find_model, load
+from ..models.slicing import Slicing
+from ..models.unet import ControlledVideoUNet, UNetConfig
+from ..parity import DEFAULT
+from ..planning.meta_memory import LiveTensors
+from ..planning.plan import Task
+from ..planning.predict import fitting, predict
+from ..sampling_defaults import SamplingDefaults
+from ..settings import Execution
+from ..star_checkpoint import load_model
+from ..upscale import Job, Settings, ShotSettings, upscale
+from ..vae.frame_vae import FrameGeometry
+from ..vae.svd import SVDGeometry
+from .speed import Case
+from .weight_types import random_network
+
+_LOG = logging.getLogger(__name__)
+GIB = 2**30
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+WIDE = UNetConfig(dim_mult=(1, 2), num_res_blocks=1, attn_scales=(1.0, 0.5))
+# Named by their place between the slices of a CPU and whole layers.
+SLICES = {
+    "small": Slicing(),
+    "medium": Slicing(spatial_pixels=2**17, temporal_pixels=2**13),
+    "whole layers": Slicing(spatial_pixels=2**40, temporal_pixels=2**40),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What is computed.
+
+    forward: the network whose time and memory are measured. vae: sizes of the VAE, and size (width,
+    height) of its frames. caps: memory limits in bytes. clip: size and frames of the run that is
+    planned for them. parity: the size of its latents (frames, height, width). job: frames of the
+    bundled clip.
+    """
+
+    forward: Case
+    vae: FrameGeometry
+    frame: tuple[int, int]
+    caps: tuple[int, ...]
+    clip: tuple[tuple[int, int], int]
+    parity: tuple[int, int, int]
+    job: int
+
+
+FULL = Sizes(
+    forward=Case(name="STAR", config=UNetConfig(), frames=32, height=122, width=216),
+    vae=SVDGeometry(),
+    frame=(1152, 640),  # in float32 it fits into 24 GiB
+    caps=(8 * GIB, 12 * GIB, 16 * GIB, 24 * GIB),
+    clip=((1704, 960), 32),
+    parity=(8, 34, 32),
+    job=24,
+)
+_NARROW = UNetConfig(
+    dim=32, context_dim=16, dim_mult=(1, 2), num_heads=1, head_dim=32, num_res_blocks=1,
+    attn_scales=(1.0,), norm_groups=16,
+)  # fmt: skip
+SMALL = Sizes(
+    forward=Case(name="narrow", config=_NARROW, frames=2, height=10, width=8),
+    vae=SVDGeometry(block_out_channels=(32, 32), layers_per_block=1),
+    frame=(32, 32),
+    caps=(GIB,),
+    clip=((32, 32), 2),
+    parity=(2, 10, 8),
+    job=2,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A row of the report. figures: by name and unit. error: why there are none."""
+
+    check: str
+    case: str
+    figures: Mapping[str, float | bool | str]
+    error: str | None = None
+
+
+def measure(device: torch.device, sizes: Sizes | None = None) -> dict[str, Any]:
+    """Does all checks; returns the machine and the results, ready for JSON.
+
+    sizes: None for full sizes, and small ones on a CPU.
+    """
+    sizes = sizes or (SMALL if device.type == "cpu" else FULL)
+    results: list[Result] = []
+    for check in CHECKS:
+        rows = check(device, sizes)
+        while True:
+            start = time.monotonic()
+            try:
+                results.append(next(rows))
+            except StopIteration:
+                break
+            except Exception as error:  # the report shows it beside the other results
+                _LOG.warning("%s failed", check.__name__, exc_info=True)
+                text = " ".join(str(error).split())
+                text = f"{type(error).__name__}: {text[:200]}"
+                results.append(Result(check=check.__name__, case="", figures={}, error=text))
+                break
+            finally:
+                gc.collect()
+                release_cached_memory()
+                _LOG.info("%s: %.1f s", check.__name__, time.monotonic() - start)
+    return {**machine(device), "results": [asdict(result) for result in results]}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Returns the names and versions by which figures are compared."""
+    name = "CPU"
+    if device.type in ("cuda", "xpu"):
+        name = getattr(torch, device.type).get_device_name(device)
+    memory = total_memory(device)
+    return {
+        "device": str(device),
+        "name": name,
+        "memory_gib": memory and round(memory / GIB, 2),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """Returns the report of `measure` as a table in Markdown."""
+    title = "{name} ({device}), torch {torch}, {date}".format(**report)
+    rows = ["| check | case | result |", "| --- | --- | --- |"]
+    for result in report["results"]:
+        figures = ", ".join(f"{name} {_text(value)}" for name, value in result["figures"].items())
+        rows.append(f"| {result['check']} | {result['case']} | {result['error'] or figures} |")
+    return "\n".join([title, "", *rows])
+
+
+def _text(value: float | bool | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _error_of(found: Tensor, expected: Tensor) -> float:
+    """The norm of the difference, relative to that of the expected tensor."""
+    expected = expected.cpu().float()
+    return float((found.cpu().float() - expected).norm() / expected.norm())
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+@torch.inference_mode()
+def _measured(device: torch.device, work: Callable[[], Tensor]) -> tuple[Tensor, float, int]:
+    """Returns a result, seconds, and the most bytes beyond those in use before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    _synchronize(device)
+    start = time.perf_counter()
+    result = work()
+    _synchronize(device)
+    seconds = time.perf_counter() - start
+    if device.type == "cuda":
+        return result, seconds, torch.cuda.max_memory_allocated(device) - before
+    with LiveTensors(device.type) as live:  # again, because counting takes time
+        work()
+    return result, seconds, live.peak
+
+
+def parity(device: torch.device, sizes: Sizes) -> Iterator[Result]:
+    """Compares the device with the CPU in float32, and its other types with that."""
+    networks = {
+        "tiny": load_model(BUILT_IN["tiny"][0], dtype=torch.float32).network,
+        "random": random_network(sizes.forward.config if sizes is SMALL else WIDE),
+    }
+    for name, network in networks.items():
+        config, generator = network.config, torch.Generator().manual_seed(1)
+        x, hint = torch.randn(2, 1, config.in_dim, *sizes.parity, generator=generator)
+        y = torch.randn(1, config.context_length, config.context_dim, generator=generator)
+        inputs = (x, torch.tensor([500]), y, hint)
+        with torch.inference_mode():
+            expected = network(*inputs)
+        for dtype in TYPES:
+            copy = deepcopy(network).to(device, dtype)  # of weights that were not rounded before
+            there = [e.to(device, dtype if e.is_floating_point() else e.dtype) for e in inputs]
+            _measured(device, lambda n=copy, i=there: n(*i))  # warms up
+            found, seconds, _ = _measured(device, lambda n=copy, i=there: n(*i))
+            figures = {"relative error": _error_of(found, expected), "seconds": seconds}
+            yield Result(check="parity", case=f"{name}, {_type_name(dtype)}", figures=figures)
+
+
+def _network(case: Case, device: torch.device, dtype: torch.dtype) -> ControlledVideoUNet:
+    return case.network(str(device), dtype)
+
+
+def _type_on(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
+def slices(device: torch.device, sizes: Sizes) -> Iterator[Result]:
+    """Measures one forward pass at three sizes of slices."""
+    case, dtype = sizes.forward, _type_on(device)
+    network, inputs = _network(case, device, dtype), case.inputs(str(device), dtype)
+    for name, slicing in SLICES.items():
+
+        def forward(slicing: Slicing = slicing) -> Tensor:
+            with network.working(slicing=slicing):
+                return network(*inputs)
+
+        _measured(device, forward)  # warms up
+        _, seconds, peak = _measured(device, forward)
+        figures = {"seconds": seconds, "GiB beside weights": peak / GIB}
+        yield Result(check="slices", case=f"{case.name}, {name}", figures=figures)
+
+
+@contextmanager
+def _capped(device: torch.device, cap: int) -> Iterator[None]:
+    """Lets torch allocate at most `cap` bytes of a CUDA device within the block."""
+    if device.type != "cuda":
+        yield
+        return
+    whole = torch.cuda.get_device_properties(device).total_memory
+    release_cached_memory()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, cap / whole), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def plans(device: torch.device, sizes: Sizes) -> Iterator[Result]:
+    """Compares the bytes of a forward pass with those predicted, under memory limits."""
+    (size, frames), dtype, case = sizes.clip, _type_on(device), sizes.forward
+    for cap in sizes.caps:
+        task = Task(
+            frames=frames,
+            size=size,
+            config=case.config,
+            vae=sizes.vae,
+            text_encoder=False,
+            dtype=dtype,
+        )
+        # A tenth is left to what torch does not count.
+        plan = fitting(task, int(0.9 * cap))
+        predicted = predict(plan).memory["denoise"].device
+        height, width = task.latents
+        part = replace(case, frames=max(plan.windows), height=height, width=width)
+        with _capped(device, cap):
+            network, inputs = _network(part, device, dtype), part.inputs(str(device), dtype)
+            weights = sum(each.nbytes for each in network.parameters())
+
+            def forward(network=network, inputs=inputs, plan=plan) -> Tensor:
+                with network.working(slicing=plan.slicing, tile=plan.network_tile):
+                    return network(*inputs)
+
+            _, seconds, peak = _measured(device, forward)
+            del network, inputs, forward
+        tile = plan.latent_tile.size if plan.latent_tile else "none"
+        figures = {
+            "GiB predicted": predicted / GIB,
+            "GiB measured": (weights + peak) / GIB,
+            "seconds": seconds,
+            "frames": max(plan.windows),
+            "tile": tile,
+            "offload": plan.offload,
+        }
+        yield Result(check="plan", case=f"{cap / GIB:g} GiB", figures=figures)
+
+
+def out_of_memory(device: torch.device, sizes: Sizes) -> Iterator[Result]:
+    """Runs a forward pass out of memory, and checks that it goes on and gives the same result."""
+    case, dtype = sizes.forward, _type_on(device)
+    network, inputs = _network(case, device, dtype), case.inputs(str(device), dtype)
+    large = Slicing(temporal_pixels=2**40)  # the result does not depend on its size
+    with network.working(slicing=Slicing()):
+        expected, _, least = _measured(device, lambda: network(*inputs))
+    with DevicePlacement(device) as placement:
+        limits = MemoryLimits(
+            slicing=large,
+            vae_tile=None,
+            latent_tile=None,
+            view=(case.height * 8, case.width * 8),
+            vae_factor=8,
+            downsamplings=case.config.downsamplings,
+            placement=placement,
+        )
+        changes: list[str] = []
+
+        def forward() -> Tensor:
+            if device.type != "cuda" and not changes:  # nothing limits the memory of others
+                raise torch.cuda.OutOfMemoryError("a forced error: out of memory")
+            with network.working(slicing=limits.slicing, tile=limits.network_tile):
+                return network(*inputs)
+
+        def shrink() -> str | None:
+            change = limits.shrink_network()
+            changes.append(change or "nothing is left to save")
+            return change
+
+        in_use = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        with _capped(device, int(1.2 * (in_use + least))), torch.inference_mode():
+            found = retry_on_oom(forward, shrink)
+    figures = {
+        "changes": "; ".join(changes) or "none",
+        "relative error": _error_of(found, expected),
+    }
+    yield Result(check="out of memory", case=case.name, figures=figures)
+
+
+def offloading(device: torch.device, sizes: Sizes) -> Iterator[Result]:
+    """Measures loading weights, and a forward pass with skip connections here and there."""
+    case, dtype = sizes.forward, _type_on(device)
+    network, inputs = _network(case, device, dtype).cpu(), case.inputs(str(device), dtype)
+    size = sum(each.nbytes for each in network.parameters()) / GIB
+    with DevicePlacement(device) as placement:
+        for name in ("load", "load again"):
+            _synchronize(device)
+            start = time.perf_counter()
+            placement.load(network)
+            _synchronize(device)
+            seconds = time.perf_counter() - start
+            figures = {"seconds": seconds, "GiB per second": size / max(seconds, 1e-9)}
+            yield Result(check="offloading", case=f"{name} {size:.2f} GiB", figures=figures)
+            if name == "load":
+                placement.unload(network)
+        for offload in (False, True):
+
+            def forward(offload: bool = offload) -> Tensor:
+                with network.working(slicing=Slicing(offload=offload)):
+                    return network(*inputs)
+
+            _measured(device, forward)  # warms up
+            _, seconds, peak = _measured(device, forward)
+            figures = {"seconds": seconds, "GiB beside weights": peak / GIB}
+            place = "main memory" if offload else "the device"
+            yield Result(check="offloading", case=f"skips in {place}", figures=figures)
+
+
+def vae(device: torch.device, sizes: Sizes) -> Iterator[Result]:
+    """Measures encoding of a frame and decoding of three, in three types."""
+    generator, (width, height) = torch.Generator().manual_seed(0), sizes.frame
+    model = sizes.vae.build()
+    weights = model.model.eval().requires_grad_(False)
+    frame = torch.rand(1, 3, height, width, generator=generator) * 2 - 1
+    factor, channels = model.factor, model.latent_channels
+    latents = torch.randn(1, channels, 3, height // factor, width // factor, generator=generator)
+    latents = 0.2 * latents
+    expected: dict[str, Tensor] = {}
+    for dtype, (name, work) in product(
+        TYPES,
+        {
+            "encode": lambda: model.encode_frame(frame),
+            "decode": lambda: model.decode_window(latents),
+        }.items(),
+    ):
+        model.model = nn.Module.to(deepcopy(weights), device, dtype)  # its own `to` warns
+        result, seconds, peak = _measured(device, work)
+        result = result.cpu()
+        expected.setdefault(name, result)
+        figures = {
+            "seconds": seconds,
+            "GiB beside weights": peak / GIB,
+            "relative error": _error_of(result, expected[name]),
+            "finite": bool(result.isfinite().all()),
+        }
+        yield Result(check="VAE", case=f"{name}, {_type_name(dtype)}", figures=figures)
+
+
+def job(device: torch.device, sizes: Sizes) -> Iterator[Result]:
+    """Restores the beginning of the bundled clip with tiny, from file to file."""
+    files = find_model("tiny")
+    sampling = SamplingDefaults(**(files.info.sampling or {}))
+    settings = Settings(sampling=sampling, behaviour=replace(DEFAULT, previews="alone"))
+    frames: list[Tensor] = []
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        upscale(
+            Job(
+                source=DATA / DEGRADED,
+                out=Path(folder) / "restored.mkv",
+                scale=4,
+                frames=(0, sizes.job),
+            ),
+            ShotSettings(settings=settings, execution=Execution(device=device)),
+            lambda prompts: load(files, prompts, behaviour=settings.behaviour, device=device),
+            on_frame=frames.append,
+        )
+        seconds = time.perf_counter() - start
+    figures = {
+        "seconds": seconds,
+        "frames": len(frames),
+        "finite": all(math.isfinite(frame.sum()) for frame in frames),
+    }
+    yield Result(check="job", case="tiny, with loading and writing", figures=figures)
+
+
+CHECKS: tuple[Callable[[torch.device, Sizes], Iterator[Result]], ...] = (
+    parity,
+    slices,
+    plans,
+    out_of_memory,
+    offloading,
+    vae,
+    job,
+)

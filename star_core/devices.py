@@ -1,0 +1,80 @@
+"""Devices: which there are, what each supports, and copies that nothing waits for.
+
+What differs between devices is asked of them, so that code elsewhere names none.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+def best_device() -> torch.device:
+    """Returns the device to compute on: CUDA or ROCm, else MPS, else XPU, else the CPU."""
+    if torch.cuda.is_available():  # ROCm as well
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    if torch.xpu.is_available():
+        return torch.device("xpu")
+    return torch.device("cpu")
+
+
+@cache
+def supports(device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Returns whether a device computes in a type: MPS has no float64, old GPUs no bfloat16."""
+    try:
+        one = torch.ones(2, 2, device=device, dtype=dtype)
+        _ = one @ one
+        if dtype == torch.bfloat16 and torch.device(device).type == "cuda":
+            # GPUs before Ampere emulate it, far slower than float32.
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    except (RuntimeError, TypeError, AssertionError):  # the last if torch lacks such devices
+        return False
+    return True
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Returns the bytes of memory that belong to a device, None if it uses main memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "xpu":
+        return torch.xpu.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return None
+
+
+def release_cached_memory() -> None:
+    """Returns memory that torch has freed but not given back to the devices."""
+    for backend, available in (
+        (torch.cuda, torch.cuda.is_available),
+        (torch.mps, torch.backends.mps.is_available),
+        (torch.xpu, torch.xpu.is_available),
+    ):
+        if available():
+            backend.empty_cache()
+
+
+def send(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns x on a device, and in another type unless dtype is None.
+
+    CUDA does not make the host wait for a copy from main memory. x may be freed at once. It may be
+    changed too, unless it is pinned, because other memory is read before this function returns.
+    """
+    device = torch.device(device)
+    no_wait = device.type == "cuda" and x.device.type == "cpu"
+    return x.to(device=device, dtype=dtype or x.dtype, non_blocking=no_wait)
+
+
+def stash(x: Tensor) -> Tensor:
+    """Returns a copy of x in main memory, or x itself if it is there.
+
+    CUDA does not make the host wait for it, so its values may be read only by operations of that
+    device, or after another copy from there has finished.
+    """
+    if x.device.type == "cpu":
+        return x
+    no_wait = x.device.type == "cuda"  # from and to pinned memory
+    copy = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=no_wait)
+    return copy.copy_(x, non_blocking=no_wait)
