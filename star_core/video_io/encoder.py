@@ -8,8 +8,8 @@ from types import TracebackType
 from .color import Color
 from .encoding import Encoding, tag_filter
 from .ffmpeg import first_error, messages, running
-from .header import Stream
 from .reader import VideoSource
+from .survey import Stream
 from .timed_frames import stream_header, timed_frame
 from .timing import Timing
 
@@ -100,7 +100,7 @@ def encoder_arguments(
     first = ["-itsoffset", f"{timing.timestamps[0]:.6f}"]
     arguments = ["-y", *first, "-f", "matroska", "-i", "pipe:0"]
     mapped = ["-map", "0:v:0"]
-    if source is not None and encoding.container != "image2":
+    if source is not None and source.stream_arguments and encoding.container != "image2":
         arguments += source.stream_arguments
         if source.is_cut:
             mapped += ["-copypriorss", "0"]  # no packets from before the excerpt

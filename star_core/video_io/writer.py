@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .encoder import Encoder, encoder_arguments
 from .encoding import Encoding, Rounding, choose_encoding, quantize, stored_color
-from .header import Stream
 from .reader import VideoSource
+from .survey import Stream
 from .targets import FileTarget, FramesTarget, open_target
 from .timing import constant_timing
 
@@ -111,7 +111,7 @@ class VideoSink:
     def _copied_streams(self) -> list[Stream]:
         if self._source is None:
             return []
-        streams = self._source.header.streams
+        streams = list(self._source.header.streams)
         if self._encoding.container == "image2":
             if streams:
                 _LOG.warning("%s: images have no sound or subtitles", self._target.path.name)
