@@ -21,7 +21,7 @@ from .decoding import captured_log
 from .planes import PlanarFormat, has_alpha, planar_format
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import VideoFrame, VideoStream
 
 _UNTAGGED = ("unknown", "unspecified", "reserved")
 
@@ -75,11 +75,13 @@ class Form:
 class FormReader:
     """Returns the form of each frame of a stream.
 
-    aspect: of the stream's pixels as the container states it, None if only frames state it.
+    stream: is decoded meanwhile, not in threads of whole frames.
     """
 
-    def __init__(self, aspect: Fraction | None) -> None:
-        self._aspect = aspect
+    def __init__(self, stream: "VideoStream") -> None:
+        self._context, stated = stream.codec_context, stream.sample_aspect_ratio
+        # An aspect that only the container states holds for all frames.
+        self._aspect = stated if stated != self._context.sample_aspect_ratio else None
         self._seen: tuple[object, ...] = ()
         self._form: Form | None = None
         self._graph: Any = None
@@ -104,10 +106,6 @@ class FormReader:
             self._graph.vpush(frame)
             side_data = self._graph.vpull().side_data
         shown = dict(re.findall(r"(\w+): *(\S+)", "".join(text for _, _, text in log)))
-        aspect = self._aspect
-        if aspect is None:
-            across, down = map(int, shown["sar"].split("/"))
-            aspect = Fraction(across, down) if across and down else Fraction(1)
         turn = side_data.get("DISPLAYMATRIX")
         # x' = a x + c y, y' = b x + d y
         a, b, _, c, d = (1, 0, 0, 0, 1) if turn is None else map(int, np.frombuffer(turn, "i4")[:5])
@@ -117,7 +115,7 @@ class FormReader:
         return Form(
             pixel_format=frame.format.name,
             size=(height, width) if transposed else (width, height),
-            aspect=aspect,
+            aspect=Fraction(self._aspect or self._context.sample_aspect_ratio or 1),
             transposed=transposed,
             flipped=(1,) * (down < 0) + (2,) * (across < 0),
             color=_color(frame, shown),
@@ -127,8 +125,7 @@ class FormReader:
 def _inspection(frame: "VideoFrame") -> Any:
     """Returns a filter graph whose log tells what PyAV does not.
 
-    PyAV 18 does not tell a frame's aspect and where its chroma lies, PyAV 14 neither its primaries
-    and transfer.
+    PyAV 18 does not tell where a frame's chroma lies, PyAV 14 neither its primaries and transfer.
     """
     from av.filter import Graph
 

@@ -1,6 +1,8 @@
 """Planar pixel formats, in which all frames are exchanged with ffmpeg and PyAV."""
 
 import functools
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from av import VideoFrame
 
+_PACKED_RGB = re.compile(r"(rgba|bgra|argb|abgr|rgb0|bgr0|0rgb|0bgr|rgb|bgr)(24)?")
 SUBSAMPLINGS = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
 
 
@@ -74,15 +77,22 @@ class PlanarFormat:
 
     def planes(self, frame: "VideoFrame") -> list[Tensor]:
         """Returns the code values of a decoded frame, one float32 (h w) per plane."""
-        frame = self.converted(frame)
         kind: Any = np.dtype(np.uint8 if self.bits == 8 else "<u2")
-        planes = []
-        for plane, (h, w) in zip(frame.planes, self.shapes(frame.width, frame.height), strict=True):
+        packed = _PACKED_RGB.fullmatch(frame.format.name)
+        if not packed:
+            frame = self.converted(frame)
+        h, w = frame.height, frame.width
+        rows = []
+        for plane in frame.planes:
             buffer: Any = plane
-            stride = plane.line_size // kind.itemsize
-            rows = np.frombuffer(buffer, kind, count=stride * h).reshape(h, stride)
-            planes.append(torch.from_numpy(rows[:, :w].astype(np.float32)))
-        return planes
+            shape = plane.height, plane.line_size // kind.itemsize
+            rows.append(np.frombuffer(buffer, kind, math.prod(shape)).reshape(shape))
+        if packed:  # exactly, which libswscale of FFmpeg 7 does not do
+            pixels = rows[0][:h, : w * len(packed[1])].reshape(h, w, len(packed[1]))
+            rows = [pixels[..., packed[1].index(c)] for c in "gbra"[: 3 + self.alpha]]
+        shapes = self.shapes(w, h)
+        parts = [row[:h, :w].astype(np.float32) for row, (h, w) in zip(rows, shapes, strict=True)]
+        return [torch.from_numpy(part) for part in parts]
 
     def pack(self, planes: Sequence[Tensor]) -> bytes:
         """Returns the bytes of a frame from integer code values, one (h w) per plane."""

@@ -107,11 +107,13 @@ class VideoSource:
         """
         if len(self.files) > 1 or self.path.suffix.lower() in SUFFIXES:
             return []
-        if not self.is_cut:
-            return ["-i", str(self.files[0])]
-        clock = ["-seek_timestamp", "1"] if self._excerpt.is_trimmed else []
-        start = self._survey.timing.timestamps[self.frames.start]
-        return [*clock, "-ss", f"{start:.6f}", "-i", str(self.files[0])]
+        # Absolute times: versions of ffmpeg differ in where they take a file to begin.
+        begin = 0 if self._excerpt.is_trimmed else self.header.start
+        place = ["-itsoffset", f"{float(-begin):.6f}"]
+        if self.is_cut:
+            time = self._survey.timing.timestamps[self.frames.start] + float(begin)
+            place = ["-ss", f"{time:.6f}"]
+        return ["-seek_timestamp", "1", *place, "-i", str(self.files[0])]
 
     @property
     def is_joined(self) -> bool:

@@ -51,8 +51,7 @@ class Header:
 
     video_stream: index of the stream that is restored. streams: those that are copied.
     tags: names of the file's metadata, in lower case. start: the time in seconds that counts as the
-    beginning. unit: of the frames' timestamps, in seconds. fps: the nominal rate. aspect: of a
-    pixel, None if only the frames state it.
+    beginning. unit: of the frames' timestamps, in seconds. fps: the nominal rate.
     """
 
     video_stream: int = 0
@@ -61,7 +60,6 @@ class Header:
     start: Fraction = Fraction(0)
     unit: Fraction = Fraction(1, 25)  # ffmpeg's rate for images, which state none
     fps: Fraction = Fraction(25)
-    aspect: Fraction | None = None
 
 
 @dataclass(frozen=True)
@@ -263,7 +261,7 @@ def _decoded(
 
     Returns None if decoding began too late for the excerpt.
     """
-    findings, form_of = Findings(), FormReader(header.aspect)
+    findings, form_of = Findings(), FormReader(file.streams[header.video_stream])  # type: ignore[arg-type]
     target = int(seek / header.unit) if seek > 0 else None
     start, end = excerpt.ticks(header.unit)
     frames: list[StoredFrame] = []
@@ -306,8 +304,13 @@ def _decoded(
     if excerpt.is_trimmed and frames[-1].time is not None:
         last = last if following is None else following - frames[-1].time
         last = last if end is None else min(last, end - frames[-1].time)
-    shift = 0 if excerpt.is_trimmed else round(header.start / header.unit)
-    times = [None if frame.time is None else frame.time - shift for frame in frames]
+    times = [frame.time for frame in frames]
+    if not excerpt.is_trimmed:
+        if header.start < 0:  # in FFmpeg 7 often the priming of the sound, which is not heard
+            first = min((time for time in times if time is not None), default=0)
+            header = replace(header, start=min(Fraction(0), first * header.unit))
+        begin = round(header.start / header.unit)
+        times = [None if time is None else time - begin for time in times]
     return Survey(
         files=(path,),
         header=header,
@@ -358,8 +361,6 @@ def _header(name: str, file: "InputContainer", log: Log) -> Header:
         raise ValueError(f"{name} has no video stream, only {kinds}: choose a video")
     if len(file.streams.video) > 1:
         _LOG.warning("%s has further video streams or a cover, which are left out", name)
-    context = stream.codec_context
-    stated = stream.sample_aspect_ratio
     return Header(
         video_stream=stream.index,
         streams=tuple(
@@ -371,7 +372,6 @@ def _header(name: str, file: "InputContainer", log: Log) -> Header:
         start=Fraction(file.start_time or 0, 1_000_000),
         unit=Fraction(stream.time_base or Header.unit),
         fps=Fraction(stream.guessed_rate or stream.average_rate or Header.fps),
-        aspect=stated if stated and stated != context.sample_aspect_ratio else None,
     )
 
 
