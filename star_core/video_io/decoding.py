@@ -21,7 +21,9 @@ def opened(path: Path) -> "Iterator[InputContainer]":
     import av
 
     # Without the option, images named like "100%d.jpg" would be read as a sequence.
-    with av.open(str(path), options={"pattern_type": "none"}, metadata_errors="replace") as file:
+    with av.open(
+        str(path), container_options={"pattern_type": "none"}, metadata_errors="replace"
+    ) as file:
         yield file
 
 

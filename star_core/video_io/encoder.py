@@ -117,15 +117,18 @@ def encoder_arguments(
             flags += "+use_metadata_tags"
         mapped += ["-movflags", flags]
         mapped += ["-video_track_timescale", str(unit.denominator)]
-    if seconds is not None:
-        mapped += ["-t", f"{seconds:.6f}"]
+    limit = [] if seconds is None else ["-t", f"{seconds:.6f}"]
+    # ffmpeg finds the joints of recordings by all streams that are read, as this reader does.
+    read_too = ["-map", "1:V:0", "-c", "copy", *limit, "-f", "null", "-"]
     return [
         *arguments,
         *mapped,
+        *limit,
         *("-fps_mode", "passthrough", "-enc_time_base", f"{unit.numerator}/{unit.denominator}"),
         *("-vf", tag_filter(color), *encoding.arguments),
         *("-fflags", "+bitexact"),  # no random identifiers: equal frames give equal files
         *("-f", encoding.container, output),
+        *(read_too if streams and source is not None and source.is_joined else []),
     ]
 
 

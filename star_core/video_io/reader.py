@@ -107,12 +107,12 @@ class VideoSource:
         """
         if len(self.files) > 1 or self.path.suffix.lower() in SUFFIXES:
             return []
-        # Absolute times: versions of ffmpeg differ in where they take a file to begin.
-        begin = 0 if self._excerpt.is_trimmed else self.header.start
-        place = ["-itsoffset", f"{float(-begin):.6f}"]
+        begin = 0.0 if self._excerpt.is_trimmed else float(self.header.start)
         if self.is_cut:
-            time = self._survey.timing.timestamps[self.frames.start] + float(begin)
-            place = ["-ss", f"{time:.6f}"]
+            begin += self._survey.timing.timestamps[self.frames.start]
+        can_seek = self.is_cut and not self.is_joined
+        place = ["-ss", f"{begin:.6f}"] if can_seek else ["-itsoffset", f"{-begin:.6f}"]
+        # Absolute times: versions of ffmpeg differ in where they take a file to begin.
         return ["-seek_timestamp", "1", *place, "-i", str(self.files[0])]
 
     @property

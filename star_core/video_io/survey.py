@@ -240,6 +240,8 @@ def _survey_file(name: str, path: Path, excerpt: Excerpt) -> Survey:
             try:
                 with opened(path) as file:
                     header = _header(name, file, log)
+                    # Decoders have tried parts of the first frames, which is of no interest.
+                    log[:] = [line for line in log if line[1] == file.format.name]
                     result = _decoded(name, path, file, header, excerpt, seek, log)
             except FFmpegError as error:
                 raise _refusal(name, log, str(error.strerror)) from None
