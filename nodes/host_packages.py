@@ -17,6 +17,7 @@ NEEDED = {
     "einops": None,
     "torchsde": None,
     "numpy": None,
+    "av": "14.2",
     "imageio-ffmpeg": None,
 }
 
