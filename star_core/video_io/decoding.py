@@ -35,12 +35,6 @@ def video_stream(file: "InputContainer") -> "VideoStream | None":
     return streams[0] if streams else None
 
 
-def has_stored_alpha(stream: "VideoStream") -> bool:
-    """Tests whether a stream of VP8 or VP9 stores alpha beside the picture, as WebM does."""
-    tags = {name.lower(): value for name, value in stream.metadata.items()}
-    return stream.codec_context.name in ("vp8", "vp9") and tags.get("alpha_mode") == "1"
-
-
 @dataclass
 class Findings:
     """Facts about a file that show while it is decoded.
@@ -50,7 +44,7 @@ class Findings:
     """
 
     damage: list[str] = field(default_factory=list)
-    durations: dict[int, int] = field(default_factory=dict)
+    durations: dict[int | None, int] = field(default_factory=dict)
     is_joined: bool = False
 
 
@@ -67,29 +61,39 @@ def decode(
     from av import error as errors
 
     findings = findings or Findings()
-    stream = video_stream(file)
-    assert stream is not None
+    stream: Any = video_stream(file)
     decoder: Any = stream.codec_context
-    if has_stored_alpha(stream):  # which ffmpeg's own decoders ignore
-        name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}[decoder.name]
-        decoder = av.CodecContext.create(name, "r")
+    tags = {name.lower(): value for name, value in stream.metadata.items()}
+    library = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(decoder.name)
+    if library and tags.get("alpha_mode") == "1":  # WebM's alpha, which other decoders ignore
+        decoder = av.CodecContext.create(library, "r")
     if seek is not None:
         try:
             file.seek(seek, stream=stream)
         except errors.FFmpegError:
             seek = None
+    may_jump = bool(file.format.flags & _MAY_JUMP)
     clock, streams = None, [stream]
-    if seek is None and file.format.flags & _MAY_JUMP:
+    if seek is None and may_jump:
         clock = _Clock()
         streams = [s for s in file.streams if s is stream or s.type in ("audio", "subtitle")]
-    for packet in _packets(file, streams, findings):
+    packets, packet, ended = file.demux(*streams), None, False
+    while not ended:  # without a packet, the decoder yields the rest
+        try:
+            packet = next(packets, None)
+        except errors.FFmpegError as error:
+            findings.damage.append(str(error.strerror))
+            packet = None
+        ended = packet is None
         if packet is not None:
             if clock:
                 findings.is_joined |= clock.correct(packet)
             if packet.stream_index != stream.index:
                 continue
-            if packet.pts is not None:
-                findings.durations[packet.pts] = packet.duration or 0
+            findings.durations[packet.pts] = packet.duration or 0
+            # Transport streams mark the packets at a joint so, which are not damaged.
+            if packet.is_corrupt and not may_jump:
+                findings.damage.append("partial file")
         try:
             yield from decoder.decode(packet)
         except errors.EOFError:
@@ -119,23 +123,6 @@ def captured_log() -> Iterator[list[tuple[int, str, str]]]:
             yield lines
     finally:
         logging.set_level(before)
-
-
-def _packets(
-    file: "InputContainer", streams: list[Any], findings: Findings
-) -> "Iterator[Packet | None]":
-    """Yields packets; the last of each stream is empty, or None after an error."""
-    from av.error import FFmpegError
-
-    try:
-        for packet in file.demux(*streams):
-            # Transport streams mark the packets at a joint so, which are not damaged.
-            if packet.is_corrupt and not file.format.flags & _MAY_JUMP:
-                findings.damage.append("partial file")
-            yield packet
-    except FFmpegError as error:
-        findings.damage.append(str(error.strerror))
-        yield None
 
 
 class _Clock:

@@ -9,14 +9,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from .color import (
-    MATRICES,
-    SITINGS,
-    Color,
-    matrix_by_size,
-    primaries_by_size,
-    rgb_from_planes,
-)
+from .color import MATRICES, SITINGS, Color, matrix_by_size, primaries_by_size, rgb_from_planes
 from .decoding import captured_log
 from .planes import PlanarFormat, has_alpha, planar_format
 

@@ -178,46 +178,42 @@ def _survey(
     name: str, files: tuple[Path, ...], excerpt: Excerpt, states: tuple[tuple[int, int], ...]
 ) -> Survey:
     if len(files) == 1:
-        result = _survey_file(name, files[0], excerpt)
-    else:
-        images = [_survey_file(path.name, path, WHOLE) for path in files]
-        for path, image in zip(files, images, strict=True):
-            if len(image.frames) > 1:
-                raise ValueError(
-                    f"{name}: {path.name} has {len(image.frames)} frames: a sequence consists of "
-                    "still images. Read it as a video of its own"
-                )
-        frames = [replace(image.frames[0], time=k) for k, image in enumerate(images)]
-        result = Survey(
-            files=files,
-            header=Header(),
-            frames=tuple(frames),
-            timing=timing(name, range(len(frames)), Header.unit, Header.fps, 1),
-            has_alpha=any(image.has_alpha for image in images),
-            interlaced=any(image.interlaced for image in images),
-        )
-    _check_changes(name, [frame.form for frame in result.frames])
-    return result
-
-
-def _check_changes(name: str, forms: Sequence[Form]) -> None:
-    """Raises ValueError for HDR, and where the frames change in a way that needs a cut."""
-    first = forms[0]
-    for k, form in enumerate(forms):
-        if form is first:
-            continue
-        change = None
-        if form.size != first.size:
-            change = f"frame size from {_by(first.size)} to {_by(form.size)}"
-        elif form.aspect != first.aspect:
-            change = f"pixels' aspect from {first.aspect} to {form.aspect}"
-        elif form.color.hdr != first.color.hdr:
-            change = f"range from {first.color.hdr or 'SDR'} to {form.color.hdr or 'SDR'}"
-        if change:
+        return _survey_file(name, files[0], excerpt)
+    images: list[Survey] = []
+    for k, path in enumerate(files):
+        images.append(_survey_file(path.name, path, WHOLE))
+        if len(images[-1].frames) > 1:
             raise ValueError(
-                f"{name} changes its {change} at frame {k}: cut it there, or treat a folder of "
-                "images as stills"
+                f"{name}: {path.name} has {len(images[-1].frames)} frames: a sequence consists of "
+                "still images. Read it as a video of its own"
             )
+        _check_change(name, k, images[0].frames[0].form, images[-1].frames[0].form)
+    return Survey(
+        files=files,
+        header=Header(),
+        frames=tuple(replace(image.frames[0], time=k) for k, image in enumerate(images)),
+        timing=timing(name, range(len(files)), Header.unit, Header.fps, 1),
+        has_alpha=any(image.has_alpha for image in images),
+        interlaced=any(image.interlaced for image in images),
+    )
+
+
+def _check_change(name: str, number: int, first: Form, form: Form) -> None:
+    """Raises ValueError for HDR, and for a frame that differs so that a cut is needed before it."""
+    kinds = first.color.hdr or "SDR", form.color.hdr or "SDR"
+    change = None
+    if form.size != first.size:
+        sizes = (f"{width}x{height}" for width, height in (first.size, form.size))
+        change = "frame size from {} to {}".format(*sizes)
+    elif form.aspect != first.aspect:
+        change = f"pixels' aspect from {first.aspect} to {form.aspect}"
+    elif kinds[0] != kinds[1]:
+        change = "range from {} to {}".format(*kinds)
+    if change:
+        raise ValueError(
+            f"{name} changes its {change} at frame {number}: cut it there, or treat a folder of "
+            "images as stills"
+        )
     if first.color.hdr:
         raise ValueError(
             f"{name} is HDR ({first.color.hdr}), which this model does not support. Convert it "
@@ -225,10 +221,6 @@ def _check_changes(name: str, forms: Sequence[Form]) -> None:
             "tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p10le "
             "-c:v ffv1 -c:a copy SDR.mkv"
         )
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _survey_file(name: str, path: Path, excerpt: Excerpt) -> Survey:
@@ -291,6 +283,8 @@ def _decoded(
         except ValueError as error:
             raise ValueError(f"{name} {error}") from None
         frames.append(StoredFrame(time, frame.key_frame, form))
+        if form is not frames[len(frames) - 2].form or len(frames) == 1:
+            _check_change(name, len(frames) - 1, frames[0].form, form)
         interlaced |= frame.interlaced_frame
         has_alpha = has_alpha or form.is_transparent(frame)
         if frame.is_corrupt:

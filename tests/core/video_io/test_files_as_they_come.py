@@ -289,6 +289,12 @@ def test_an_animated_image_in_a_sequence_is_named(tmp_path):
     assert len(open_video(tmp_path / "1.png")) == 2
 
 
+def test_an_animated_webp_image_is_named(tmp_path):
+    path = film(tmp_path / "a.webp", "-c:v", "libwebp_anim")
+    with pytest.raises(ValueError, match=r"a\.webp is an animated WebP image"):
+        open_video(path)
+
+
 def test_images_may_have_very_large_numbers(tmp_path):
     for number in (10**19, 10**19 + 1):
         film(tmp_path / "a.png", frames=1).rename(tmp_path / f"shot{number}.png")
