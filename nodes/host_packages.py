@@ -18,6 +18,7 @@ NEEDED = {
     "filelock": None,
     "torchsde": None,
     "numpy": None,
+    "av": "14.2",
     "imageio-ffmpeg": None,
 }
 

@@ -30,6 +30,7 @@ EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_name
 OWNERS = {
     "PIL": ["drawing"],
     "accelerate": ["training.trainer"],
+    "av": [f"video_io.{name}" for name in ("decoding", "form", "planes", "reader", "survey")],
     "filelock": ["resume"],
     "cv2": ["metrics.motion", "benchmark.methods"],
     "diffusers": ["vae.svd", "vae.cogvideox", "models.cogvideox_dit"],
@@ -177,7 +178,7 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 import torch
 assert not torch.cuda.is_initialized()
-heavy = {"diffusers", "transformers", "imageio_ffmpeg", "cv2"} & sys.modules.keys()
+heavy = {"av", "diffusers", "transformers", "imageio_ffmpeg", "cv2"} & sys.modules.keys()
 assert sys.argv[1:] != ["star_core"] or not heavy, heavy
 """
 

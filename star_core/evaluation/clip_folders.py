@@ -79,7 +79,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _is_sequence(folder: Path) -> bool:
     try:
-        images.sequence_arguments(folder)
+        images.sequence_files(folder)
     except ValueError:
         return False
     return True

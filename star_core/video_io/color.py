@@ -4,6 +4,7 @@ Y'CbCr follows ITU-R BT.601, BT.709 and BT.2020 (H.273, table 4). Only the matri
 pixels keep the primaries and transfer of the source, which the output's tags name.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ class Color:
     """The meaning of code values, in ffmpeg's names.
 
     matrix: a key of `MATRICES`, or "gbr" for R'G'B'. full_range: whether codes reach from 0 to the
-    maximum instead of from 16 to 235 (8 bit). siting: position of the chroma samples in the upright
+    maximum instead of from 16 to 235 (8 bit). siting: position of the chroma samples in the stored
     frame, see `SITINGS`.
     """
 
@@ -47,6 +48,11 @@ class Color:
     transfer: str = "bt709"
     full_range: bool = False
     siting: tuple[float, float] = SITINGS["left"]
+
+    @property
+    def hdr(self) -> str | None:
+        """The kind of HDR, None for SDR."""
+        return HDR_TRANSFERS.get(self.transfer)
 
 
 def matrix_by_size(width: int, height: int) -> str:
@@ -61,49 +67,35 @@ def primaries_by_size(width: int, height: int) -> str:
     return {576: "bt470bg", 480: "smpte170m", 486: "smpte170m"}.get(height, "bt709")
 
 
-def turned_siting(
-    siting: tuple[float, float], quarters: int, width: int, height: int
-) -> tuple[float, float]:
-    """Returns the siting after a frame is turned counter-clockwise.
-
-    siting, width, height: of the frame before it is turned. quarters: the number of quarter turns.
-    """
-    across, down = siting
-    for _ in range(quarters):
-        # The last column becomes the first row; it has no partner where the width is odd.
-        across, down = down, 1 - width % 2 - across
-        width, height = height, width
-    return across, down
-
-
 def rgb_from_planes(planes: list[Tensor], layout: PlanarFormat, color: Color) -> Tensor:
     """Converts code values, one (h w) per plane, to a frame (c h w) in [0, 1]; c = 4 with alpha.
 
-    layout: the planes' format; a grey plane becomes three equal channels.
+    layout: the planes' format; a grey plane becomes three equal channels. The luma is overwritten.
     """
     step = 2 ** (layout.bits - 8)
-    alpha = [planes[-1] / layout.peak] if layout.alpha else []
-    if color.full_range:
-        colors = [plane / layout.peak for plane in planes[:3]]
-    else:
-        colors = [(plane / step - 16) / 219 for plane in planes[:3]]
-    if layout.family == "gray":
-        return torch.stack(colors * 3).clamp(0, 1)
-    if layout.family == "rgb":
-        green, blue, red = colors
-        return torch.stack([red, green, blue, *alpha]).clamp(0, 1)
+    low, span = (0, layout.peak) if color.full_range else (16 * step, 219 * step)
+    count = 1 if layout.family == "gray" else 3
+    frame = torch.empty(4 if layout.alpha else 3, *planes[0].shape)
+    if layout.alpha:
+        torch.div(planes[-1], layout.peak, out=frame[3])
+    if layout.family != "yuv":
+        for channel, plane in zip((1, 2, 0), planes[:count] * (3 // count), strict=True):
+            torch.div(plane - low, span, out=frame[channel])
+        return frame.clamp_(0, 1)
 
-    y = colors[0]
+    y = planes[0].sub_(low).div_(span)
     chroma_span = layout.peak if color.full_range else 224 * step
     cb, cr = (
         _upsample_chroma((plane - 128 * step) / chroma_span, y.shape, layout, color.siting)
         for plane in planes[1:3]
     )
-    red_weight, blue_weight = MATRICES[color.matrix]
-    red = y + 2 * (1 - red_weight) * cr
-    blue = y + 2 * (1 - blue_weight) * cb
-    green = (y - red_weight * red - blue_weight * blue) / (1 - red_weight - blue_weight)
-    return torch.stack([red, green, blue, *alpha]).clamp(0, 1)
+    red, blue = MATRICES[color.matrix]
+    green = 1 - red - blue
+    torch.add(y, cr, alpha=2 * (1 - red), out=frame[0])
+    torch.add(y, cb, alpha=2 * (1 - blue), out=frame[2])
+    torch.add(y, cr, alpha=-2 * (1 - red) * red / green, out=frame[1])
+    frame[1].add_(cb, alpha=-2 * (1 - blue) * blue / green)
+    return frame.clamp_(0, 1)
 
 
 def planes_from_rgb(frame: Tensor, layout: PlanarFormat, matrix: str) -> list[Tensor]:
@@ -128,24 +120,44 @@ def _upsample_chroma(
     plane: Tensor, size: torch.Size, layout: PlanarFormat, siting: tuple[float, float]
 ) -> Tensor:
     """Interpolates with Catmull-Rom at the true positions; ffmpeg would stretch odd sizes."""
-    for axis, factor, position in zip((1, 0), layout.subsampling, siting, strict=True):
+    for axis, factor, position in zip((0, 1), layout.subsampling[::-1], siting[::-1], strict=True):
         if factor == 1:
             continue
-        x = (torch.arange(size[axis]) - position * (factor - 1)) / factor
-        first = x.floor()
-        f = x - first
-        weights = (
-            ((2 - f) * f - 1) * f / 2,
-            ((3 * f - 5) * f * f + 2) / 2,
-            ((4 - 3 * f) * f + 1) * f / 2,
-            (f - 1) * f * f / 2,
-        )
-        taps = []
-        for offset, weight in enumerate(weights, start=-1):
-            index = (first.long() + offset).clamp(0, plane.shape[axis] - 1)
-            taps.append(plane.index_select(axis, index) * (weight if axis else weight[:, None]))
-        plane = taps[0] + taps[1] + taps[2] + taps[3]
+        count = plane.shape[axis]
+        ends = plane.narrow(axis, 0, 1), plane.narrow(axis, count - 1, 1)
+        padded = torch.cat([ends[0], ends[0], plane, ends[1], ends[1]], axis)
+        phases = [_phase(padded, axis, count, k - position) for k in range(factor)]
+        if axis == 0:
+            plane = torch.stack(phases, 1).flatten(0, 1)
+        else:  # pairs of real and imaginary parts are interleaved far faster than by torch.stack
+            plane = torch.view_as_real(torch.complex(*phases)).flatten(1, 2)
+        plane = plane.narrow(axis, 0, size[axis])
     return plane
+
+
+def _phase(padded: Tensor, axis: int, count: int, offset: float) -> Tensor:
+    """Interpolates every second sample along an axis.
+
+    padded: the samples with two more at both ends. offset: from each of the `count` samples to the
+    one that is interpolated, in halves of their distance.
+    """
+    first = math.floor(offset / 2)
+    f = offset / 2 - first
+    weights = (
+        ((2 - f) * f - 1) * f / 2,
+        ((3 * f - 5) * f * f + 2) / 2,
+        ((4 - 3 * f) * f + 1) * f / 2,
+        (f - 1) * f * f / 2,
+    )
+    result = None
+    for tap, weight in enumerate(weights):
+        samples = padded.narrow(axis, first + 1 + tap, count)
+        if result is None:
+            result = samples * weight if weight else None
+        elif weight:
+            result.add_(samples, alpha=weight)
+    assert result is not None
+    return result
 
 
 def _downsample_chroma(plane: Tensor, layout: PlanarFormat) -> Tensor:

@@ -8,8 +8,8 @@ from types import TracebackType
 from .color import Color
 from .encoding import Encoding, tag_filter
 from .ffmpeg import first_error, messages, running
-from .header import Stream
 from .reader import VideoSource
+from .survey import Stream
 from .timed_frames import stream_header, timed_frame
 from .timing import Timing
 
@@ -100,7 +100,7 @@ def encoder_arguments(
     first = ["-itsoffset", f"{timing.timestamps[0]:.6f}"]
     arguments = ["-y", *first, "-f", "matroska", "-i", "pipe:0"]
     mapped = ["-map", "0:v:0"]
-    if source is not None and encoding.container != "image2":
+    if source is not None and source.stream_arguments and encoding.container != "image2":
         arguments += source.stream_arguments
         if source.is_cut:
             mapped += ["-copypriorss", "0"]  # no packets from before the excerpt
@@ -117,15 +117,18 @@ def encoder_arguments(
             flags += "+use_metadata_tags"
         mapped += ["-movflags", flags]
         mapped += ["-video_track_timescale", str(unit.denominator)]
-    if seconds is not None:
-        mapped += ["-t", f"{seconds:.6f}"]
+    limit = [] if seconds is None else ["-t", f"{seconds:.6f}"]
+    # ffmpeg finds the joints of recordings by all streams that are read, as this reader does.
+    read_too = ["-map", "1:V:0", "-c", "copy", *limit, "-f", "null", "-"]
     return [
         *arguments,
         *mapped,
+        *limit,
         *("-fps_mode", "passthrough", "-enc_time_base", f"{unit.numerator}/{unit.denominator}"),
         *("-vf", tag_filter(color), *encoding.arguments),
         *("-fflags", "+bitexact"),  # no random identifiers: equal frames give equal files
         *("-f", encoding.container, output),
+        *(read_too if streams and source is not None and source.is_joined else []),
     ]
 
 

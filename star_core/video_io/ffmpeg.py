@@ -57,15 +57,6 @@ def first_error(lines: Iterable[str]) -> str:
 
 
 @functools.cache
-def pixel_formats() -> dict[str, int]:
-    """Returns the names of ffmpeg's pixel formats, with the bits of their widest component."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-pix_fmts"]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = re.findall(r"^[IOHPB.]{5} (\w+) +\d+ +\d+ +([\d-]+)", listing, re.MULTILINE)
-    return {name: max(map(int, depths.split("-"))) for name, depths in rows}
-
-
-@functools.cache
 def filters() -> frozenset[str]:
     """Returns the names of the filters that this ffmpeg has."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-filters"]

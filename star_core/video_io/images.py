@@ -1,11 +1,10 @@
 """Finds images that are read as video: numbered sequences, and folders of unrelated stills."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".tga", ".ppm", ".pgm"}
-# Images do not state a frame rate; this is ffmpeg's default.
-SEQUENCE_FPS = 25
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 _PATTERN = re.compile(r"((?:[^%]|%%)*)%(?:0(\d+))?d((?:[^%]|%%)*)")
 
@@ -27,34 +26,27 @@ def pattern_numbers(folder: Path, pattern: str) -> dict[int, Path]:
     return {int(match[1]): path for match, path in matches if match}
 
 
-def sequence_arguments(path: Path) -> tuple[list[str], int]:
-    """Returns ffmpeg's input arguments for a sequence, and its number of images.
+def sequence_files(path: Path) -> list[Path]:
+    """Returns the images of a sequence in order.
 
     path: a pattern, or a folder of numbered images. Raises ValueError for a sequence that is empty,
     has gaps or mixes names.
     """
     folder, pattern = (path, _folder_pattern(path)) if path.is_dir() else (path.parent, path.name)
-    numbers = sorted(pattern_numbers(folder, pattern))
+    files = pattern_numbers(folder, pattern)
+    numbers = sorted(files)
     if not numbers:
         raise ValueError(f"no image in {folder} is named like {pattern}")
     if path.is_dir() and len(numbers) < len(still_paths(path)):
         raise ValueError(f"{path} numbers its images in different ways: treat it as stills")
-    missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
+    missing = numbers[-1] - numbers[0] + 1 - len(numbers)
     if missing:
+        first = next(a + 1 for a, b in pairwise(numbers) if b > a + 1)
         raise ValueError(
-            f"{path.name}: image {pattern % missing[0]} is missing ({len(missing)} in total): "
+            f"{path.name}: image {pattern % first} is missing ({missing} in total): "
             "number the images without gaps, or treat them as stills"
         )
-    location = f"{folder}/".replace("%", "%%") + pattern
-    number = ["-start_number", str(numbers[0])]
-    arguments = ["-f", "image2", "-framerate", str(SEQUENCE_FPS), *number, "-i", location]
-    return arguments, len(numbers)
-
-
-def sequence_files(path: Path) -> list[Path]:
-    """Returns the images of a sequence in order. path: a pattern, or a folder of images."""
-    folder, pattern = (path, _folder_pattern(path)) if path.is_dir() else (path.parent, path.name)
-    return [image for _, image in sorted(pattern_numbers(folder, pattern).items())]
+    return [files[number] for number in numbers]
 
 
 def _visible(folder: Path) -> list[Path]:

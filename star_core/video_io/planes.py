@@ -1,20 +1,21 @@
-"""Planar pixel formats, in which all frames are exchanged with ffmpeg."""
+"""Planar pixel formats, in which all frames are exchanged with ffmpeg and PyAV."""
 
+import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .ffmpeg import pixel_formats
+if TYPE_CHECKING:
+    from av import VideoFrame
 
+_PACKED_RGB = re.compile(r"(rgba|bgra|argb|abgr|rgb0|bgr0|0rgb|0bgr|rgb|bgr)(24)?")
 SUBSAMPLINGS = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
-_ALPHA = re.compile(r"yuva|gbrap|rgba|bgra|argb|abgr|ya\d|pal8|ayuv|vuya")
-_PACKED_420 = re.compile(r"nv12|nv21|p01\d")
-_PACKED_422 = re.compile(r"nv16|nv20|yuyv422|uyvy422|yvyu422|y21\d|p21\d")
 
 
 @dataclass(frozen=True)
@@ -68,36 +69,68 @@ class PlanarFormat:
         parts = samples.split([h * w for h, w in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
+    def converted(self, frame: "VideoFrame") -> "VideoFrame":
+        """Returns a decoded frame in this format, its code values in the same range."""
+        if frame.format.name.replace("yuvj", "yuv") == self.name:
+            return frame
+        return frame.reformat(format=self.name, src_color_range=2, dst_color_range=2)
+
+    def planes(self, frame: "VideoFrame") -> list[Tensor]:
+        """Returns the code values of a decoded frame, one float32 (h w) per plane."""
+        kind: Any = np.dtype(np.uint8 if self.bits == 8 else "<u2")
+        packed = _PACKED_RGB.fullmatch(frame.format.name)
+        if not packed:
+            frame = self.converted(frame)
+        h, w = frame.height, frame.width
+        rows = []
+        for plane in frame.planes:
+            buffer: Any = plane
+            shape = plane.height, plane.line_size // kind.itemsize
+            rows.append(np.frombuffer(buffer, kind, math.prod(shape)).reshape(shape))
+        if packed:  # exactly, which libswscale of FFmpeg 7 does not do
+            pixels = rows[0][:h, : w * len(packed[1])].reshape(h, w, len(packed[1]))
+            rows = [pixels[..., packed[1].index(c)] for c in "gbra"[: 3 + self.alpha]]
+        shapes = self.shapes(w, h)
+        parts = [row[:h, :w].astype(np.float32) for row, (h, w) in zip(rows, shapes, strict=True)]
+        return [torch.from_numpy(part) for part in parts]
+
     def pack(self, planes: Sequence[Tensor]) -> bytes:
         """Returns the bytes of a frame from integer code values, one (h w) per plane."""
         kind = np.uint8 if self.bits == 8 else np.dtype("<u2")
         return b"".join(plane.numpy().astype(kind).tobytes() for plane in planes)
 
 
+@functools.cache
 def has_alpha(pixel_format: str) -> bool:
     """Tests whether a pixel format, in ffmpeg's name, has alpha."""
-    return _ALPHA.match(pixel_format) is not None
+    from av import VideoFormat
+
+    kind = VideoFormat(pixel_format)
+    return kind.has_palette or any(component.is_alpha for component in kind.components)
 
 
+@functools.cache
 def planar_format(pixel_format: str, *, alpha: bool) -> PlanarFormat:
     """Returns the planar format that can store all of `pixel_format`, in ffmpeg's name.
 
     alpha: whether to store its alpha too.
     """
-    depths = pixel_formats()
-    if re.match(r"gray|mono", pixel_format):
-        family, subsampling = "gray", (1, 1)
-    elif re.match(r"yuv|nv\d|yuyv|[py]\d\d\d|uyvy|yvyu|uyyv|ayuv|vuy|xv|v30x", pixel_format):
-        named = re.match(r"yuv[aj]?(4\d\d)p", pixel_format)
-        chroma = named[1] if named else "444"
-        if _PACKED_420.match(pixel_format):
-            chroma = "420"
-        elif _PACKED_422.match(pixel_format):
-            chroma = "422"
-        # ffmpeg's scaler converts the rare others, 4:1:1 and 4:4:0, to 4:4:4.
-        family, subsampling = "yuv", SUBSAMPLINGS.get(chroma, (1, 1))
+    from av import VideoFormat
+
+    kind = VideoFormat(pixel_format)
+    family, subsampling = "yuv", (1, 1)
+    if kind.is_rgb or kind.has_palette or len(kind.components) == 2 or "xyz" in pixel_format:
+        family = "rgb"
+    elif len(kind.components) == 1:
+        family = "gray"
     else:
-        family, subsampling = "rgb", (1, 1)
-    depth = max(8, depths.get(pixel_format, 8))
+        chroma = (4 // kind.chroma_width(4), 4 // kind.chroma_height(4))
+        # ffmpeg's scaler converts the rare others, 4:1:1 and 4:4:0, to 4:4:4.
+        subsampling = chroma if chroma in SUBSAMPLINGS.values() else (1, 1)
+    depth = max(8, *(component.bits for component in kind.components))
     layout = PlanarFormat(family, depth, alpha and family != "gray", subsampling)
-    return layout if layout.name in depths else PlanarFormat(family, 16, layout.alpha, subsampling)
+    try:
+        VideoFormat(layout.name)
+    except ValueError:
+        return PlanarFormat(family, 16, layout.alpha, subsampling)
+    return layout

@@ -1,23 +1,29 @@
 """Reads video one frame at a time, upright, in square pixels, as R'G'B'."""
 
-import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..windows.canvas import cut
-from .color import Color, rgb_from_planes
+from ..windows.canvas import cut, region_of
+from .color import Color
 from .excerpt import WHOLE, Excerpt
-from .ffmpeg import first_error, messages, running
-from .header import Header
-from .images import SUFFIXES, is_pattern, sequence_arguments, sequence_files, still_paths
-from .probe import Probe, probe
+from .form import Form
+from .images import SUFFIXES, is_pattern, sequence_files, still_paths
+from .survey import Header, Survey, survey
 from .timing import Timing
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+
+# The deinterlacer compares a frame with the one before and the one after.
+_NEIGHBOURS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,87 +61,94 @@ class VideoSource:
     others. timing: timestamps, from 0 if the video is cut. info: the frames' properties.
     """
 
-    def __init__(self, path: Path, probed: Probe, frames: range, *, deinterlace: bool) -> None:
+    def __init__(
+        self, path: Path, found: Survey, excerpt: Excerpt, frames: range, *, deinterlace: bool
+    ) -> None:
         self.path = path
         self.frames = frames
-        self.is_cut = probed.is_trimmed or len(frames) < len(probed.timing.timestamps)
-        self.timing: Timing = probed.timing
+        self.is_cut = excerpt.is_trimmed or len(frames) < len(found.frames)
+        self.timing: Timing = found.timing
         if self.is_cut:
-            self.timing = probed.timing.cut(frames.start, frames.stop)
-        self._probe = probed
-        self._deinterlace = deinterlace and probed.interlaced
+            self.timing = found.timing.cut(frames.start, frames.stop)
+        self._survey = found
+        self._excerpt = excerpt
+        self._deinterlace = deinterlace and found.interlaced
+        form = found.frames[0].form
+        self._crop = excerpt.crop and region_of(excerpt.crop, *form.size)
+        width, height = form.displayed(excerpt.crop[:2] if excerpt.crop else form.size)
         self.info = VideoInfo(
             frame_count=len(frames),
             fps=self.timing.fps,
             constant_rate=self.timing.constant_rate,
             timestamps=self.timing.timestamps,
-            width=probed.displayed_size[0],
-            height=probed.displayed_size[1],
-            has_alpha=probed.layout.alpha,
-            bit_depth=probed.bit_depth,
-            interlaced=probed.interlaced,
-            color=probed.color,
+            width=width,
+            height=height,
+            has_alpha=found.has_alpha,
+            bit_depth=found.bit_depth,
+            interlaced=found.interlaced,
+            color=form.color,
         )
 
     @property
     def files(self) -> list[Path]:
         """The files that are read: the video, or the images of a sequence in order."""
-        is_sequence = self.path.is_dir() or not self.path.exists()
-        return sequence_files(self.path) if is_sequence else [self.path]
+        return list(self._survey.files)
 
     @property
     def header(self) -> Header:
-        """The file's description of itself, and ffmpeg's arguments for reading it."""
-        return self._probe.header
+        """The container's description of the file."""
+        return self._survey.header
 
     @property
     def stream_arguments(self) -> list[str]:
-        """ffmpeg's arguments for reading the other streams from the first frame's time on."""
-        if not self.is_cut:
-            return self.header.arguments
-        clock = ["-seek_timestamp", "1"] if self._probe.is_trimmed else []
-        start = self._probe.timing.timestamps[self.frames.start]
-        return [*clock, "-ss", f"{start:.6f}", *self.header.arguments]
+        """ffmpeg's arguments for reading the other streams from the first frame's time on.
+
+        Empty for images, which have none.
+        """
+        if len(self.files) > 1 or self.path.suffix.lower() in SUFFIXES:
+            return []
+        begin = 0.0 if self._excerpt.is_trimmed else float(self.header.start)
+        if self.is_cut:
+            begin += self._survey.timing.timestamps[self.frames.start]
+        can_seek = self.is_cut and not self.is_joined
+        place = ["-ss", f"{begin:.6f}"] if can_seek else ["-itsoffset", f"{-begin:.6f}"]
+        # Absolute times: versions of ffmpeg differ in where they take a file to begin.
+        return ["-seek_timestamp", "1", *place, "-i", str(self.files[0])]
+
+    @property
+    def is_joined(self) -> bool:
+        """True if the file's timestamps jump, as in recordings that were joined byte by byte."""
+        return self._survey.is_joined
 
     def cut(self, frames: range) -> "VideoSource":
         """Returns a video of some of the excerpt's frames, without decoding the file again."""
-        return VideoSource(self.path, self._probe, frames, deinterlace=self._deinterlace)
+        return VideoSource(
+            self.path, self._survey, self._excerpt, frames, deinterlace=self._deinterlace
+        )
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __iter__(self) -> Iterator[Tensor]:
-        probed, layout = self._probe, self._probe.layout
-        width, height = probed.stored_size
-        span = "pc" if probed.color.full_range else "tv"
-        filters = [f"scale=in_range={span}:out_range={span}", f"format={layout.name}"]
-        if self.is_cut:
-            start, stop = probed.lead + self.frames.start, probed.lead + self.frames.stop
-            filters.insert(0, f"trim=start_frame={start}:end_frame={stop}")
-        if self._deinterlace:  # before the cut, so that a preview uses the same neighbours
-            filters.insert(0, "bwdif=mode=send_frame:deint=interlaced")
-        output = ["-map", "0:V:0", "-fps_mode", "passthrough", "-vf", ",".join(filters)]
-        command = [*probed.seek, *probed.header.arguments, *output, "-f", "rawvideo", "-"]
-        with (
-            tempfile.TemporaryFile() as log,
-            running(command, stdout=True, log=log) as process,
-        ):
-            assert process.stdout is not None
-            for _ in self.frames:
-                data = process.stdout.read(layout.frame_bytes(width, height))
-                if len(data) < layout.frame_bytes(width, height):
-                    process.wait()
-                    log.seek(0)
-                    raise ValueError(
-                        f"{self.path.name} could not be read to its end "
-                        f"({first_error(messages(log))}): check whether it has changed meanwhile"
-                    )
-                planes = layout.unpack(data, width, height)
-                yield self._displayed(rgb_from_planes(planes, layout, probed.color))
+        lead = min(_NEIGHBOURS, self.frames.start) if self._deinterlace else 0
+        first = self.frames.start - lead
+        alpha, count = self.info.has_alpha, 0
+        with closing(self._survey.decode(first)) as decoded:
+            frames: Iterator[tuple[Form, VideoFrame]] = decoded
+            if self._deinterlace:
+                frames = _deinterlaced(frames, alpha=alpha)
+            for form, frame in islice(frames, lead, lead + len(self)):
+                yield self._displayed(form.upright(frame, alpha=alpha))
+                count += 1
+        if count < len(self):
+            raise ValueError(
+                f"{self.path.name} could not be read to its end: check whether it has changed "
+                "meanwhile"
+            )
 
     def _displayed(self, frame: Tensor) -> Tensor:
-        if self._probe.crop:
-            frame = cut(frame, self._probe.crop)
+        if self._crop:
+            frame = cut(frame, self._crop)
         size = (self.info.height, self.info.width)
         if frame.shape[1:] == size:
             return frame
@@ -164,14 +177,13 @@ def open_video(
     and for frames that the excerpt does not have.
     """
     path = Path(path).absolute()
-    arguments, expected = _input(path)
-    probed = probe(path.name, arguments, expected=expected, excerpt=excerpt)
-    count = len(probed.timing.timestamps)
+    found = survey(path.name, _files(path), excerpt)
+    count = len(found.frames)
     start, stop = (0, count) if frames is None else (frames[0], frames[1])
     stop = count if stop is None else stop
     if not 0 <= start < stop <= count:
         raise ValueError(f"frames {start}:{stop} are not in {path.name}, which has 0:{count}")
-    return VideoSource(path, probed, range(start, stop), deinterlace=deinterlace == "auto")
+    return VideoSource(path, found, excerpt, range(start, stop), deinterlace=deinterlace == "auto")
 
 
 def open_stills(folder: str | Path) -> list[VideoSource]:
@@ -182,16 +194,13 @@ def open_stills(folder: str | Path) -> list[VideoSource]:
     return [open_video(path) for path in still_paths(Path(folder).absolute())]
 
 
-def _input(path: Path) -> tuple[list[str], int | None]:
-    """Returns ffmpeg's input arguments, and the number of images of a sequence.
-
-    path: absolute, so that ffmpeg cannot read a name as an option or protocol.
-    """
+def _files(path: Path) -> list[Path]:
+    """Returns the files to read: the images of a sequence, or the file itself after a check."""
     if path.is_dir() or (is_pattern(path.name) and not path.exists()):
-        return sequence_arguments(path)
+        return sequence_files(path)
     try:
         with path.open("rb") as file:
-            start = file.read(12)
+            start = file.read(64)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: check the name") from None
     except OSError as error:
@@ -201,6 +210,41 @@ def _input(path: Path) -> tuple[list[str], int | None]:
     stated = int.from_bytes(start[4:8], "little") if start[:4] == b"RIFF" else 0
     if path.stat().st_size < stated < 2**32 - 1:  # ffmpeg reads a truncated AVI without an error
         raise ValueError(f"{path.name} is truncated: copy it again")
-    images = is_pattern(path.name) and path.suffix.lower() in SUFFIXES
-    literal = ["-f", "image2", "-pattern_type", "none"] if images else []
-    return [*literal, "-i", str(path)], None
+    if start[8:12] == b"WEBP" and b"ANIM" in start:
+        raise ValueError(f"{path.name} is an animated WebP image, which ffmpeg cannot decode")
+    return [path]
+
+
+def _deinterlaced(
+    frames: Iterator[tuple[Form, "VideoFrame"]], *, alpha: bool
+) -> Iterator[tuple[Form, "VideoFrame"]]:
+    """Makes whole frames of those that are marked as two fields; others stay as they are."""
+    from av.error import BlockingIOError, EOFError
+    from av.filter import Graph
+
+    def whole() -> Iterator["VideoFrame"]:
+        while True:
+            try:
+                yield graph.vpull()
+            except (BlockingIOError, EOFError):
+                return
+
+    for form, run in groupby(frames, key=lambda pair: pair[0]):
+        graph: Any = None
+        for number, (_, frame) in enumerate(run):
+            frame = form.layout(alpha=alpha).converted(frame)
+            if graph is None:
+                graph = Graph()
+                source = graph.add_buffer(
+                    width=frame.width,
+                    height=frame.height,
+                    format=frame.format,
+                    time_base=Fraction(1, 25),
+                )
+                filters = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+                graph.link_nodes(source, filters, graph.add("buffersink")).configure()
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            graph.vpush(frame)
+            yield from ((form, result) for result in whole())
+        graph.vpush(None)
+        yield from ((form, result) for result in whole())

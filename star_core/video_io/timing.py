@@ -1,8 +1,11 @@
 """Times at which frames are shown: a constant rate if the timestamps fit one, else their own."""
 
 import logging
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 _LOG = logging.getLogger(__name__)
 # Matroska rounds to 1 ms, so times of a constant rate are off by up to half of that.
@@ -45,32 +48,72 @@ def constant_timing(count: int, fps: Fraction) -> Timing:
 
 
 def timing(
-    name: str, times: list[tuple[int | None, int]], clock: tuple[int, int, int, int]
+    name: str, times: Sequence[int | None], unit: Fraction, nominal: Fraction, last: int
 ) -> Timing:
     """Returns the timing of decoded frames.
 
-    name: the file's name in messages. times: pts (None if unknown) and duration of each frame, in
-    units of the time base. clock: time base and nominal rate as two fractions (numerator,
-    denominator, numerator, denominator).
-    """
-    base, scale, rate, per = clock
-    unit = Fraction(base, scale)
-    nominal = Fraction(rate, per) if rate and per else Fraction(25)
-    seconds = [float(pts * unit) for pts, _ in times if pts is not None]
-    increasing = all(a < b for a, b in zip(seconds, seconds[1:], strict=False))
-    if len(seconds) < len(times) or not increasing:
-        _LOG.warning("%s has no usable timestamps: its nominal %s fps are used", name, nominal)
-        return _regular(seconds[0] if seconds else 0.0, len(times), nominal, float(1 / nominal))
+    name: the file's name in messages. times: timestamps in the order in which frames are shown,
+    None where one is missing. unit: of timestamps, in seconds. nominal: the rate that the file
+    states. last: duration of the last frame in units, 0 if it is unknown.
 
+    Timestamps that are missing, equal or go backwards are placed between their neighbours.
+    """
+    valid = _increasing(times)
+    if not valid:
+        _LOG.warning("%s has no timestamps: its nominal %s fps are used", name, nominal)
+        return constant_timing(len(times), nominal)
+    if len(valid) < len(times):
+        _LOG.warning(
+            "%s: %d of %d timestamps are missing or do not increase; these frames are placed "
+            "between their neighbours",
+            *(name, len(times) - len(valid), len(times)),
+        )
+        unit_of_all = min(unit, Fraction(1, 90000))
+    else:
+        unit_of_all = unit
+    seconds = _placed(valid, [float((times[k] or 0) * unit) for k in valid], len(times), nominal)
     first, span = seconds[0], seconds[-1] - seconds[0]
-    last = float(times[-1][1] * unit)
     average = Fraction((len(seconds) - 1) / span).limit_denominator(1001) if span else nominal
+    duration = float(last * unit)
     for fps in (nominal, average):
         if fps and all(abs(time - first - k / fps) <= _TOLERANCE for k, time in enumerate(seconds)):
-            return _regular(first, len(seconds), fps, last)
+            return _regular(first, len(seconds), fps, duration)
     # Finer clocks exist, but not every container can store them.
-    fine = unit if unit.denominator <= 10**6 else Fraction(1, 90000)
-    return Timing(tuple(seconds), seconds[-1] + (last or 1 / average), average, False, fine)
+    fine = unit_of_all if unit_of_all.denominator <= 10**6 else Fraction(1, 90000)
+    return Timing(tuple(seconds), seconds[-1] + (duration or 1 / average), average, False, fine)
+
+
+def _increasing(times: Sequence[int | None]) -> list[int]:
+    """Returns the indices of the longest series of increasing times, the first of equal ones."""
+    tails: list[int] = []  # the least time that ends a series of each length
+    ends: list[int] = []  # its index
+    before: list[int | None] = []
+    for k, time in enumerate(times):
+        length = 0 if time is None else bisect_left(tails, time)
+        before.append(ends[length - 1] if length else None)
+        if time is None or (length < len(tails) and tails[length] == time):
+            continue
+        tails[length : length + 1] = [time]
+        ends[length : length + 1] = [k]
+    series = []
+    k = ends[-1] if ends else None
+    while k is not None:
+        series.append(k)
+        k = before[k]
+    return series[::-1]
+
+
+def _placed(
+    valid: Sequence[int], seconds: Sequence[float], count: int, nominal: Fraction
+) -> list[float]:
+    """Returns `count` times: those at the indices `valid`, and others evenly between them."""
+    placed: list[float] = []
+    for (a, start), (b, end) in pairwise(zip(valid, seconds, strict=True)):
+        placed += [start + (end - start) * k / (b - a) for k in range(b - a)]
+    step = (seconds[-1] - seconds[0]) / (valid[-1] - valid[0]) if len(valid) > 1 else 1 / nominal
+    before = [seconds[0] - float(step) * k for k in range(valid[0], 0, -1)]
+    after = range(count - valid[0] - len(placed))
+    return before + placed + [seconds[-1] + float(step) * k for k in after]
 
 
 def _regular(first: float, count: int, fps: Fraction, last: float) -> Timing:

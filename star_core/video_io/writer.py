@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from .encoder import Encoder, encoder_arguments
 from .encoding import Encoding, Rounding, choose_encoding, quantize, stored_color
-from .header import Stream
 from .reader import VideoSource
+from .survey import Stream
 from .targets import FileTarget, FramesTarget, open_target
 from .timing import constant_timing
 
 _LOG = logging.getLogger(__name__)
+_ROUNDING = 1e-7  # of times in seconds
 
 
 class VideoSink:
@@ -111,7 +113,7 @@ class VideoSink:
     def _copied_streams(self) -> list[Stream]:
         if self._source is None:
             return []
-        streams = self._source.header.streams
+        streams = list(self._source.header.streams)
         if self._encoding.container == "image2":
             if streams:
                 _LOG.warning("%s: images have no sound or subtitles", self._target.path.name)
@@ -203,6 +205,13 @@ def open_sink(
     )
     if isinstance(target, FramesTarget) and target.single and (source is None or len(source) > 1):
         raise ValueError(f"{path.name} holds one frame: write a folder or %05d.png")
+    if source is not None and encoding.container in ("matroska", "webm"):
+        times = (*source.timing.timestamps, source.timing.end)
+        if (least := min(b - a for a, b in pairwise(times))) < 0.001 - _ROUNDING:
+            raise ValueError(
+                f"{path.name}: frames of {source.path.name} are {1000 * least:.3g} ms apart, and "
+                f"{path.suffix} stores whole ms: write .mp4 or .mov"
+            )
     assert (source is None) != (fps is None), "timing comes from a source or from fps"
     return VideoSink(
         target,

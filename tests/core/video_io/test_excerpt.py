@@ -20,7 +20,6 @@ from star_core.sampling_defaults import SamplingDefaults
 from star_core.star_checkpoint import FAITHFUL
 from star_core.upscale import Job, ShotSettings, upscale
 from star_core.video_io import Excerpt, VideoSource, open_sink, open_video
-from star_core.video_io import probe as probing
 
 RATE = 25
 H264 = ["-c:v", "libx264", "-g", "12", "-bf", "3"]
@@ -187,14 +186,8 @@ def test_nothing_is_left_out_of_an_error(tmp_path, excerpt, words):
         open_video(path, excerpt=excerpt)
 
 
-def test_frames_without_times_cannot_be_trimmed(tmp_path, monkeypatch):
-    path = film(tmp_path / "a.mp4", *H264)
-    messages = probing.messages
-    monkeypatch.setattr(
-        probing,
-        "messages",
-        lambda lines: (re.sub(r" pts: *\d+", " pts:NOPTS", line) for line in messages(lines)),
-    )
+def test_frames_without_times_cannot_be_trimmed(tmp_path):
+    path = film(tmp_path / "a.h264", *H264)  # frames alone, in no container
     with pytest.raises(ValueError, match="no timestamps to trim it by; give it some: ffmpeg"):
         open_video(path, excerpt=Excerpt(start=1))
 
