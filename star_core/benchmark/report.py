@@ -25,7 +25,7 @@ HEADER = (
     "memory in the same run. An interrupted run resumes; a method or metric that lacks a package "
     "or file is left out with a message. Compare the clips with\n\n"
     "```\npython -m star_core compare OUT/heavy/bicubic OUT/heavy/x4plus OUT/heavy/tiny "
-    "--reference OUT/truth\n```\n"
+    "--truth OUT/truth\n```\n"
 )
 
 
