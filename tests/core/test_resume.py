@@ -117,6 +117,15 @@ def test_the_folder_goes_when_the_work_is_done_or_there_is_none(tmp_path):
     assert list(folder.glob("*.safetensors"))
 
 
+def test_the_folder_stays_after_the_work_where_that_is_asked_for(tmp_path):
+    with Work(tmp_path / "work", keep=True) as work:
+        work.begin("run")
+        work.keep("0000", TENSORS)
+    with Work(tmp_path / "work") as work:
+        work.begin("run")
+        assert work.recall("0000")
+
+
 def test_a_folder_with_other_things_in_it_is_refused_and_kept(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match="other files"), Work(tmp_path):

@@ -104,3 +104,14 @@ def test_brownian_increments_add_up():
 
 def test_brownian_noise_of_a_single_level_can_be_set_up():
     brownian_noise(SHAPE, torch.tensor([torch.inf, 23.5, 0.0]), 0)
+
+
+def test_the_noise_of_solvers_is_the_path_from_high_to_low_noise():
+    from torchsde import BrownianTree
+
+    sigmas, shape = torch.tensor([3.0, 2.0, 1.0, 0.0]), (1, 2, 1, 2, 2)
+    tree = BrownianTree(1.0, torch.zeros(shape), 3.0, entropy=7, tol=1e-6)
+    noise = brownian_noise(shape, sigmas, 7)(1, sigmas[1], sigmas[2])
+    increment = tree(1.0, 2.0)
+    assert isinstance(increment, torch.Tensor)
+    assert torch.equal(noise, -increment)

@@ -3,7 +3,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from star_core.windows.chunking import ChunkConfig, chunked, overlapping_windows, window_weights
+from star_core.windows.chunking import (
+    ChunkConfig,
+    chunked,
+    cut_to,
+    filled_to,
+    overlapping_windows,
+    window_weights,
+)
 
 modes = st.sampled_from(["balanced", "reference"])
 
@@ -130,3 +137,18 @@ def test_impossible_windows_are_refused(length, overlap, message):
 def test_windows_of_nothing_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
         overlapping_windows(0, 32, 16)
+
+
+@given(total=st.integers(1, 60), length=st.integers(1, 20), data=st.data())
+def test_shifted_windows_have_one_length_and_the_last_ends_with_the_clip(total, length, data):
+    overlap = data.draw(st.integers(0, length - 1))
+    windows = overlapping_windows(total, length, overlap, mode="shifted")
+    assert {len(window) for window in windows} == {min(total, length)}
+    assert {frame for window in windows for frame in window} == set(range(total))
+
+
+@given(frames=st.integers(1, 100), latent_frames=st.integers(1, 8))
+def test_numbers_of_frames_are_rounded_to_the_nearest_that_fill_latents(frames, latent_frames):
+    whole = [latent_frames * k + 1 for k in range(101)]
+    assert cut_to(frames, latent_frames) == max(n for n in whole if n <= frames)
+    assert filled_to(frames, latent_frames) == min(n for n in whole if n >= frames)
