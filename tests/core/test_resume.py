@@ -13,7 +13,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from star_core import resume
-from star_core.resume import Work, cached_hash, hash_of, identity_of, work_folder
+from star_core.resume import (
+    Work,
+    cached_hash,
+    hash_of,
+    identity_of,
+    tensor_hash,
+    work_folder,
+)
 from tests.core.test_long_clips import STEPS, handed
 from tests.core.test_pipeline import changing, clip_of, run
 
@@ -169,6 +176,13 @@ def test_identities_and_hashes_follow_what_they_are_of(tmp_path):
     assert hash_of([latin]) != hash_of(files[:1])
     assert identity_of({"a": 1, "b": 2}) == identity_of({"b": 2, "a": 1})
     assert identity_of({"a": 1}) != identity_of({"a": 2})
+
+
+def test_the_hash_of_tensors_follows_shape_type_and_values():
+    a = torch.arange(6.0)
+    hashes = {tensor_hash(t) for t in (a, a.view(2, 3), a.half(), a + 1)}
+    assert len(hashes | {tensor_hash(a, a)}) == 5
+    assert tensor_hash(a.clone()) in hashes
 
 
 # whole runs

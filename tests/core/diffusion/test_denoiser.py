@@ -5,6 +5,7 @@ import torch
 
 from star_core.diffusion.denoiser import Denoiser, guided_velocity, threshold
 from star_core.diffusion.schedule import star_schedule
+from star_core.diffusion.shortcuts import Shortcuts
 
 SHAPE = (2, 4, 3, 4, 5)
 
@@ -98,3 +99,12 @@ def test_denoiser_applies_its_threshold():
     x_0 = unbounded(randn(2), torch.tensor(5.0))
     bounded = replace(unbounded, clamp=0.3)(randn(2), torch.tensor(5.0))
     assert torch.equal(bounded, x_0.clamp(-0.3, 0.3)) and x_0.abs().max() > 0.3
+
+
+@pytest.mark.parametrize(("low", "high", "prompts"), [(0, 500, 1), (0, 501, 2), (500, 501, 2)])
+def test_guidance_in_an_interval_includes_its_start_and_not_its_end(low, high, prompts):
+    network, schedule = Network(), star_schedule()
+    (sigma,) = schedule.edm_sigma(torch.tensor([500]))
+    assert schedule.model_timestep(sigma).item() == 500
+    denoiser(network, shortcuts=Shortcuts(guidance=(low, high)))(randn(2), sigma)
+    assert len(network.calls) == prompts
