@@ -13,8 +13,7 @@ from .arguments import options_from_json, read_list
 from .progress import Progress
 
 if TYPE_CHECKING:
-    import torch
-
+    from ..backbones import Precision
     from ..model import ModelFiles
     from ..pipeline import Execution, Settings
     from ..planning.plan import Plan
@@ -51,7 +50,7 @@ class RunOptions:
         files: "ModelFiles",
         common: "Settings",
         execution: "Execution",
-        dtype: "torch.dtype",
+        precision: "Precision",
         memory: int | None,
         add_options: Callable[[argparse.ArgumentParser], None],
     ) -> None:
@@ -61,7 +60,7 @@ class RunOptions:
         from ..sampling_defaults import SamplingDefaults
 
         self._args, self._files, self._common = args, files, common
-        self._execution, self._dtype, self._memory = execution, dtype, memory
+        self._execution, self._precision, self._memory = execution, precision, memory
         self._add_options = add_options
         self._defaults = SamplingDefaults(**(files.info.sampling or {}))
         options = {name: getattr(args, name) for name in (*PROMPTS, *LOOK, *SAMPLING)}
@@ -123,7 +122,8 @@ class RunOptions:
             config=files.info.size,
             vae=geometry_of(files.vae),
             text_encoder=files.text_encoder is not None,
-            dtype=self._dtype,
+            dtype=self._precision.network,
+            vae_dtype=self._precision.vae,
             sampling=whole.sampling,
             behaviour=whole.behaviour,
             shortcuts=whole.shortcuts,

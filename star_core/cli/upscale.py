@@ -368,7 +368,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
         files,
         common,
         execution,
-        backbone.precision(device, dtype).network,
+        backbone.precision(device, dtype),
         memory,
         add_options,
     )

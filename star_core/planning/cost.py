@@ -88,11 +88,13 @@ def pass_flops(
 
 
 @cache
-def weight_bytes(config: NetworkConfig, geometry: Geometry, dtype: torch.dtype) -> tuple[int, int]:
+def weight_bytes(
+    config: NetworkConfig, geometry: Geometry, dtype: torch.dtype, vae_dtype: torch.dtype
+) -> tuple[int, int]:
     """Returns the bytes of the network's weights and of the VAE's."""
     network, vae = (
         sum(x.nbytes for x in (*module.parameters(), *module.buffers()))
-        for module in (_network(config, dtype), _vae(geometry, dtype).model)
+        for module in (_network(config, dtype), _vae(geometry, vae_dtype).model)
     )
     return network, vae
 

@@ -32,7 +32,8 @@ class Task:
     frames: of the clip. size: (width, height) of the result. config, vae: sizes of the network and
     of the VAE. text_encoder: whether the model has one; it is unloaded before encoding begins.
     one_clip: encode and decode all frames together where latents hold several, with windows of
-    latents, as in a host; False encodes and decodes each window by itself.
+    latents, as in a host; False encodes and decodes each window by itself. dtype, vae_dtype: types
+    of the network and of the VAE, None for that of the network.
     ValueError if there is no frame or no pixel.
     """
 
@@ -43,6 +44,7 @@ class Task:
     text_encoder: bool = True
     one_clip: bool = False
     dtype: torch.dtype = torch.float16
+    vae_dtype: torch.dtype | None = None
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     behaviour: Behaviour = DEFAULT
     shortcuts: Shortcuts = field(default_factory=Shortcuts)
@@ -51,6 +53,11 @@ class Task:
         if min(self.frames, *self.size) < 1:
             size = "{}x{}".format(*self.size)
             raise ValueError(f"there must be a frame of 1x1 pixel, got {self.frames} of {size}")
+
+    @property
+    def vae_type(self) -> torch.dtype:
+        """The type of the VAE."""
+        return self.vae_dtype or self.dtype
 
     @classmethod
     def of_latents(cls, sides: tuple[int, int, int], vae: Geometry, **fields: Any) -> "Task":

@@ -57,7 +57,9 @@ def predict(plan: Plan) -> Prediction:
     }
     if task.text_encoder:  # runs first and is unloaded before the rest begins
         device = backbone.text_parameters * (backbone.text_dtype or task.dtype).itemsize
-        memory["prompt"] = Bytes(device, sum(weight_bytes(task.config, task.vae, task.dtype)))
+        memory["prompt"] = Bytes(
+            device, sum(weight_bytes(task.config, task.vae, task.dtype, task.vae_type))
+        )
     flops: dict[Stage, int] = {
         "encode": _vae_flops(plan, "encode"),
         "denoise": denoise_flops(plan),
@@ -117,7 +119,7 @@ def vae_memory(plan: Plan, stage: VAEStage) -> Bytes:
     else:
         # The clip before and after, and the previous window, whose last frames are blended.
         size, host = 4 * 3 * frames, 3 * clip + frames * frame * (calls.total() > 1)
-    cost, dtype = VAE_COST[stage], plan.task.dtype
+    cost, dtype = VAE_COST[stage], plan.task.vae_type
     peak = max(cost(vae, dtype, frames, *side).peak for side in set(tiles))
     return _with_weights(plan, peak + _blended(tiles, plan.task.padded, size), host, "vae")
 
@@ -176,7 +178,8 @@ def _host_bytes(plan: Plan) -> tuple[int, int, int]:
 
 def _with_weights(plan: Plan, device: int, host: int, part: Literal["network", "vae"]) -> Bytes:
     """Adds the weights of the part that works and of the one that is idle."""
-    network, vae = weight_bytes(plan.task.config, plan.task.vae, plan.task.dtype)
+    task = plan.task
+    network, vae = weight_bytes(task.config, task.vae, task.dtype, task.vae_type)
     working, idle = (network, vae) if part == "network" else (vae, network)
     if plan.offload:
         return Bytes(working + device, idle + host)
@@ -194,7 +197,7 @@ def denoise_flops(plan: Plan) -> int:
 
 
 def _vae_flops(plan: Plan, stage: VAEStage) -> int:
-    cost, vae, dtype = VAE_COST[stage], plan.task.vae, plan.task.dtype
+    cost, vae, dtype = VAE_COST[stage], plan.task.vae, plan.task.vae_type
     return sum(
         times * cost(vae, dtype, frames, *side).flops
         for frames, times in vae_calls(plan, stage).items()

@@ -21,7 +21,7 @@ from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.parity import REFERENCE
 from star_core.pipeline import Execution, Settings, ShotJob, restore
 from star_core.planning import plot as plan_plot
-from star_core.planning.cost import Pass, decoding, encoding, peak_of
+from star_core.planning.cost import Pass, decoding, encoding, peak_of, weight_bytes
 from star_core.planning.meta_memory import LiveMetaTensors, LiveTensors
 from star_core.planning.plan import Plan, Task
 from star_core.planning.predict import denoise_flops, denoise_memory, fitting, predict
@@ -292,3 +292,12 @@ def test_attention_of_meta_tensors_needs_no_matrix_of_scores():
     with LiveMetaTensors() as live:
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
     assert live.peak < 10 * q.nbytes
+
+
+def test_a_vae_in_a_wider_type_takes_twice_as_much_and_the_network_the_same():
+    task = replace(TASK, dtype=torch.bfloat16)
+    narrow = predict(Plan(task=task, chunk=CHUNK)).memory
+    wide = predict(Plan(task=replace(task, vae_dtype=torch.float32), chunk=CHUNK)).memory
+    network, vae = weight_bytes(task.config, task.vae, torch.bfloat16, torch.bfloat16)
+    assert wide["denoise"].device - narrow["denoise"].device == vae
+    assert wide["decode"].device - narrow["decode"].device > vae  # activations grow too
