@@ -113,7 +113,7 @@ def with_lora(model: Any) -> Any:
             continue
         name, wide = f"diffusion_model.{key.removesuffix('.weight')}", weight[0].numel()
         lora[f"{name}.lora_A.weight"] = torch.randn(2, wide, generator=generator)
-        lora[f"{name}.lora_B.weight"] = 0.02 * torch.randn(len(weight), 2, generator=generator)
+        lora[f"{name}.lora_B.weight"] = 0.03 * torch.randn(len(weight), 2, generator=generator)
     patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 1.0)
     assert len(patched.patches) == len(lora) // 2
     return patched
