@@ -81,6 +81,20 @@ class StandIn(TorchFunctionMode):
         self.places: Counter[str] = Counter()
         self.before_copy: Callable[[Tensor], object] = lambda tensor: None  # may raise
 
+    def __enter__(self) -> "StandIn":
+        super().__enter__()
+        self._new_parameter = new = torch.nn.Parameter.__new__
+
+        def marked(cls: Any, data: Any = None, requires_grad: bool = True) -> Any:
+            return _marked(new(cls, data, requires_grad), on_card(data))
+
+        torch.nn.Parameter.__new__ = staticmethod(marked)  # no function mode sees it
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.nn.Parameter.__new__ = staticmethod(self._new_parameter)
+        super().__exit__(*error)
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:

@@ -77,6 +77,8 @@ def test_a_module_moves_to_the_card_and_back():
         assert module(torch.ones(1, 2, device="cuda")).is_cuda
         module.cpu()
         assert module(torch.ones(1, 2)).device.type == "cpu"
+        made_there = nn.Linear(2, 2, device="meta").to_empty(device="cuda")
+        assert made_there(torch.ones(1, 2, device="cuda")).is_cuda
 
 
 def forward(model: StarModel, device: str, *, slicing: Slicing = FINE) -> torch.Tensor:
