@@ -84,17 +84,16 @@ def rgb_from_planes(planes: list[Tensor], layout: PlanarFormat, color: Color) ->
         return frame.clamp_(0, 1)
 
     y = planes[0].sub_(low).div_(span)
-    chroma_span = layout.peak if color.full_range else 224 * step
     cb, cr = (
-        _upsample_chroma((plane - 128 * step) / chroma_span, y.shape, layout, color.siting)
-        for plane in planes[1:3]
+        _upsample_chroma(plane - 128 * step, y.shape, layout, color.siting) for plane in planes[1:3]
     )
     red, blue = MATRICES[color.matrix]
-    green = 1 - red - blue
-    torch.add(y, cr, alpha=2 * (1 - red), out=frame[0])
-    torch.add(y, cb, alpha=2 * (1 - blue), out=frame[2])
-    torch.add(y, cr, alpha=-2 * (1 - red) * red / green, out=frame[1])
-    frame[1].add_(cb, alpha=-2 * (1 - blue) * blue / green)
+    scale = 2 / (layout.peak if color.full_range else 224 * step)
+    from_cr, from_cb = scale * (1 - red), scale * (1 - blue)
+    torch.add(y, cr, alpha=from_cr, out=frame[0])
+    torch.add(y, cb, alpha=from_cb, out=frame[2])
+    torch.add(y, cr, alpha=-from_cr * red / (1 - red - blue), out=frame[1])
+    frame[1].add_(cb, alpha=-from_cb * blue / (1 - red - blue))
     return frame.clamp_(0, 1)
 
 

@@ -120,24 +120,23 @@ class Survey:
                 with opened(path) as file:
                     yield from decode(file, None)
             return
-        with opened(self.files[0]) as file:
-            frames = self._decode_after_seeking(file, first)
-            if frames is not None:
-                yield from frames
-                return
+        keys = [k for k in range(first + 1) if self.frames[k].is_key]
+        if len(keys) > 1 and self._can_seek:
+            with opened(self.files[0]) as file:
+                frames = self._decode_after_seeking(file, first, keys)
+                if frames is not None:
+                    yield from frames
+                    return
         with opened(self.files[0]) as file:
             for number, frame in enumerate(decode(file, self.seek)):
                 if number >= self.lead + first:
                     yield frame
 
     def _decode_after_seeking(
-        self, file: "InputContainer", first: int
+        self, file: "InputContainer", first: int, keys: list[int]
     ) -> "Iterator[VideoFrame] | None":
         """Returns the frames from `first` on, None if seeking does not reach exactly that one."""
-        if not self._can_seek:
-            return None
-        keys, step = [k for k in range(first + 1) if self.frames[k].is_key], 1
-        wanted = self.frames[first].time
+        wanted, step = self.frames[first].time, 1
         assert wanted is not None
         while len(keys) > 1:
             frames, anchored = decode(file, self.frames[keys[-1]].time), False

@@ -172,7 +172,7 @@ def test_a_cut_of_joined_recordings_takes_their_sound(tmp_path):
     path = joined_recordings(tmp_path, 1, 2)
     source = open_video(path)
     part = copy(source.cut(range(30, 45)), tmp_path / "part.mkv")
-    assert torch.equal(stack(part), stack(source)[30:45])
+    assert (stack(part) - stack(source)[30:45]).abs().max() < 0.6 / 255
     whole = packet_times(copy(source, tmp_path / "whole.mkv"), "1")
     begin = source.info.timestamps[30]
     expected = [time - begin for time in whole if time >= begin]
