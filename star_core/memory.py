@@ -100,7 +100,7 @@ class DevicePlacement:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of a device, or of the machine, is full."""
+    """Tests whether an error reports that the memory of a device, or of the machine, is full."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):  # of any device
         return True
     # torch has no class of its own for a full main memory, nor for libraries that could not get

@@ -134,7 +134,7 @@ def _restorer(
 
 
 def _totals(shots: Sequence[ShotJob]) -> dict[str, int]:
-    """How much each stage has to do, in frames, windows and frames."""
+    """Returns the totals of the stages: frames to encode, windows to denoise, frames to decode."""
     looked_at = [shot for shot in shots if shot.settings.strength]
     windows = [sum(len(group.windows) for group in shot.span.groups) for shot in looked_at]
     return {

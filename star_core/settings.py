@@ -1,4 +1,4 @@
-"""What a user chooses about a run: what the result is to be, and how it is computed."""
+"""Settings of a run: those that determine its result, and those of its execution."""
 
 import math
 from dataclasses import dataclass, field

@@ -53,7 +53,7 @@ SLICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What is computed.
+    """The sizes of everything that is measured.
 
     forward: the network whose time and memory are measured. vae: sizes of the VAE, and size (width,
     height) of its frames. caps: memory limits in bytes. clip: size and frames of the run that is

@@ -1,4 +1,4 @@
-"""What several commands share: notations, where to compute, JSON output."""
+"""Arguments that several commands share: notations, the device, JSON output."""
 
 import argparse
 import json

@@ -106,13 +106,13 @@ def run_batch(args: argparse.Namespace) -> int:
 
 
 def open_run(job: dict[str, Any]) -> "RunSpec":
-    """What a job asks for; its options are those of `upscale`, parsed."""
+    """Returns the run that a job describes by the parsed options of `upscale`."""
     run, _ = run_spec(argparse.Namespace(**job))
     return run
 
 
 def _several_gpus() -> str | None:
-    """Whether Ray is there for the GPUs of this machine."""
+    """Returns "local" if Ray can spread work over several GPUs of this machine, else None."""
     if importlib.util.find_spec("ray") is None:
         return None
     import torch

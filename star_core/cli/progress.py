@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class Progress:
-    """What is being done and the time that it will still take, on stderr.
+    """Prints the current stage and the estimated time left on stderr.
 
     One line that is rewritten in a terminal; elsewhere a line every ten seconds.
     """

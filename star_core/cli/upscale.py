@@ -310,7 +310,10 @@ def run_upscale(args: argparse.Namespace) -> None:
 
 
 def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
-    """What the options ask for; ValueError for all that can be refused without the video."""
+    """Returns the run that the options describe, and the options for each shot.
+
+    Raises ValueError for everything that can be refused without opening the video.
+    """
     from ..model import check_prompts, find_model
     from ..models.slicing import Slicing
     from ..parity import DEFAULT

@@ -17,7 +17,7 @@ from ..devices import stash
 
 @dataclass(frozen=True, kw_only=True)
 class Slicing:
-    """How much a layer computes at a time, in pixels of the layer's own resolution.
+    """Limits what a layer computes at a time, in pixels of the layer's own resolution.
 
     spatial_pixels: for spatial layers, rounded down to whole frames, at least one.
     temporal_pixels: for temporal layers, rounded down to whole rows of all frames, at least one.

@@ -111,7 +111,7 @@ class Plan:
 
     @property
     def offload(self) -> bool:
-        """Whether idle weights and skip connections are stored in main memory."""
+        """True if idle weights and skip connections are stored in main memory."""
         return self.slicing.offload
 
     @cached_property

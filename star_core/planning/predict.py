@@ -31,7 +31,7 @@ VAE_COST = {"encode": encoding, "decode": decoding}
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a plan takes.
+    """The predicted memory and compute of a plan.
 
     memory: most bytes of each stage, with weights, without the frames of the video. flops: of each
     stage, two per multiply-add. passes: forward passes of the network on a window of frames.
