@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from .allocator import keep_freed_memory
 from .memory import is_out_of_memory
 from .model import Model, Prompts, add_prompts, load
 from .upscale import RunSpec, ShotSettings, store_segment, survey, upscale
@@ -57,6 +58,7 @@ class Worker:
     """
 
     def __init__(self, open_run: OpenRunSpec) -> None:
+        keep_freed_memory()  # a worker on a cluster has a process of its own
         self._open_run = open_run
         self._model: tuple[Any, Model] | None = None
         self._done = 0.0

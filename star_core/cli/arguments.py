@@ -49,9 +49,7 @@ def device_of(args: argparse.Namespace) -> "torch.device":
     import torch
 
     from ..devices import best_device
-    from ..memory import keep_freed_memory
 
-    keep_freed_memory()
     name = args.device
     try:
         device = best_device() if name == "auto" else torch.device(name)
