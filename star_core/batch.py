@@ -141,12 +141,13 @@ class Worker:
 
     def _get_model(self, run: RunSpec) -> Callable[[Sequence[Prompts]], Model]:
         files, loading = run.files, run.loading
-        key = (files.model, files.vae, files.text_encoder, loading)
+        key = (files.model, files.vae, files.text_encoder, run.attention, loading)
 
         def get(prompts: Sequence[Prompts]) -> Model:
             if self._model is None or self._model[0] != key:
                 self._model = None  # or both would be in memory
-                self._model = key, load(files, prompts, **loading)
+                model = load(files, prompts, attention=run.attention, **loading)
+                self._model = key, model
             add_prompts(self._model[1], files, prompts, **loading)
             return self._model[1]
 

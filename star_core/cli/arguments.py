@@ -57,6 +57,7 @@ def device_of(args: argparse.Namespace) -> "torch.device":
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name} cannot be used ({reason}): try --device cpu") from None
+    torch.backends.cudnn.benchmark = True  # a run has few sizes: the fastest algorithm of each
     return device
 
 
