@@ -10,10 +10,12 @@ from torch import Tensor
 from ..backbones import Network, backbone_of
 from ..degradation import Recipe
 from ..model import check_vae, open_text_encoder
+from ..parity import DEFAULT
 from ..star_checkpoint import ModelFile, save_model
+from ..text.prompts import join_prompt
 from ..vae.cogvideox import CausalVideoVAE
 from ..vae.load import load_vae
-from .initialise import start_network
+from .initialise import completed, start_network
 from .lora import add_lora, write_lora
 from .objective import Prompts, TrainConfig, sample_generator
 from .pixels import decoder_of
@@ -21,6 +23,7 @@ from .trainer import OnStep, start_accelerate, train
 from .validation import Validation
 from .videos import VideoSamples
 
+VALIDATED = 4  # random clips, or one for each process where there are more
 MODEL_FILE, LORA_FILE = "model.safetensors", "lora.safetensors"
 
 
@@ -57,7 +60,8 @@ def finetune(
     VAE. text_encoder: None for models with learned prompts. rank: of a LoRA. every: steps between
     checkpoints. on_step: see `train`. ValueError for files and sizes that do not fit each other.
     """
-    device = start_accelerate().device
+    accelerator = start_accelerate()
+    device = accelerator.device
     network, file = start_network(model)
     vae = load_vae(vae_file, scale=file.latents.scale, device=device)
     check_vae(vae, file.config, file.latents)
@@ -88,7 +92,8 @@ def finetune(
         def embedding(caption: str) -> Tensor:
             return (encoder.encode(caption) if caption else empty)[0].float()
 
-        encode, text = embedding, embedding("")[None]
+        good = join_prompt(defaults.prompt, defaults.positive, DEFAULT.prompt_separator)
+        encode, text = embedding, (embedding(good)[None], embedding(defaults.negative or "")[None])
     if config.trains == "lora":
         add_lora(network, rank, seed=config.seed)
 
@@ -108,15 +113,16 @@ def finetune(
     validate = None
     if data.validation_set is not None:
         held_out = samples(data.validation_set)
-        count = min(4, len(held_out.clips))
-        pairs = [held_out.pair(sample_generator(0, i))[:2] for i in range(count)]
-        validate = Validation(pairs, vae, out, sampling=file.sampling, text=text)
+        processes, rank = accelerator.num_processes, accelerator.process_index
+        numbers = range(rank, max(VALIDATED, processes) // processes * processes, processes)
+        pairs = {i: held_out.pair(sample_generator(0, i))[:2] for i in numbers}
+        validate = Validation(pairs, vae, out, sampling=file.sampling, text=text, bf16=config.bf16)
     train(
         samples(data.data),
         network,
         config,
         out,
-        write=_Writer(file),
+        write=_Writer(file, config.steps),
         prompts=prompts,
         decoder=decoder,
         validate=validate,
@@ -126,18 +132,29 @@ def finetune(
 
 
 class _Writer:
-    """Writes the trained network, or its LoRA, with the settings of the file that it came from."""
+    """Writes the trained network, or its LoRA, with the settings of the file that it came from.
 
-    def __init__(self, file: ModelFile) -> None:
-        self.file = file
+    Files are named by their step, the last one MODEL_FILE or LORA_FILE. What is not trained is
+    written as the file had it, because it may have been narrowed since.
+    """
+
+    def __init__(self, file: ModelFile, steps: int) -> None:
+        self.file, self.steps = file, steps
 
     def __call__(self, out: Path, network: Network, prompts: Prompts | None, step: int) -> None:
+        def path(last: str) -> Path:
+            return out / (last if step == self.steps else last.replace(".", f"-{step:07d}."))
+
         if any(".lora_" in name for name, _ in network.named_parameters()):
-            write_lora(out / LORA_FILE, network, overwrite=True)
+            write_lora(path(LORA_FILE), network, overwrite=True)
             return
+        weights = network.state_dict()
+        begun = completed(self.file.tensors, weights)
+        frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
         save_model(
-            out / MODEL_FILE,
+            path(MODEL_FILE),
             network,
+            weights={key: begun[key] if key in frozen else weights[key] for key in weights},
             sampling=self.file.sampling,
             latents=self.file.latents,
             prompts=prompts and prompts.learned(),

@@ -93,7 +93,7 @@ def test_the_command_trains_both_backbones_alike(shards, tmp_path):
         given.config, given.sampling, given.latents,
     )  # fmt: skip
     old = given.network.state_dict()
-    learned = torch.load(tmp_path / "out" / "state.pt", weights_only=True)["trained"]
+    learned = torch.load(tmp_path / "out" / "state-0000002.pt", weights_only=True)["trained"]
     new = {key.removeprefix("network."): value for key, value in learned.items()}
     assert all(any(part in key for part in given.network.star_parts) for key in new)
     assert all((value != old[key]).any() for key, value in new.items() if "proj" in key)

@@ -14,7 +14,7 @@ from star_core.metrics import psnr
 from star_core.training.autoencoder import TINY_VAE, start_as_projection
 from star_core.training.captions import caption_of, read_captions
 from star_core.training.dataset import ClipFilter, clips_of, make_dataset, measure
-from star_core.training.tiny import NETWORK, new_network
+from star_core.training.tiny import NETWORK, SAMPLING, new_network
 from star_core.training.validation import Validation
 from star_core.training.videos import VideoSamples, stored_clips
 from star_core.vae.patch import patch_vae
@@ -229,7 +229,8 @@ def test_a_network_that_copies_the_hint_is_as_good_as_the_vae(vae, tmp_path):
     column = torch.linspace(0.2, 0.8, 32).expand(2, 3, 40, 32)
     noisy = (column + 0.02 * torch.randn(column.shape, generator=generator(0))).clamp(0, 1)
     network.train()
-    figures = Validation([(column, noisy)], vae, tmp_path)(network, prompts, 500)
+    validation = Validation({0: (column, noisy)}, vae, tmp_path, sampling=SAMPLING)
+    figures = validation(network, prompts, 500)
     assert network.training
     with torch.no_grad():
         there_and_back = vae.decode(vae.encode(noisy.transpose(0, 1)[None] * 2 - 1)) / 2 + 0.5
@@ -238,3 +239,18 @@ def test_a_network_that_copies_the_hint_is_as_good_as_the_vae(vae, tmp_path):
     assert figures["degraded psnr"] == pytest.approx(34, abs=1)
     video = open_video(tmp_path / "validation" / "0000500_0.mp4")
     assert (video.info.width, video.info.height, len(video)) == (96, 40, 2)
+
+
+def test_validation_evaluates_the_network_as_often_as_the_model_is_sampled(vae, tmp_path):
+    network, prompts = new_network(NETWORK, 0)
+    texts, forward = [], network.forward
+
+    def counted(x, t, y, hint):
+        texts.append(y)
+        return forward(x, t, y, hint)
+
+    network.forward = counted  # pyright: ignore[reportAttributeAccessIssue]
+    clip = torch.rand(2, 3, 24, 16, generator=generator(0))
+    Validation({}, vae, tmp_path).restored(network, prompts, clip)
+    positive = [y for y in texts if torch.equal(y, prompts.positive)]
+    assert (len(texts), len(positive)) == (28, 14)

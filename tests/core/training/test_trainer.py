@@ -29,6 +29,7 @@ from star_core.training.objective import (
     draw_batch,
     draw_timestep,
 )
+from star_core.training.optimizers import Muon, learning_rate
 from star_core.training.pairs import LatentPairs, encode_pairs
 from star_core.training.pixels import Decoder, PixelCrop
 from star_core.training.tiny import (
@@ -40,7 +41,7 @@ from star_core.training.tiny import (
     widened,
     write_tiny,
 )
-from star_core.training.trainer import Muon, choose_trained, learning_rate, train
+from star_core.training.trainer import choose_trained, train
 from star_core.vae.load import load_frame_vae
 from star_core.vae.patch import patch_vae
 from star_core.video_io import open_sink
@@ -418,7 +419,7 @@ def test_two_ranks_give_the_weights_of_one_with_twice_the_batch(pairs, tmp_path)
     both = replace(CONFIG, batch=2, steps=2)
     train(pairs, network, both, tmp_path / "one", prompts=prompts, write=write)
     ranks, one = (
-        torch.load(tmp_path / name / "state.pt", weights_only=True)["trained"]
+        torch.load(tmp_path / name / "state-0000002.pt", weights_only=True)["trained"]
         for name in ("ranks", "one")
     )
     assert ranks.keys() == one.keys()
