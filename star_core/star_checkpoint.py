@@ -174,8 +174,9 @@ def save_model(
 ) -> None:
     """Writes a self-describing safetensors file that `load_model` can read.
 
-    weights: by the network's keys, in place of its own. dtype: of the weights and prompts; None keeps theirs. metadata: further text for the file's
-    metadata. Raises ValueError if the file exists while `overwrite` is off, or cannot be written.
+    weights: by the network's keys, in place of its own. dtype: of the weights and prompts; None
+    keeps theirs. metadata: further text for the file's metadata. Raises ValueError if the file
+    exists while `overwrite` is off, or cannot be written.
     """
     tensors = dict(network.state_dict() if weights is None else weights)
     if prompts is not None:

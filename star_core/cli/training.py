@@ -5,10 +5,14 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .arguments import SIZE, add_metric_folder
 from .degrading import RECIPES
 from .progress import Progress, clock
+
+if TYPE_CHECKING:
+    from ..training.videos import SampleSize
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
@@ -19,21 +23,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
         "and caption as in OpenVid-1M, or path and text)",
     )
     parser.add_argument("out", metavar="OUT", help="the folder for shards of clips (webdataset)")
-    parser.add_argument(
-        "--clip-frames",
-        nargs=2,
-        type=int,
-        default=(32, 64),
-        metavar=("MIN", "MAX"),
-        help="shortest and longest clip, in frames (default 32 64)",
-    )
-    parser.add_argument(
-        "--min-side",
-        type=int,
-        default=256,
-        metavar="N",
-        help="leave out videos of which a side is shorter, in pixels (default 256)",
-    )
+    _add_sample(parser)
     parser.add_argument(
         "--min-detail",
         type=float,
@@ -48,7 +38,46 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
         help="do not search for cuts, because every video is one shot, as in OpenVid-1M",
     )
     parser.add_argument(
-        "--per-shard", type=int, default=256, metavar="N", help="clips in a shard (default 256)"
+        "--per-shard",
+        type=int,
+        default=16,
+        metavar="N",
+        help="videos whose clips are in one shard (default 16)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that make a shard each (default 1)",
+    )
+
+
+def _add_sample(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--clip-frames", type=int, default=32, metavar="N", help="frames of a sample (default 32)"
+    )
+    parser.add_argument(
+        "--interval",
+        type=int,
+        default=2,
+        metavar="N",
+        help="take every Nth frame of a clip for a sample (default 2)",
+    )
+    parser.add_argument(
+        "--size",
+        type=SIZE,
+        default=(1280, 720),
+        metavar="WxH",
+        help="pixels of a sample (default 1280x720); smaller clips are left out",
+    )
+
+
+def _sample(args: argparse.Namespace) -> "SampleSize":
+    from ..training.videos import SampleSize
+
+    return SampleSize(
+        frames=args.clip_frames, interval=args.interval, size=(args.size[1], args.size[0])
     )
 
 
@@ -56,13 +85,16 @@ def run_dataset(args: argparse.Namespace) -> None:
     from ..shots import find_cuts
     from ..training.dataset import ClipFilter, make_dataset
 
-    progress = Progress(["videos"])
+    progress, sample = Progress(["videos"]), _sample(args)
     counts = make_dataset(
         Path(args.folder),
         Path(args.out),
-        ClipFilter(length=tuple(args.clip_frames), side=args.min_side, detail=args.min_detail),
+        ClipFilter(
+            length=(sample.length, 2 * sample.length), size=sample.size, detail=args.min_detail
+        ),
         find_cuts=None if args.single_shots else find_cuts,
         per_shard=args.per_shard,
+        workers=args.workers,
         on_video=lambda done, total: progress("videos", done, total),
     )
     print(", ".join(f"{name} {count}" for name, count in counts.items()))
@@ -131,19 +163,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         default="heavy",
         help="how clips are degraded, see the command degrade (default heavy)",
     )
-    group.add_argument(
-        "--clip-frames", type=int, default=32, metavar="N", help="frames of a sample (default 32)"
-    )
-    group.add_argument(
-        "--size",
-        type=SIZE,
-        default=(1280, 720),
-        metavar="WxH",
-        help="pixels of a sample (default 1280x720)",
-    )
-    group.add_argument(
-        "--interval", type=int, default=2, metavar="N", help="take every Nth frame (default 2)"
-    )
+    _add_sample(group)
     group.add_argument(
         "--batch",
         type=int,
@@ -152,7 +172,53 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="samples of a step in each process (default 1)",
     )
     group.add_argument(
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="N",
+        help="batches whose gradients are added up for a step, for less memory (default 1)",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=4,
+        metavar="N",
+        help="processes with one thread each that read and degrade clips ahead, for each training "
+        "process (default 4)",
+    )
+    group.add_argument(
+        "--optimizer",
+        choices=("adamw", "muon"),
+        default="adamw",
+        help="adamw (default), or muon for large matrices and adamw for the rest",
+    )
+    group.add_argument(
         "--learning-rate", type=float, default=5e-5, metavar="X", help="default 5e-5"
+    )
+    group.add_argument(
+        "--warmup",
+        type=int,
+        default=0,
+        metavar="N",
+        help="steps in which the learning rate rises from 0 (default 0)",
+    )
+    group.add_argument(
+        "--decay-from",
+        type=int,
+        metavar="N",
+        help="step from which the learning rate falls to 0 along a cosine (default: it does not)",
+    )
+    group.add_argument(
+        "--weight-decay",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="decay of the weights (default 0.01)",
+    )
+    group.add_argument(
+        "--average-on-cpu",
+        action="store_true",
+        help="keep the moving average of the weights in main memory",
     )
     group.add_argument(
         "--validate", metavar="FOLDER", help="shards that are not trained on, to measure the model"
@@ -163,6 +229,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         default=500,
         metavar="N",
         help="steps between two states that are saved (default 500)",
+    )
+    group.add_argument(
+        "--keep", type=int, default=2, metavar="N", help="states that are kept (default 2)"
     )
     group.add_argument(
         "--checkpointing",
@@ -224,6 +293,7 @@ def run_train(args: argparse.Namespace) -> None:
     from ..model import find_model
     from ..training.finetune import DataConfig, finetune
     from ..training.objective import TrainConfig
+    from ..training.trainer import TrainExecution
 
     files = find_model(
         args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
@@ -232,7 +302,11 @@ def run_train(args: argparse.Namespace) -> None:
         steps=args.steps,
         batch=args.batch,
         trains=args.trains,
+        optimizer=args.optimizer,
         learning_rate=args.learning_rate,
+        warmup=args.warmup,
+        decay_from=args.decay_from,
+        weight_decay=args.weight_decay,
         noise_level=1000,
         early=0.0,
         ema=0.999,
@@ -245,9 +319,7 @@ def run_train(args: argparse.Namespace) -> None:
     data = DataConfig(
         data=Path(args.data),
         recipe=degradation.PRESETS[args.recipe],
-        frames=args.clip_frames,
-        size=(args.size[1], args.size[0]),
-        interval=args.interval,
+        sample=_sample(args),
         validation_set=Path(args.validate) if args.validate else None,
     )
     finetune(
@@ -260,6 +332,12 @@ def run_train(args: argparse.Namespace) -> None:
         rank=args.rank,
         every=args.every,
         on_step=_Report(),
+        execution=TrainExecution(
+            workers=args.workers,
+            accumulate=args.accumulate,
+            average_on_cpu=args.average_on_cpu,
+            keep=args.keep,
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """Trains the network of a model file on shards of clips: in part as STAR was, whole, or a LoRA."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +19,9 @@ from .initialise import completed, start_network
 from .lora import add_lora, write_lora
 from .objective import Prompts, TrainConfig, sample_generator
 from .pixels import decoder_of
-from .trainer import OnStep, start_accelerate, train
+from .trainer import DEFAULT_EXECUTION, OnStep, TrainExecution, start_accelerate, train
 from .validation import Validation
-from .videos import VideoSamples
+from .videos import SampleSize, VideoClips, VideoSamples
 
 VALIDATED = 4  # random clips, or one for each process where there are more
 MODEL_FILE, LORA_FILE = "model.safetensors", "lora.safetensors"
@@ -31,14 +31,12 @@ MODEL_FILE, LORA_FILE = "model.safetensors", "lora.safetensors"
 class DataConfig:
     """Training data. data, validation_set: folders of shards (`make_dataset`).
 
-    recipe: degrades the clips. frames, size (height, width), interval: see `VideoSamples`.
+    recipe: degrades the clips. sample: size of the samples.
     """
 
     data: Path
     recipe: Recipe
-    frames: int = 32
-    size: tuple[int, int] = (720, 1280)
-    interval: int = 2
+    sample: SampleSize = SampleSize()
     validation_set: Path | None = None
 
 
@@ -53,23 +51,25 @@ def finetune(
     rank: int = 16,
     every: int = 500,
     on_step: OnStep | None = None,
+    execution: TrainExecution = DEFAULT_EXECUTION,
 ) -> None:
     """Trains a model file, or resumes, and writes `out`/model.safetensors or lora.safetensors.
 
     model: a file with official names, with or without ControlNet and LIEM. vae_file: the model's
     VAE. text_encoder: None for models with learned prompts. rank: of a LoRA. every: steps between
-    checkpoints. on_step: see `train`. ValueError for files and sizes that do not fit each other.
+    states. on_step, execution: see `train`. ValueError for files and sizes that do not fit each
+    other.
     """
     accelerator = start_accelerate()
     device = accelerator.device
     network, file = start_network(model)
     vae = load_vae(vae_file, scale=file.latents.scale, device=device)
     check_vae(vae, file.config, file.latents)
-    network.check_size(*(side // vae.factor for side in data.size))
-    if (data.frames - 1) % vae.latent_frames:
+    network.check_size(*(side // vae.factor for side in data.sample.size))
+    if (data.sample.frames - 1) % vae.latent_frames:
         raise ValueError(
             f"the VAE takes 1 frame and a multiple of {vae.latent_frames} more, got "
-            f"{data.frames} frames"
+            f"{data.sample.frames} frames"
         )
     decoder = None
     if config.df_space == "pixels":
@@ -98,27 +98,39 @@ def finetune(
         add_lora(network, rank, seed=config.seed)
 
     def samples(folder: Path) -> VideoSamples:
-        return VideoSamples(
-            folder,
-            vae,
-            data.recipe,
-            frames=data.frames,
-            size=data.size,
-            interval=data.interval,
-            upsampling=file.sampling.upsample,
-            text=encode,
-            caption_dropout=defaults.caption_dropout,
+        source = VideoClips(
+            folder, data.recipe, data.sample, caption_dropout=defaults.caption_dropout
         )
+        return VideoSamples(source, vae, upsampling=file.sampling.upsample, text=encode)
 
+    learned = samples(data.data)
     validate = None
     if data.validation_set is not None:
         held_out = samples(data.validation_set)
         processes, rank = accelerator.num_processes, accelerator.process_index
         numbers = range(rank, max(VALIDATED, processes) // processes * processes, processes)
-        pairs = {i: held_out.pair(sample_generator(0, i))[:2] for i in numbers}
-        validate = Validation(pairs, vae, out, sampling=file.sampling, text=text, bf16=config.bf16)
+
+        def clip(number: int) -> tuple[Tensor, Tensor]:
+            clean, large = held_out.videos(held_out.source.draw(sample_generator(0, number)))
+            return clean.cpu(), large.cpu()
+
+        validate = Validation(
+            {number: clip(number) for number in numbers},
+            vae,
+            out,
+            sampling=file.sampling,
+            text=text,
+            bf16=config.bf16,
+        )
+    facts = {
+        "model": model.name,
+        "LoRA rank": rank if config.trains == "lora" else None,
+        "recipe": data.recipe.name,
+        **asdict(data.sample),
+        "clips": len(learned.source.clips),
+    }
     train(
-        samples(data.data),
+        learned,
         network,
         config,
         out,
@@ -128,6 +140,8 @@ def finetune(
         validate=validate,
         on_step=on_step,
         every=every,
+        execution=execution,
+        facts=facts,
     )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .objective import TrainConfig
+from .sharding import local
 
 HAS_MUON = hasattr(torch.optim, "Muon")  # since torch 2.9
 
@@ -65,6 +66,8 @@ def make_optimizers(
                 f"torch {torch.__version__} has no Muon: install torch 2.9 or newer, or choose "
                 "--optimizer adamw"
             )
+        if any(hasattr(p, "to_local") for p in rest):
+            raise ValueError("Muon needs whole matrices: leave out --shard or --optimizer muon")
         matrices = [p for p in rest if p.ndim > 1 and min(len(p), p[0].numel()) > 16]
         ids = {id(p) for p in matrices}
         rest = [p for p in rest if id(p) not in ids]
@@ -75,7 +78,7 @@ def make_optimizers(
 
 
 class MovingAverage:
-    """The exponential moving average of parameters, in float32.
+    """The exponential moving average of parameters, or of this process's parts, in float32.
 
     parameters: by name. decay: share of the average that a step keeps. device: where the average
     is kept; None for where the parameters are.
@@ -87,7 +90,7 @@ class MovingAverage:
         decay: float,
         device: torch.device | str | None = None,
     ) -> None:
-        self.parameters = {name: parameter.detach() for name, parameter in parameters.items()}
+        self.parameters = {name: local(parameter) for name, parameter in parameters.items()}
         self.values = {
             name: torch.empty_like(parameter, dtype=torch.float32, device=device).copy_(parameter)
             for name, parameter in self.parameters.items()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .objective import TrainConfig
+from .sharding import like
 
 # A run may go on with other values of these; `batch` counts in the samples of a step.
 MAY_CHANGE = {"steps", "decay_from", "learning_rate", "clip", "checkpointing", "batch"}
@@ -103,10 +104,11 @@ def load_optimizers(
     """Loads the states of optimizers one after the other; `stored` may be memory-mapped."""
     for optimizer, values in zip(optimizers, stored, strict=True):
         optimizer.load_state_dict(values)
-        for state in optimizer.state.values():
+        for parameter, state in optimizer.state.items():
             for name, value in state.items():
                 if isinstance(value, torch.Tensor):
-                    state[name] = value.clone()  # or it would stay a view of the file
+                    # A copy, or it would stay a view of the file.
+                    state[name] = like(value.clone(), parameter)
 
 
 def check_names(parameters: Mapping[str, nn.Parameter], stored: Mapping[str, Any]) -> None:

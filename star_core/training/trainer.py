@@ -7,7 +7,7 @@ run draws the same samples as an uninterrupted one, and several processes togeth
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Network
+from .loading import Batches
 from .objective import (
     Batch,
     Prompts,
@@ -26,12 +27,12 @@ from .objective import (
     TrainConfig,
     TrainingObjective,
     Trains,
-    draw_batch,
     number_of,
 )
 from .optimizers import MovingAverage, learning_rate, make_optimizers
 from .pixels import Decoder
 from .processes import gathered
+from .sharding import gather_into, local, local_state, shard, skeleton, whole
 from .states import States, check_names, load_optimizers, run_description
 
 logger = logging.getLogger(__name__)
@@ -45,15 +46,20 @@ RECENT = 100  # steps in which at most `TrainExecution.most_skipped` may be skip
 class TrainExecution:
     """How the steps of a training run are computed and kept.
 
+    workers: processes with one thread that draw samples ahead, for each training process; 0 draws
+    in the training process.
     accumulate: parts that each process splits its share of a step into, `TrainConfig.batch` samples
     each, so that a step has accumulate · batch · processes samples.
     average_on_cpu: whether the moving average is kept in main memory.
+    shard: whether weights, gradients and optimizer states are spread over the processes.
     keep: states that are kept, the newest ones.
     most_skipped: training ends if of 100 steps more than these have gradients that are not finite.
     """
 
+    workers: int = 0
     accumulate: int = 1
     average_on_cpu: bool = False
+    shard: bool = False
     keep: int = 2
     most_skipped: int = 10
 
@@ -61,6 +67,11 @@ class TrainExecution:
         for name in ("accumulate", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+
+
+DEFAULT_EXECUTION = TrainExecution()
 
 
 def choose_trained(network: Network, trains: Trains) -> None:
@@ -93,9 +104,9 @@ def narrow_frozen(module: nn.Module) -> None:
 
 
 def assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    """Copies values into the parameters of the same names, in place."""
+    """Copies values into the parameters of the same names, or this process's parts, in place."""
     for name, parameter in parameters.items():
-        parameter.detach().copy_(values[name])
+        local(parameter).copy_(values[name])
 
 
 def train(
@@ -112,7 +123,7 @@ def train(
     validate: Callable[[Any, Prompts | None, int], dict[str, float]] | None = None,
     on_step: OnStep | None = None,
     every: int = 500,
-    execution: TrainExecution = TrainExecution(),
+    execution: TrainExecution = DEFAULT_EXECUTION,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains a network, or resumes from the newest state in `out`.
@@ -150,6 +161,13 @@ def train(
         from .checkpointing import recompute
 
         recompute(network)
+    complete = None
+    if execution.shard:
+        if prompts is not None and config.trains == "all":
+            raise ValueError("learned prompts cannot be sharded: leave out --shard")
+        if accelerator.is_main_process:
+            complete = skeleton(network)
+        shard(network.to(device), device)
     objective = TrainingObjective(
         network,
         config,
@@ -161,11 +179,14 @@ def train(
     named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(named, config)
     average = None
-    if accelerator.is_main_process:  # the others need none: only this process writes
+    keeps = accelerator.is_main_process or execution.shard
+    if keeps:  # the others need no average: only the first process writes
         average = MovingAverage(named, config.ema, "cpu" if execution.average_on_cpu else None)
     samples = config.batch * execution.accumulate * processes
-    description = run_description(config, samples, facts or {})
-    states = States(out, description, keep=execution.keep)
+    shards = processes if execution.shard else 1
+    description = run_description(config, samples, {"shards": shards, **(facts or {})})
+    part = f"-{rank}" if execution.shard else ""
+    states = States(out, description, keep=execution.keep, part=part)
     first = skipped = 0
     if state := states.load():
         check_names(named, state["trained"])
@@ -182,12 +203,14 @@ def train(
             f"{out} has a state of step {first} already: ask for more than {config.steps} steps, "
             "or choose another folder"
         )
-    wrapped, *optimizers = accelerator.prepare(objective, *optimizers)
+    wrapped: Any = objective
+    if not execution.shard:
+        wrapped, *optimizers = accelerator.prepare(objective, *optimizers)
     log = Log(out / "log") if accelerator.is_main_process else None
 
     def share_weights() -> None:
         """Gives all processes the weights of the first one."""
-        if processes > 1 and validate:
+        if processes > 1 and validate and not execution.shard:
             for parameter in named.values():
                 torch.distributed.broadcast(parameter.detach(), src=0)
 
@@ -197,8 +220,13 @@ def train(
             average.exchange()
         share_weights()
         figures = validate(network, prompts, step) if validate else {}
+        if execution.shard:
+            gather_into(complete, network)
+        if accelerator.is_main_process:
+            write(out, complete or network, prompts, step)
+        if complete:
+            complete.to("meta")
         if average:
-            write(out, network, prompts, step)
             average.exchange()
         share_weights()
         if log and figures:
@@ -208,8 +236,21 @@ def train(
 
     if first == config.steps:
         finish(first)
+
+    def begin_of(step: int, part: int) -> int:
+        """Returns the number of the first sample of a part."""
+        return ((step * execution.accumulate + part) * processes + rank) * config.batch
+
+    numbers = [
+        range(begin, begin + config.batch)
+        for step in range(first, config.steps)
+        for part in range(execution.accumulate)
+        for begin in [begin_of(step, part)]
+    ]
+    loader = Batches(data, numbers, config, workers=execution.workers)
+    batches = iter(loader)
     recent: deque[bool] = deque(maxlen=RECENT)
-    began, logged = time.monotonic(), first
+    began, logged, waited = time.monotonic(), first, 0.0
     for step in range(first, config.steps):
         rate = learning_rate(step, config)
         for optimizer in optimizers:
@@ -218,21 +259,22 @@ def train(
             optimizer.zero_grad()
         losses: list[dict[str, float]] = []
         for part in range(execution.accumulate):
-            begin = ((step * execution.accumulate + part) * processes + rank) * config.batch
-            batch = draw_batch(data, range(begin, begin + config.batch), config)
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
             is_last = part + 1 == execution.accumulate
             with (
                 torch.random.fork_rng(),
                 nullcontext() if is_last else accelerator.no_sync(wrapped),
             ):
                 # Dropout takes no generator.
-                torch.manual_seed(number_of(config.seed, "dropout", begin))
+                torch.manual_seed(number_of(config.seed, "dropout", begin_of(step, part)))
                 on_device: list[Any] = [v.to(device) if isinstance(v, Tensor) else v for v in batch]
                 loss, parts = wrapped(Batch(*on_device))
                 accelerator.backward(loss / execution.accumulate)
             losses.append(parts)
         # Processes share their gradients, so all of them find the same norm.
-        norm = float(accelerator.clip_grad_norm_(list(named.values()), config.clip))
+        norm = float(whole(accelerator.clip_grad_norm_(list(named.values()), config.clip)))
         recent.append(not math.isfinite(norm))
         if recent[-1]:
             skipped += 1
@@ -255,9 +297,14 @@ def train(
         if log and (step + 1) % LOG_EVERY == 0:
             seconds = time.monotonic() - began
             speed = samples * (step + 1 - logged) / max(seconds, 1e-9)
-            run = {"learning rate": rate, "samples a second": speed, "skipped steps": skipped}
+            run = {
+                "learning rate": rate,
+                "samples a second": speed,
+                "share of time waiting for data": waited / max(seconds, 1e-9),
+                "skipped steps": skipped,
+            }
             log.scalars(step + 1, parts | run)
-            began, logged = time.monotonic(), step + 1
+            began, logged, waited = time.monotonic(), step + 1, 0.0
         if on_step is not None and accelerator.is_main_process:
             on_step(step + 1, config.steps, parts)
         if (step + 1) % every == 0 or step + 1 == config.steps:
@@ -265,12 +312,18 @@ def train(
                 state = {
                     "step": step + 1,
                     "skipped": skipped,
-                    "trained": {name: p.detach() for name, p in named.items()},
+                    "trained": {name: local(p) for name, p in named.items()},
                     "average": average.values,
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                    "optimizers": [local_state(optimizer) for optimizer in optimizers],
                 }
                 states.save(step + 1, state)
             finish(step + 1)
+    if replaced := sum((Counter(each) for each in gathered([loader.replaced])), Counter()):
+        logger.warning(
+            "%d clips could not be used; others took their place %d times",
+            len(replaced),
+            replaced.total(),
+        )
     if log:
         log.close()
 
