@@ -216,6 +216,11 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="decay of the weights (default 0.01)",
     )
     group.add_argument(
+        "--shard",
+        action="store_true",
+        help="spread weights, gradients and optimizer over all processes (FSDP2)",
+    )
+    group.add_argument(
         "--average-on-cpu",
         action="store_true",
         help="keep the moving average of the weights in main memory",
@@ -260,7 +265,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="weight of DF loss, 0 for none (default 1)",
     )
     group.add_argument(
-        "--plan", action="store_true", help="print the memory and the work of a step, and stop"
+        "--plan",
+        action="store_true",
+        help="print the memory and the work of a step, and stop; MODEL may then be i2vgenxl, "
+        "cogvideox-5b or cogvideox-2b, STAR's full sizes, which need no files",
     )
 
 
@@ -272,7 +280,7 @@ def run_train(args: argparse.Namespace) -> None:
         raise ValueError(f"train needs {', '.join(missing)}")
     logging.getLogger(__name__.partition(".cli")[0]).setLevel(logging.INFO)
     if args.built_in:
-        from ..training.tiny import train_tiny
+        from ..training.tiny import STAGES, train_tiny
 
         train_tiny(
             Path(args.data),
@@ -284,6 +292,7 @@ def run_train(args: argparse.Namespace) -> None:
             metric_weights=Path(args.metric_folder) if args.metric_folder else None,
             bf16=args.bf16,
             on_step=_Report(),
+            on_progress=Progress(STAGES),
         )
         return
     if args.start or args.sharp:
@@ -291,7 +300,7 @@ def run_train(args: argparse.Namespace) -> None:
     from .. import degradation
     from ..losses import DFLossConfig
     from ..model import find_model
-    from ..training.finetune import DataConfig, finetune
+    from ..training.finetune import STAGES, DataConfig, finetune
     from ..training.objective import TrainConfig
     from ..training.trainer import TrainExecution
 
@@ -332,10 +341,12 @@ def run_train(args: argparse.Namespace) -> None:
         rank=args.rank,
         every=args.every,
         on_step=_Report(),
+        on_progress=Progress(STAGES),
         execution=TrainExecution(
             workers=args.workers,
             accumulate=args.accumulate,
             average_on_cpu=args.average_on_cpu,
+            shard=args.shard,
             keep=args.keep,
         ),
     )
@@ -407,40 +418,73 @@ def run_ablation(args: argparse.Namespace) -> None:
 
 
 def _print_plan(args: argparse.Namespace) -> None:
-    from ..model import BUILT_IN
-    from ..models.encoder import UNetConfig
-    from ..star_checkpoint import open_model
-    from ..training.plan import plan_training
+    from ..backbones import SIZES, backbone_of
+    from ..checkpoints.tensors import open_tensors
+    from ..model import find_model
+    from ..training.loading import AHEAD
+    from ..training.pixels import PixelCrop
+    from ..training.plan import GIB, plan_training
+    from ..vae.load import geometry_of
 
-    path = BUILT_IN[args.model][0] if args.model in BUILT_IN else args.model
-    config, frames, factor = UNetConfig(), args.clip_frames, 4 if args.model in BUILT_IN else 8
-    if path and Path(path).exists():
-        file = open_model(path)
-        config, frames = file.config, -(-args.clip_frames // file.latents.frames)
+    if args.model is None:
+        raise ValueError("--plan is for --model: --built-in trains a small network of its own")
+    for name in ("data", "validate"):
+        if (folder := getattr(args, name)) and not Path(folder).is_dir():
+            raise ValueError(f"{folder} is no folder: correct --{name}")
+    text_encoder = 0
+    if args.model in SIZES:
+        config = SIZES[args.model]
+        vae = geometry_of(args.vae) if args.vae else backbone_of(config).geometry
+    else:
+        files = find_model(
+            args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
+        )
+        config, vae = files.info.size, geometry_of(files.vae)
+        if files.text_encoder:
+            text_encoder = 4 * sum(x.numel() for x in open_tensors(files.text_encoder).values())
+    sample = _sample(args)
+    height, width = (side // vae.factor for side in sample.size)
     plan = plan_training(
         config,
-        frames=frames,
-        height=args.size[1] // factor,
-        width=args.size[0] // factor,
+        frames=(sample.frames - 1) // vae.latent_frames + 1,
+        height=height,
+        width=width,
         trains=args.trains,
         rank=args.rank,
         checkpointing=args.checkpointing,
+        bf16=args.bf16,
+        optimizer=args.optimizer,
+        batch=args.batch,
+        accumulate=args.accumulate,
+        average_on_cpu=args.average_on_cpu,
+        shard=args.shard,
+        vae=vae,
+        crop=PixelCrop() if args.df_space == "pixels" and args.df_beta else None,
+        text_encoder=text_encoder,
     )
     print(f"{plan}\n{plan.table()}")
+    pair = sample.frames * 3 * sample.size[0] * sample.size[1] * 17 / 16
+    waiting = AHEAD * args.workers * args.batch * pair / GIB
+    print(
+        f"data, for each GPU: {args.workers} cores, {waiting:.1f} GiB of samples that wait"
+        + ("" if text_encoder or args.model not in SIZES else "; the text encoder is not counted")
+    )
 
 
 class _Report:
-    """A line on stderr every 50 steps. Time left is that of the run at hand."""
+    """A line on stderr every 50 steps or 30 seconds. Time left is that of the run at hand."""
 
     def __init__(self) -> None:
-        self.start, self.first, self.last = 0.0, 0, -1
+        self.start, self.first, self.last, self.shown = 0.0, 0, -1, 0.0
 
     def __call__(self, step: int, steps: int, parts: dict[str, float]) -> None:
         if step != self.last + 1:  # another run, or one that goes on
             self.start, self.first = time.monotonic(), step
-        self.last = step
-        if step % 50 and step < steps:
+            self.shown = self.start
+        self.last, now = step, time.monotonic()
+        if step % 50 and step < steps and now < self.shown + 30:
             return
+        self.shown = now
         left = (time.monotonic() - self.start) / max(step - self.first, 1) * (steps - step)
         losses = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
         sys.stderr.write(f"step {step}/{steps}, {losses}, {clock(left)} left\n")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from ..backbones import Network, backbone_of
 from ..degradation import Recipe
 from ..model import check_vae, open_text_encoder
 from ..parity import DEFAULT
+from ..progress import Progress
 from ..star_checkpoint import ModelFile, save_model
 from ..text.prompts import join_prompt
 from ..vae.cogvideox import CausalVideoVAE
@@ -23,6 +25,7 @@ from .trainer import DEFAULT_EXECUTION, OnStep, TrainExecution, start_accelerate
 from .validation import Validation
 from .videos import SampleSize, VideoClips, VideoSamples
 
+STAGES = ("index", "validate")
 VALIDATED = 4  # random clips, or one for each process where there are more
 MODEL_FILE, LORA_FILE = "model.safetensors", "lora.safetensors"
 
@@ -51,17 +54,25 @@ def finetune(
     rank: int = 16,
     every: int = 500,
     on_step: OnStep | None = None,
+    on_progress: Progress | None = None,
     execution: TrainExecution = DEFAULT_EXECUTION,
 ) -> None:
     """Trains a model file, or resumes, and writes `out`/model.safetensors or lora.safetensors.
 
     model: a file with official names, with or without ControlNet and LIEM. vae_file: the model's
     VAE. text_encoder: None for models with learned prompts. rank: of a LoRA. every: steps between
-    states. on_step, execution: see `train`. ValueError for files and sizes that do not fit each
+    states. on_step, execution: see `train`.
+    on_progress: called as on_progress(stage, done, total) for the stages in `STAGES`, by the first
+    process. ValueError for files and sizes that do not fit each
     other.
     """
     accelerator = start_accelerate()
     device = accelerator.device
+    report = on_progress if accelerator.is_main_process else None
+
+    def progress(stage: str) -> Callable[[int, int], None] | None:
+        return report and partial(report, stage)
+
     network, file = start_network(model)
     vae = load_vae(vae_file, scale=file.latents.scale, device=device)
     check_vae(vae, file.config, file.latents)
@@ -99,7 +110,11 @@ def finetune(
 
     def samples(folder: Path) -> VideoSamples:
         source = VideoClips(
-            folder, data.recipe, data.sample, caption_dropout=defaults.caption_dropout
+            folder,
+            data.recipe,
+            data.sample,
+            caption_dropout=defaults.caption_dropout,
+            on_shard=progress(STAGES[0]),
         )
         return VideoSamples(source, vae, upsampling=file.sampling.upsample, text=encode)
 
@@ -121,6 +136,7 @@ def finetune(
             sampling=file.sampling,
             text=text,
             bf16=config.bf16,
+            on_clip=progress(STAGES[1]),
         )
     facts = {
         "model": model.name,

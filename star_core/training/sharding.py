@@ -44,7 +44,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Returns a tensor put together from the parts of all processes, all of which must call this."""
+    """Returns a tensor put together from its parts; all processes must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore
 
 

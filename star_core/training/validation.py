@@ -1,6 +1,6 @@
 """Measures a network on held-out clips while it is trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Validation:
     out: degraded, restored and clean frames are written side by side to
     `out`/validation/STEP_CLIP.mp4. sampling: the model's; None for the defaults. text: positive and
     negative embedding (1 l d) if prompts are not learned. bf16: whether the network computes in
-    bfloat16.
+    bfloat16. on_clip: called as on_clip(done, clips of this process) after each clip.
     """
 
     def __init__(
@@ -44,8 +44,10 @@ class Validation:
         sampling: SamplingDefaults | None = None,
         text: tuple[Tensor, Tensor] | None = None,
         bf16: bool = False,
+        on_clip: Callable[[int, int], None] | None = None,
     ) -> None:
         self.clips, self.vae, self.text, self.bf16 = clips, vae, text, bf16
+        self.on_clip = on_clip
         self.folder, self.sampling = out / "validation", sampling or SamplingDefaults()
 
     @torch.no_grad()
@@ -66,6 +68,8 @@ class Validation:
                     means = compare(list(video), list(clean), metrics=METRICS).means
                     figures[-1] |= {f"{row} {name}": value for name, value in means.items()}
                 self._show(f"{step:07d}_{number}", [large, restored, clean])
+                if self.on_clip:
+                    self.on_clip(len(figures), len(self.clips))
             figures = gathered(figures)
             return {name: sum(each[name] for each in figures) / len(figures) for name in figures[0]}
         finally:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 TRIES = 10  # clips that are tried for one sample, as in the reference
 TEXTS = 512  # embeddings that are cached
-PIXELS = 2**22  # that a VAE of frames encodes at a time
+PIXELS = 2**20  # that a VAE of frames encodes at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +76,16 @@ class StoredClip:
     shape: tuple[int, int] | None = None
 
 
-def stored_clips(folder: Path) -> list[StoredClip]:
+def stored_clips(
+    folder: Path, *, on_shard: Callable[[int, int], None] | None = None
+) -> list[StoredClip]:
     """Lists the clips of all webdataset shards (*.tar) below a folder. ValueError if there is none.
 
-    Members whose names are equal up to the first dot belong together.
+    Members whose names are equal up to the first dot belong together. on_shard: called as
+    on_shard(done, shards) after each shard.
     """
-    clips = []
-    for shard in sorted(folder.rglob("*.tar")):
+    clips, shards = [], sorted(folder.rglob("*.tar"))
+    for number, shard in enumerate(shards):
         videos: dict[str, tarfile.TarInfo] = {}
         texts: dict[tuple[str, str], str] = {}
         try:
@@ -109,6 +112,8 @@ def stored_clips(folder: Path) -> list[StoredClip]:
                     shape=record and record[1],
                 )
             )
+        if on_shard:
+            on_shard(number + 1, len(shards))
     if not clips:
         raise ValueError(f"{folder} holds no shards with clips: write them by the command dataset")
     return clips
@@ -166,7 +171,8 @@ class VideoClips:
     """Random clips that are degraded anew every time they are drawn; needs no VAE and no device.
 
     folder: shards, see `stored_clips`. Clips that their records call shorter or smaller than a
-    sample are left out, with a warning. caption_dropout: probability of an empty caption.
+    sample are left out, with a warning. caption_dropout: probability of an empty caption. on_shard:
+    see `stored_clips`.
     ValueError if there are no clips of this size.
     """
 
@@ -177,11 +183,12 @@ class VideoClips:
         sample: SampleSize,
         *,
         caption_dropout: float = 0.5,
+        on_shard: Callable[[int, int], None] | None = None,
     ) -> None:
         self.recipe, self.sample, self.caption_dropout = recipe, sample, caption_dropout
         self.clips: list[StoredClip] = []
         left_out = Counter[str]()
-        for clip in stored_clips(folder):
+        for clip in stored_clips(folder, on_shard=on_shard):
             objection = None
             if clip.frames is not None and clip.shape is not None:
                 objection = sample.objection(clip.frames, clip.shape)

@@ -470,14 +470,17 @@ def test_verify_reports_failure_by_its_exit_code(tmp_path, capsys):
 
 
 def test_train_hands_its_arguments_to_the_recipe(tmp_path, capsys, monkeypatch):
-    def train_tiny(data, out, *, steps, seed, start, sharp, metric_weights, bf16, on_step):
+    def train_tiny(
+        data, out, *, steps, seed, start, sharp, metric_weights, bf16, on_step, on_progress
+    ):
+        on_progress("VAE", 3, 3)
         assert start == tmp_path and sharp == 0.5 and metric_weights is None and not bf16
         on_step(steps, steps, {"velocity": float(seed)})
 
     monkeypatch.setattr("star_core.training.tiny.train_tiny", train_tiny)
     where = ["--data", tmp_path, "--out", tmp_path / "out", "--start", tmp_path, "--sharp", 0.5]
     code, out, err = run(capsys, "train", "--built-in", *where, "--steps", 7, "--seed", 3)
-    assert (code, out, err) == (0, "", "step 7/7, velocity 3.0000, 0:00 left\n")
+    assert (code, out, err) == (0, "", "2/3 VAE 3/3\nstep 7/7, velocity 3.0000, 0:00 left\n")
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["defaults", "options"])

@@ -1,3 +1,4 @@
+import shutil
 from fractions import Fraction
 
 import pytest
@@ -41,6 +42,19 @@ def test_star_training_of_a_model_file_writes_a_model_that_loads(shards, tmp_pat
     assert list((tmp_path / "validation").glob("*.mp4"))
 
 
+def test_a_published_model_and_its_vae_are_found(shards, tmp_path, capsys):
+    for folder, name, source in zip(
+        ("diffusion_models", "vae"), ("light_deg", "svd_vae"), BUILT_IN["tiny"], strict=True
+    ):
+        (tmp_path / "models" / folder).mkdir(parents=True)
+        shutil.copyfile(source, tmp_path / "models" / folder / f"{name}.safetensors")
+    command = arguments(shards, tmp_path / "out", "--models-dir", str(tmp_path / "models"))
+    command[2] = "light_deg"
+    assert main(command) == 0
+    assert load_model(tmp_path / "out" / "model.safetensors").prompts is not None
+    assert "1/2 index 1/1" in capsys.readouterr().err
+
+
 def test_a_lora_is_written_alone(shards, tmp_path):
     assert main(arguments(shards, tmp_path, "--trains", "lora", "--rank", "2")) == 0
     lora = open_tensors(tmp_path / "lora.safetensors")
@@ -69,4 +83,8 @@ def test_the_plan_tells_memory_and_work_without_training(tmp_path, capsys):
     plan = ["train", "--model", "tiny", "--plan", "--clip-frames", "2", "--size", "32x24"]
     assert main(plan) == 0
     out = capsys.readouterr().out
-    assert "PFLOP a step" in out and "GiB a GPU" in out
+    assert "PFLOP a step" in out and "GiB on the first GPU" in out and "VAE" in out
+    assert "4 cores" in out
+    for option, value in (("--vae", "none.pt"), ("--data", "none"), ("--model", "none.pt")):
+        assert main([*plan, option, value]) == 2
+        assert value in capsys.readouterr().err

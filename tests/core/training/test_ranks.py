@@ -4,14 +4,12 @@ import os
 import socket
 from dataclasses import replace
 
-import pytest
 import torch
 from torch import multiprocessing
 
 from star_core.training.tiny import new_network
 from star_core.training.trainer import TrainExecution, train
-from star_core.training.validation import Validation
-from tests.small_run import CONFIG, SMALL, latent_pairs, states, stored, write
+from tests.small_run import CONFIG, SMALL, latent_pairs, stored, write
 
 STAR = replace(CONFIG, trains="star", steps=3, batch=1)
 SHARDED = TrainExecution(shard=True, keep=9)

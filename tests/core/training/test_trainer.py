@@ -540,7 +540,15 @@ def test_the_built_in_model_is_made_and_then_sharpened_from_a_folder_of_videos(
     monkeypatch.setattr(tiny, "load_lpips", lambda *_, **__: Distance())
     small: Any = {"vae_steps": 1, "shards": 1, "per_shard": 2}
     first, second = tmp_path / "first", tmp_path / "second"
-    tiny.train_tiny(folder, first, steps=1, **small)
+    seen: list[tuple[str, int, int]] = []
+    tiny.train_tiny(folder, first, steps=1, **small, on_progress=lambda *at: seen.append(at))
+    assert seen == [
+        ("clips", 1, 2),
+        ("clips", 2, 2),
+        ("VAE", 1, 1),
+        ("pairs", 1, 2),
+        ("pairs", 2, 2),
+    ]
     made = load_model(first / MODEL_FILE, dtype=torch.float32)
     assert made.prompts is not None and made.prompts.presets == ("faithful",)
     tiny.train_tiny(folder, second, steps=3, start=first, sharp=0.9, **small)
