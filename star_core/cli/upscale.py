@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..upscale import RunSpec
     from ..windows.tiling import Tile
 
-SOLVERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_renewed", "heun")
+SOLVERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_renewed", "dpmpp_2m", "heun", "euler", "lcm")
 
 
 def add_upscale(parser: argparse.ArgumentParser) -> None:

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ..backbones import Network, backbone_of
 from ..degradation import Recipe
+from ..lora import add_lora, write_lora
 from ..model import check_vae, open_text_encoder
 from ..star_checkpoint import ModelFile, save_model
 from ..vae.cogvideox import CausalVideoVAE
 from ..vae.load import load_vae
 from .initialise import start_network
-from .lora import add_lora, write_lora
-from .objective import Prompts, TrainConfig, sample_generator
+from .objective import Prompts, TrainConfig, TrainingObjective, sample_generator
 from .pixels import decoder_of
 from .trainer import OnStep, start_accelerate, train
 from .validation import Validation
@@ -113,12 +113,9 @@ def finetune(
         validate = Validation(pairs, vae, out, sampling=file.sampling, text=text)
     train(
         samples(data.data),
-        network,
-        config,
+        TrainingObjective(network, config, prompts=prompts, decoder=decoder),
         out,
         write=_Writer(file),
-        prompts=prompts,
-        decoder=decoder,
         validate=validate,
         on_step=on_step,
         every=every,
