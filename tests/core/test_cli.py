@@ -510,6 +510,35 @@ def test_train_hands_its_options_to_the_training_of_a_model(tmp_path, monkeypatc
     assert (config.noise_level, config.early, config.start) == (1000, 0.0, 0.0)
 
 
+def test_train_hands_its_options_to_a_distillation(tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    def finetune(model, vae_file, material, out, config, **others):
+        seen.update(config=config, **others)
+
+    monkeypatch.setattr("star_core.training.finetune.finetune", finetune)
+    command = ["train", "--model", "tiny", "--data", str(tmp_path), "--out", str(tmp_path)]
+    command += ["--steps", "11"]
+    assert main([*command, "--distill", "2"]) == 0
+    config, distill = seen["config"], seen["distill"]
+    assert (config.trains, config.df.beta, config.df_space) == ("lora", 0.0, "latents")
+    facts = (distill.evaluations, distill.solver_steps, distill.pixels, distill.sampler)
+    assert facts == (2, 16, 0.0, "euler")
+    assert (seen["lora_layers"], seen["lora_controlnet"], seen["teacher"]) == ("all", True, {})
+    options = ["--solver-steps", "6", "--pixels", "0.5", "--sampler", "lcm", "--cfg", "5"]
+    options += ["--cfg-rescale", "0.1", "--df-beta", "0.25", "--df-space", "pixels"]
+    options += ["--lora-layers", "attention", "--no-lora-controlnet"]
+    assert main([*command, "--distill", "1", *options]) == 0
+    config, distill = seen["config"], seen["distill"]
+    assert (config.df.beta, config.df_space) == (0.25, "pixels")
+    facts = (distill.evaluations, distill.solver_steps, distill.pixels, distill.sampler)
+    assert facts == (1, 6, 0.5, "lcm")
+    assert (seen["lora_layers"], seen["lora_controlnet"]) == ("attention", False)
+    assert seen["teacher"] == {"cfg": 5.0, "cfg_rescale": 0.1}
+    assert main([*command, "--pixels", "0.5"]) == 2
+    assert "--pixels belongs to --distill" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "command",
     ["upscale", "demo", "download", "info", "convert", "verify", "manifest", "bench", "train"],
