@@ -7,7 +7,7 @@ needs with this LoRA, such as the few evaluations that it was distilled for.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -200,20 +200,23 @@ class LoraFile:
 
         ValueError if the network lacks a layer of the file, or has it in another size.
         """
-        layers = dict(network.named_modules())
-        for name, (up, down, scale) in self.changes.items():
-            weight = getattr(layers.get(name), "weight", None)
-            if weight is None:
+        layers: dict[str, Any] = dict(network.named_modules())
+        for name, (up, down, _) in self.changes.items():
+            if not isinstance(weight := getattr(layers.get(name), "weight", None), Tensor):
                 raise ValueError(
                     f"{self.path.name} is for another model: this one has no layer {name}"
                 )
-            change = _product(up.to(weight.device).float(), down.to(weight.device).float())
-            if change.shape != weight.shape:
+            if (changed := (len(up), *down.shape[1:])) != weight.shape:
                 raise ValueError(
                     f"{self.path.name} is for another model: its {name} changes weights of "
-                    f"{list(change.shape)}, here they are {list(weight.shape)}"
+                    f"{list(changed)}, here they are {list(weight.shape)}"
                 )
-            weight.copy_(weight.float() + self.strength * scale * change)
+        for name, (up, down, scale) in self.changes.items():
+            weight = layers[name].weight
+            change = _product(*(factor.to(weight.device).float() for factor in (up, down)))
+            # Not in place, because weights may be views of the file that they come from.
+            changed = weight.float() + self.strength * scale * change
+            weight.data = changed.to(weight.dtype)
 
 
 def open_lora(path: str | os.PathLike[str], strength: float = 1.0) -> LoraFile:
@@ -258,4 +261,15 @@ def _sampling_of(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
         replace(SamplingDefaults(), **sampling)
     except TypeError:
         raise ValueError(f"{where} has unknown fields: update this package") from None
+    return sampling
+
+
+def with_loras(sampling: SamplingDefaults, loras: Iterable[LoraFile]) -> SamplingDefaults:
+    """Returns a model's sampling settings with those that its LoRAs ask for.
+
+    The last one decides; one of strength 0 asks for nothing.
+    """
+    for lora in loras:
+        if lora.strength:
+            sampling = replace(sampling, **lora.sampling)
     return sampling
