@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from star_core.sampling_defaults import LatentFormat
-from star_core.training.objective import TrainConfig
+from star_core.training.objective import TrainConfig, TrainingObjective
 from star_core.training.pairs import LatentPairs
 from star_core.training.tiny import NETWORK, new_network, write_tiny
 from star_core.training.trainer import train
@@ -32,7 +32,8 @@ def latent_pairs(folder):
 def run(data, out, config=CONFIG, **options):
     """Trains a small network anew; returns it."""
     network, prompts = new_network(SMALL, 0)
-    train(data, network, config, out, prompts=prompts, **{"write": write} | options)
+    objective = TrainingObjective(network, config, prompts=prompts)
+    train(data, objective, out, **{"write": write} | options)
     return network
 
 

@@ -57,12 +57,11 @@ class RunOptions:
         """common, execution: what all shots share. memory: bytes to plan for; None for no plan.
         add_options: adds the options of `upscale`, by which a file of shots is read.
         """
-        from ..sampling_defaults import SamplingDefaults
 
         self._args, self._files, self._common = args, files, common
         self._execution, self._precision, self._memory = execution, precision, memory
         self._add_options = add_options
-        self._defaults = SamplingDefaults(**(files.info.sampling or {}))
+        self._defaults = files.sampling
         options = {name: getattr(args, name) for name in (*PROMPTS, *LOOK, *SAMPLING)}
         self._options = {name: value for name, value in options.items() if value is not None}
         self.report: list[dict[str, Any]] = []

@@ -150,12 +150,30 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--trains",
-        choices=("star", "all", "lora"),
-        default="star",
-        help="what is trained: ControlNet and LIEM (star, default), everything, or a LoRA",
+        choices=("star", "all", "lora", "decoder"),
+        help="what is trained: ControlNet and LIEM (star, default), everything, a LoRA (default "
+        "with --distill), or a small decoder for the VAE (decoder)",
     )
     group.add_argument(
         "--rank", type=int, default=16, metavar="N", help="rank of the LoRA (default 16)"
+    )
+    group.add_argument(
+        "--lora-layers",
+        choices=("attention", "all"),
+        help="which layers get a LoRA: the linear layers of the transformers (attention, default) "
+        "or all linear layers and convolutions (default with --distill)",
+    )
+    group.add_argument(
+        "--no-lora-controlnet",
+        action="store_true",
+        help="the ControlNet gets no LoRA",
+    )
+    group.add_argument(
+        "--decoder-share",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="most compute of a decoder, as a share of that of the VAE's own (default 0.1)",
     )
     group.add_argument(
         "--recipe",
@@ -193,7 +211,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="adamw (default), or muon for large matrices and adamw for the rest",
     )
     group.add_argument(
-        "--learning-rate", type=float, default=5e-5, metavar="X", help="default 5e-5"
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help="step size of the optimiser (default 5e-5, of a decoder 1e-3)",
     )
     group.add_argument(
         "--warmup",
@@ -246,9 +267,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--df-space",
         choices=("pixels", "latents"),
-        default="pixels",
         help="where DF loss compares spectra: in a decoded part of the video (default) or in "
-        "latents",
+        "latents (default with --distill)",
     )
     group.add_argument(
         "--df-alpha",
@@ -260,15 +280,50 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--df-beta",
         type=float,
-        default=1.0,
         metavar="X",
-        help="weight of DF loss, 0 for none (default 1)",
+        help="weight of DF loss, 0 for none (default 1, with --distill 0)",
     )
+    add_distillation(parser)
     group.add_argument(
         "--plan",
         action="store_true",
         help="print the memory and the work of a step, and stop; MODEL may then be i2vgenxl, "
         "cogvideox-5b or cogvideox-2b, STAR's full sizes, which need no files",
+    )
+
+
+def add_distillation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("with --model: distillation into few evaluations")
+    group.add_argument(
+        "--distill",
+        type=int,
+        metavar="N",
+        help="train a LoRA with which N evaluations without guidance, such as 1, 2 or 4, give what "
+        "the model gives with guidance and many evaluations",
+    )
+    group.add_argument(
+        "--solver-steps",
+        type=int,
+        metavar="N",
+        help="steps of the teacher over all noise levels, a multiple of --distill (default 16)",
+    )
+    group.add_argument(
+        "--cfg", type=float, metavar="X", help="the teacher's guidance scale (default: the model's)"
+    )
+    group.add_argument(
+        "--cfg-rescale", type=float, metavar="X", help="of the teacher (default: the model's)"
+    )
+    group.add_argument(
+        "--pixels",
+        type=float,
+        metavar="X",
+        help="weight of a loss in pixels of a decoded part in the last phase (default 0)",
+    )
+    group.add_argument(
+        "--sampler",
+        choices=("euler", "lcm"),
+        help="sampler that the LoRA asks for: euler (default) keeps the noise of the start, lcm "
+        "draws it anew after each evaluation",
     )
 
 
@@ -300,6 +355,7 @@ def run_train(args: argparse.Namespace) -> None:
     from .. import degradation
     from ..losses import DFLossConfig
     from ..model import find_model
+    from ..training.distillation import DistillConfig
     from ..training.finetune import STAGES, DataConfig, finetune
     from ..training.objective import TrainConfig
     from ..training.trainer import TrainExecution
@@ -307,12 +363,26 @@ def run_train(args: argparse.Namespace) -> None:
     files = find_model(
         args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
     )
+    teacher = {name: getattr(args, name) for name in ("cfg", "cfg_rescale")}
+    options = {name: getattr(args, name) for name in ("solver_steps", "pixels", "sampler")}
+    teacher, options = (
+        {name: value for name, value in given.items() if value is not None}
+        for given in (teacher, options)
+    )
+    if args.distill is None and (given := next(iter((*teacher, *options)), None)):
+        raise ValueError(
+            f"--{given.replace('_', '-')} belongs to --distill: add it, or leave it out"
+        )
+    distill = None if args.distill is None else DistillConfig(evaluations=args.distill, **options)
+    small = args.trains == "decoder"
+    if small and distill:
+        raise ValueError("--distill is for the network: leave out --trains decoder")
     config = TrainConfig(
         steps=args.steps,
         batch=args.batch,
-        trains=args.trains,
+        trains="all" if small else args.trains or ("lora" if distill else "star"),
         optimizer=args.optimizer,
-        learning_rate=args.learning_rate,
+        learning_rate=_default(args.learning_rate, 1e-3 if small else 5e-5),
         warmup=args.warmup,
         decay_from=args.decay_from,
         weight_decay=args.weight_decay,
@@ -322,8 +392,8 @@ def run_train(args: argparse.Namespace) -> None:
         seed=args.seed,
         bf16=args.bf16,
         checkpointing=args.checkpointing,
-        df=DFLossConfig(alpha=args.df_alpha, beta=args.df_beta),
-        df_space=args.df_space,
+        df=DFLossConfig(alpha=args.df_alpha, beta=_default(args.df_beta, 0.0 if distill else 1.0)),
+        df_space=args.df_space or ("latents" if distill or small else "pixels"),
     )
     data = DataConfig(
         data=Path(args.data),
@@ -331,6 +401,34 @@ def run_train(args: argparse.Namespace) -> None:
         sample=_sample(args),
         validation_set=Path(args.validate) if args.validate else None,
     )
+    execution = TrainExecution(
+        workers=args.workers,
+        accumulate=args.accumulate,
+        average_on_cpu=args.average_on_cpu,
+        shard=args.shard,
+        keep=args.keep,
+    )
+    running = {
+        "every": args.every,
+        "on_step": _Report(),
+        "on_progress": Progress(STAGES),
+        "execution": execution,
+    }
+    if small:
+        from ..training.decoder import distil_decoder
+
+        latents = files.info.latents or {}
+        distil_decoder(
+            files.vae,
+            data,
+            Path(args.out),
+            config,
+            scale=latents.get("scale"),
+            share=args.decoder_share,
+            upsampling=files.sampling.upsample,
+            **running,
+        )
+        return
     finetune(
         files.model,
         files.vae,
@@ -339,17 +437,16 @@ def run_train(args: argparse.Namespace) -> None:
         config,
         text_encoder=files.text_encoder,
         rank=args.rank,
-        every=args.every,
-        on_step=_Report(),
-        on_progress=Progress(STAGES),
-        execution=TrainExecution(
-            workers=args.workers,
-            accumulate=args.accumulate,
-            average_on_cpu=args.average_on_cpu,
-            shard=args.shard,
-            keep=args.keep,
-        ),
+        lora_layers=args.lora_layers or ("all" if distill else "attention"),
+        lora_controlnet=not args.no_lora_controlnet,
+        distill=distill,
+        teacher=teacher,
+        **running,
     )
+
+
+def _default(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def add_ablation(parser: argparse.ArgumentParser) -> None:
@@ -426,6 +523,8 @@ def _print_plan(args: argparse.Namespace) -> None:
     from ..training.plan import GIB, plan_training
     from ..vae.load import geometry_of
 
+    if args.trains == "decoder":
+        raise ValueError("--plan counts the training of networks: leave out --trains decoder")
     if args.model is None:
         raise ValueError("--plan is for --model: --built-in trains a small network of its own")
     for name in ("data", "validate"):
@@ -449,7 +548,7 @@ def _print_plan(args: argparse.Namespace) -> None:
         frames=(sample.frames - 1) // vae.latent_frames + 1,
         height=height,
         width=width,
-        trains=args.trains,
+        trains=args.trains or "star",
         rank=args.rank,
         checkpointing=args.checkpointing,
         bf16=args.bf16,
@@ -459,7 +558,7 @@ def _print_plan(args: argparse.Namespace) -> None:
         average_on_cpu=args.average_on_cpu,
         shard=args.shard,
         vae=vae,
-        crop=PixelCrop() if args.df_space == "pixels" and args.df_beta else None,
+        crop=PixelCrop() if (args.df_space or "pixels") == "pixels" and args.df_beta != 0 else None,
         text_encoder=text_encoder,
     )
     print(f"{plan}\n{plan.table()}")

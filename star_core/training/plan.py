@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..backbones import Network, NetworkConfig, build_network
+from ..lora import add_lora
 from ..planning.cost import Geometry, encoding
 from ..vae.cogvideox import CausalVideoVAE
 from .checkpointing import recompute
-from .lora import add_lora
 from .objective import Trains
 from .pixels import PixelCrop
 from .trainer import choose_trained

@@ -22,15 +22,13 @@ from ..backbones import Network
 from .loading import Batches
 from .objective import (
     Batch,
+    Objective,
     Prompts,
     Samples,
-    TrainConfig,
-    TrainingObjective,
     Trains,
     number_of,
 )
 from .optimizers import MovingAverage, learning_rate, make_optimizers
-from .pixels import Decoder
 from .processes import gathered
 from .sharding import gather_into, local, local_state, shard, skeleton, whole
 from .states import States, check_names, load_optimizers, run_description
@@ -111,22 +109,17 @@ def assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor])
 
 def train(
     data: Samples,
-    network: Network,
-    config: TrainConfig,
+    objective: Objective,
     out: Path,
     *,
     write: Callable[[Path, Any, Prompts | None, int], None],
-    prompts: Prompts | None = None,
-    decoder: Decoder | None = None,
-    pixel_kernel: Tensor | None = None,
-    perceptual: nn.Module | None = None,
     validate: Callable[[Any, Prompts | None, int], dict[str, float]] | None = None,
     on_step: OnStep | None = None,
     every: int = 500,
     execution: TrainExecution = DEFAULT_EXECUTION,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Trains a network, or resumes from the newest state in `out`.
+    """Trains the network of an objective, or resumes from the newest state in `out`.
 
     Several processes, started by torchrun or accelerate, each take `config.batch` samples of a
     step; the first one writes. A step whose gradient is not finite changes nothing and is counted.
@@ -135,16 +128,14 @@ def train(
     the averaged weights in place, by the first process. validate: called as
     validate(network, prompts, step) before that, by all processes; the figures that it returns are
     logged.
-    prompts: learned prompts, trained if all of the network is; None if samples carry their text.
-    decoder, pixel_kernel, perceptual: see `TrainingObjective`.
+    Learned prompts are trained if all of the network is.
     on_step: called as on_step(step, steps, parts of the loss) after each step by the first process.
     An exception from it ends training; the steps since the last state are lost.
     every: steps between two states. execution: how steps are computed and kept.
     facts: what else the result depends on, such as the files; resuming with others is refused.
 
-    ValueError if accelerate is not installed, if the objective lacks what `config` asks for, if
-    `every` is below 1, if a state in `out` cannot be read, belongs to another run or is beyond
-    `config.steps`, and if too many steps are not finite.
+    ValueError if accelerate is not installed, if `every` is below 1, if a state in `out` cannot be
+    read, belongs to another run or is beyond the last step, and if too many steps are not finite.
     """
     if every < 1:
         raise ValueError(f"--every must be at least 1 step, got {every}")
@@ -152,6 +143,7 @@ def train(
     device = accelerator.device
     processes, rank = accelerator.num_processes, accelerator.process_index
     out.mkdir(parents=True, exist_ok=True)
+    network, prompts, config = objective.network, objective.prompts, objective.config
     choose_trained(network, config.trains)
     if prompts is not None:
         prompts.requires_grad_(config.trains == "all")
@@ -168,14 +160,7 @@ def train(
         if accelerator.is_main_process:
             complete = skeleton(network)
         shard(network.to(device), device)
-    objective = TrainingObjective(
-        network,
-        config,
-        prompts=prompts,
-        decoder=decoder,
-        pixel_kernel=pixel_kernel,
-        perceptual=perceptual,
-    ).to(device)
+    objective.to(device)
     named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(named, config)
     average = None

@@ -1,27 +1,19 @@
 import shutil
-from fractions import Fraction
 
 import pytest
 import torch
 
 from star_core.checkpoints.tensors import open_tensors
 from star_core.cli import main
+from star_core.lora import open_lora
 from star_core.model import BUILT_IN
 from star_core.star_checkpoint import load_model
-from star_core.training.dataset import ClipFilter, make_dataset
-from star_core.video_io import open_sink
+from tests.films import write_shards
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("films")
-    columns = torch.arange(64) / 5
-    with open_sink(folder / "a.mkv", width=64, height=48, fps=Fraction(25)) as sink:
-        for index in range(4):
-            sink.write((0.5 + 0.4 * torch.sin(columns + index / 3)).expand(3, 48, 64))
-    out = folder / "shards"
-    make_dataset(folder, out, ClipFilter(length=(3, 4), size=(24, 32), detail=0.0))
-    return out
+    return write_shards(tmp_path_factory.mktemp("clips"))
 
 
 def arguments(shards, out, *more):
@@ -60,6 +52,24 @@ def test_a_lora_is_written_alone(shards, tmp_path):
     lora = open_tensors(tmp_path / "lora.safetensors")
     assert all(".lora_" in key or key.endswith(".alpha") for key in lora)
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_distilled_lora_says_how_it_is_sampled(shards, tmp_path, capsys):
+    options = ["--distill", "2", "--solver-steps", "4", "--cfg", "1.5", "--rank", "2"]
+    assert main(arguments(shards, tmp_path, *options, "--no-lora-controlnet")) == 0
+    lora = open_lora(tmp_path / "lora.safetensors")
+    assert lora.sampling == {
+        "steps": 2,
+        "solver_mode": "normal",
+        "sampler": "euler",
+        "cfg": 1.0,
+        "cfg_mode": "constant",
+        "noise_level": 900,
+    }
+    assert any(down.ndim == 4 for _, down, _ in lora.changes.values())
+    assert not any(name.startswith("VideoControlNet") for name in lora.changes)
+    assert main(arguments(shards, tmp_path, "--distill", "2", "--trains", "star")) == 2
+    assert "--trains" in capsys.readouterr().err
 
 
 def test_sizes_that_do_not_fit_and_missing_options_are_told(shards, tmp_path, capsys):

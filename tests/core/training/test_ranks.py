@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import multiprocessing
 
+from star_core.training.objective import TrainingObjective
 from star_core.training.tiny import new_network
 from star_core.training.trainer import TrainExecution, train
 from tests.small_run import CONFIG, SMALL, latent_pairs, stored, write
@@ -57,8 +58,9 @@ def sharded(rank, folder):
     for steps in (2, 3):  # the second run resumes
         network, prompts = begun()
         config = replace(STAR, steps=steps)
-        train(pairs, network, config, folder / "sharded", prompts=prompts, write=write, every=1,
-              execution=SHARDED, validate=validate)  # fmt: skip
+        objective = TrainingObjective(network, config, prompts=prompts)
+        train(pairs, objective, folder / "sharded", write=write, every=1, execution=SHARDED,
+              validate=validate)  # fmt: skip
     torch.save(seen, folder / f"seen-{rank}.pt")
 
 
@@ -66,7 +68,8 @@ def test_sharded_ranks_train_validate_and_resume_as_one_process(tmp_path):
     pairs = latent_pairs(tmp_path / "pairs")
     ranks(sharded, tmp_path)
     network, prompts = begun()
-    train(pairs, network, replace(STAR, batch=2), tmp_path / "one", prompts=prompts, write=write)
+    objective = TrainingObjective(network, replace(STAR, batch=2), prompts=prompts)
+    train(pairs, objective, tmp_path / "one", write=write)
     one = stored(tmp_path / "one", 3)
     parts = [
         torch.load(tmp_path / "sharded" / f"state-0000003-{rank}.pt", weights_only=True)
