@@ -149,7 +149,7 @@ def plan_training(
     }
     flops = flops // batch
     if vae is not None:
-        built = _on_meta(vae)
+        built = vae_on_meta(vae)
         causal = isinstance(built, CausalVideoVAE)
         others["VAE"] = 4 * sum(p.numel() for p in built.model.parameters())
         factor, pixel_frames = vae.factor, (frames - 1) * vae.latent_frames + 1
@@ -185,9 +185,12 @@ def plan_training(
     )
 
 
-def _on_meta(geometry: Geometry) -> Any:
+def vae_on_meta(geometry: Geometry) -> Any:
+    """Returns a VAE without weights, on the device "meta"."""
     with torch.device("meta"):
-        return geometry.build()
+        vae = geometry.build()
+    vae.model.to("meta")  # some weights ignore the context
+    return vae
 
 
 def _decoding(geometry: Geometry, crop: PixelCrop, size: tuple[int, int, int]) -> tuple[int, int]:
@@ -195,7 +198,7 @@ def _decoding(geometry: Geometry, crop: PixelCrop, size: tuple[int, int, int]) -
 
     size: frames, height and width of the latents.
     """
-    vae = _on_meta(geometry)
+    vae = vae_on_meta(geometry)
     vae.model.requires_grad_(False)
     frames, height, width = (
         min(side, part + around)
@@ -208,6 +211,7 @@ def _decoding(geometry: Geometry, crop: PixelCrop, size: tuple[int, int, int]) -
     with (
         FlopCounterMode(display=False) as counter,
         torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor),
+        torch.device("meta"),
     ):
         vae.decode_window(z.requires_grad_())
     return saved.bytes, counter.get_total_flops()

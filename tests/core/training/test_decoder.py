@@ -6,6 +6,7 @@ import torch
 from star_core.cli import main
 from star_core.model import BUILT_IN
 from star_core.training.decoder import _decoded, decoding_flops, small_decoder
+from star_core.training.plan import vae_on_meta
 from star_core.training.videos import stored_clips
 from star_core.vae.load import load_frame_vae
 from star_core.vae.patch import PatchGeometry
@@ -19,8 +20,7 @@ from tests.films import write_shards
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_a_decoder_takes_the_share_of_compute_that_it_is_given(geometry, share):
     decoder = small_decoder(geometry, share)
-    with torch.device("meta"):
-        vae = geometry.build()
+    vae = vae_on_meta(geometry)
     own = decoding_flops(vae.decode_window, vae.latent_channels)
     small = decoding_flops(partial(_decoded, decoder), vae.latent_channels)
     assert small <= share * own
