@@ -214,7 +214,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=float,
         metavar="X",
-        help="step size of the optimiser (default 5e-5, of a decoder 1e-3)",
+        help="step size of the optimiser (default 5e-5, of a decoder 5e-4)",
     )
     group.add_argument(
         "--warmup",
@@ -227,7 +227,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "--decay-from",
         type=int,
         metavar="N",
-        help="step from which the learning rate falls to 0 along a cosine (default: it does not)",
+        help="step from which the learning rate falls to 0 along a cosine (default: it does not, "
+        "with a decoder from the middle on)",
     )
     group.add_argument(
         "--weight-decay",
@@ -382,9 +383,9 @@ def run_train(args: argparse.Namespace) -> None:
         batch=args.batch,
         trains="all" if small else args.trains or ("lora" if distill else "star"),
         optimizer=args.optimizer,
-        learning_rate=_default(args.learning_rate, 1e-3 if small else 5e-5),
+        learning_rate=_default(args.learning_rate, 5e-4 if small else 5e-5),
         warmup=args.warmup,
-        decay_from=args.decay_from,
+        decay_from=args.steps // 2 if small and args.decay_from is None else args.decay_from,
         weight_decay=args.weight_decay,
         noise_level=1000,
         early=0.0,

@@ -16,7 +16,7 @@ from ..progress import Progress
 from ..vae.cogvideox import CausalVideoVAE
 from ..vae.frame_vae import FrameGeometry, VideoVAE
 from ..vae.load import load_vae
-from ..vae.small_decoder import SmallDecoder, SmallDecoderConfig, save_decoder
+from ..vae.small_decoder import SmallDecoder, SmallDecoderConfig, save_decoder, save_with_decoder
 from .autoencoder import at, fit, put
 from .finetune import STAGES, VALIDATED, DataConfig
 from .objective import Batch, Objective, Sample, TrainConfig, sample_generator
@@ -24,7 +24,7 @@ from .plan import vae_on_meta
 from .trainer import DEFAULT_EXECUTION, OnStep, TrainExecution, start_accelerate, train
 from .videos import VideoClips, VideoSamples
 
-DECODER_FILE = "decoder.safetensors"
+DECODER_FILE, VAE_FILE = "decoder.safetensors", "vae.safetensors"
 FITTED = 8  # samples that the linear part is fitted to
 
 
@@ -118,6 +118,8 @@ def distil_decoder(
 ) -> None:
     """Trains a small decoder for a VAE, or resumes, and writes `out`/decoder.safetensors.
 
+    At the end `out`/vae.safetensors is the VAE with this decoder in it.
+
     vae_file, scale: see `load_vae`. data: clips; a sample's frames are decoded together. share:
     most compute of the decoder, as a share of that of the VAE's own. upsampling: of degraded clips,
     whose latents are decoded too. every, on_step, execution: see `train`. on_progress: called for
@@ -154,6 +156,8 @@ def distil_decoder(
 
     def write(out: Path, network: Any, prompts: Any, step: int) -> None:
         save_decoder(out / DECODER_FILE, network, metadata={"steps": str(step)}, overwrite=True)
+        if step == config.steps:
+            save_with_decoder(out / VAE_FILE, vae_file, network, overwrite=True)
 
     facts = {"VAE": vae_file.name, "share": share, "clips": len(learned.source.clips)}
     train(

@@ -42,10 +42,14 @@ def test_a_trained_decoder_shows_what_the_own_one_shows_and_upscale_takes_it(tmp
     own, small, nothing = vae.decode_window(z), _decoded(decoder, z), vae.decode_window(flat)
     assert (small - own).abs().mean() < 0.5 * (nothing - own).abs().mean()
     source = next((tmp_path / "films").glob("*.mkv"))
-    for name, more in (("own", []), ("small", ["--decoder", str(path)])):
+    whole = ["--vae", str(path.with_name("vae.safetensors"))]
+    for name, more in (("own", []), ("small", ["--decoder", str(path)]), ("whole", whole)):
         out = tmp_path / f"{name}.mkv"
         assert main(["upscale", str(source), str(out), "--scale", "1", *more]) == 0
-    pictures = [next(iter(open_video(tmp_path / f"{name}.mkv"))) for name in ("own", "small")]
+    pictures = [
+        next(iter(open_video(tmp_path / f"{name}.mkv"))) for name in ("own", "small", "whole")
+    ]
+    assert torch.equal(pictures[1], pictures[2])
     assert 0 < (pictures[0] - pictures[1]).abs().mean() < 0.1
     assert main(["upscale", str(source), str(tmp_path / "b.mkv"), "--decoder", "none.pt"]) == 2
     assert "correct --decoder" in capsys.readouterr().err
