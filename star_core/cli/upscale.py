@@ -405,16 +405,13 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
 
 def _memory(args: argparse.Namespace, device: "torch.device") -> int | None:
     """Bytes to plan for; None where the user chooses, or where memory is not the device's own."""
-    from ..devices import total_memory
+    from ..devices import usable_memory
 
     names = ("chunk_frames", "chunk_overlap", "tile", "latent_tile")
     given = [n for n in names if getattr(args, n) is not None] + ["offload"] * args.offload
     if args.memory is not None and given:
         raise ValueError(f"--memory chooses --{given[0].replace('_', '-')}: leave one of them out")
-    if args.memory is None and not given and (whole := total_memory(device)):
-        # Not what is free: the same command must find the same plan again.
-        return int(0.9 * whole)
-    return args.memory
+    return usable_memory(device) if args.memory is None and not given else args.memory
 
 
 def _shortcuts(args: argparse.Namespace) -> "Shortcuts":
