@@ -248,6 +248,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_lora(group)
     group.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
     group.add_argument(
+        "--decoder",
+        metavar="FILE",
+        help="a small decoder in place of the VAE's own: of train --trains decoder, or TAESD's",
+    )
+    group.add_argument(
         "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
     )
     group.add_argument(
@@ -336,6 +341,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
         text_encoder=args.text_encoder,
         models_dir=args.models_dir,
         loras=args.lora,
+        decoder=args.decoder,
     )
     job = Job(
         source=Path(args.source),
