@@ -230,8 +230,8 @@ class ShotRestorer(ABC):
             return x_0
 
         denoise_windows = chunked(denoise_window, group.windows, settings.behaviour.merge)
-        # Features that are reused between evaluations are not kept: such a piece begins anew.
-        work = None if settings.shortcuts.reuse else self.work
+        # What is reused between evaluations is not kept: such a piece begins anew.
+        work = None if settings.shortcuts.remembers else self.work
         last = []
 
         def denoise(x_in: Tensor, sigma: Tensor) -> Tensor:

@@ -60,13 +60,11 @@ class RunOptions:
         """
         import torch
 
-        from ..sampling_defaults import SamplingDefaults
-
         self._gpu = torch.device(execution.device).type != "cpu"
         self._args, self._files, self._common = args, files, common
         self._execution, self._precision, self._memory = execution, precision, memory
         self._add_options = add_options
-        self._defaults = SamplingDefaults(**(files.info.sampling or {}))
+        self._defaults = files.sampling
         options = {name: getattr(args, name) for name in (*PROMPTS, *LOOK, *SAMPLING)}
         self._options = {name: value for name, value in options.items() if value is not None}
         self.report: list[dict[str, Any]] = []

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import CROP, FRAMES, MEMORY, SIZE, TILE, add_compute, add_json, compute
+from .arguments import CROP, FRAMES, MEMORY, SIZE, TILE, add_compute, add_json, add_lora, compute
 from .progress import Progress
 from .shots import RunOptions, add_shots, report_of
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..upscale import RunSpec
     from ..windows.tiling import Tile
 
-SOLVERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_renewed", "heun")
+SOLVERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_renewed", "dpmpp_2m", "heun", "euler", "lcm")
 
 
 def add_upscale(parser: argparse.ArgumentParser) -> None:
@@ -230,6 +230,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="reuse deep features for up to N timesteps, 0 (default) to 1000",
     )
     group.add_argument(
+        "--cache",
+        type=float,
+        metavar="X",
+        help="leave out evaluations where the prediction is expected to change by at most this "
+        "fraction, such as 0.02; 0 (default) computes all",
+    )
+    group.add_argument(
         "--attention",
         choices=("sdpa", "flash", "sage"),
         default="sdpa",
@@ -245,7 +252,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="tiny (built in, default), light_deg, heavy_deg, or a file",
     )
+    add_lora(group)
     group.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
+    group.add_argument(
+        "--decoder",
+        metavar="FILE",
+        help="a small decoder in place of the VAE's own: of train --trains decoder, or TAESD's",
+    )
     group.add_argument(
         "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
     )
@@ -326,14 +339,18 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     from ..models.slicing import Slicing
     from ..parity import DEFAULT
     from ..pipeline import Execution, Settings
-    from ..sampling_defaults import SamplingDefaults
     from ..upscale import Job, RunSpec
     from ..windows.chunking import ChunkConfig, usual_overlap
 
     device, dtype = compute(args)
     attention_of(args.attention)
     files = find_model(
-        args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
+        args.model,
+        vae=args.vae,
+        text_encoder=args.text_encoder,
+        models_dir=args.models_dir,
+        loras=args.lora,
+        decoder=args.decoder,
     )
     job = Job(
         source=Path(args.source),
@@ -353,7 +370,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     backbone = files.backbone
     memory = _memory(args, device)
     behaviour = backbone.reference if args.reference else DEFAULT
-    own, latents = SamplingDefaults(**(files.info.sampling or {})), files.info.latents or {}
+    own, latents = files.sampling, files.info.latents or {}
     length, overlap = args.chunk_frames, args.chunk_overlap
     latent_frames = latents.get("frames", 1)
     length = own.chunk_frames if length is None else length
@@ -420,7 +437,7 @@ def _shortcuts(args: argparse.Namespace) -> "Shortcuts":
     if args.guidance is not None:
         low, high = args.guidance
         shortcuts = replace(shortcuts, guidance=(low or 0, 1000 if high is None else high))
-    switches = {name: getattr(args, name) for name in ("attention_window", "reuse")}
+    switches = {name: getattr(args, name) for name in ("attention_window", "reuse", "cache")}
     return replace(shortcuts, **{k: v for k, v in switches.items() if v is not None})
 
 

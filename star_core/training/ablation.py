@@ -27,9 +27,9 @@ from ..plots import spreads, write_figure
 from ..vae.frame_vae import VideoVAE
 from ..video_io import open_video
 from .linear_decoder import linear_decoder
-from .objective import Prompts
+from .objective import Prompts, TrainingObjective
 from .pairs import LatentPairs
-from .tiny import NETWORK, RECIPE, first_samples, new_network
+from .tiny import NETWORK, RECIPE, SAMPLING, first_samples, new_network
 from .trainer import OnStep, train
 from .validation import Validation
 from .videos import enlarged
@@ -180,7 +180,7 @@ def run_variant(
         early=0.25,
         decay_from=ablation.steps // 2,
     )
-    validation = Validation((), vae, folder)
+    validation = Validation({}, vae, folder, sampling=SAMPLING)
 
     @torch.no_grad()
     def measure(out: Path, network: Any, prompts: Prompts | None, step: int) -> None:
@@ -200,13 +200,11 @@ def run_variant(
         temporary.write_text(json.dumps(figures) + "\n")
         temporary.replace(out / RESULT)
 
+    kernel = linear_decoder(vae, first_samples(pairs, seed))
     train(
         pairs,
-        network,
-        config,
+        TrainingObjective(network, config, prompts=prompts, pixel_kernel=kernel),
         folder,
-        prompts=prompts,
-        pixel_kernel=linear_decoder(vae, first_samples(pairs, seed)),
         write=measure,
         on_step=on_step,
         every=max(1, ablation.steps // 4),

@@ -21,9 +21,11 @@ from torch import Tensor
 from star_core.cli import main
 from star_core.cli.upscale import add_upscale, run_spec
 from star_core.diffusion.shortcuts import FAST, Shortcuts
+from star_core.lora import add_lora, lora_layers, write_lora
 from star_core.model import BUILT_IN
 from star_core.pipeline import Settings
 from star_core.resume import work_folder
+from star_core.star_checkpoint import load_model
 from star_core.upscale import ShotSettings
 from star_core.video_io import open_sink, open_video
 from star_core.windows.geometry import upsample
@@ -298,6 +300,7 @@ def test_reference_takes_previews_for_clips_of_their_own(tmp_path, capsys, monke
         (["--guidance", ":700"], Shortcuts(guidance=(0, 700))),
         (["--attention-window", "32"], Shortcuts(attention_window=32)),
         (["--reuse", "60"], Shortcuts(reuse=60)),
+        (["--cache", "0.02"], Shortcuts(cache=0.02)),
     ],
 )
 def test_each_shortcut_is_switched_by_itself_or_all_by_fast(clip, tmp_path, options, expected):
@@ -469,15 +472,63 @@ def test_verify_reports_failure_by_its_exit_code(tmp_path, capsys):
     assert "no test vectors" in refused(capsys, "verify", tmp_path / "empty")
 
 
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory) -> Path:
+    """A LoRA of tiny that asks for two evaluations."""
+    network = load_model(BUILT_IN["tiny"][0], dtype=torch.float32).network
+    add_lora(network, 2)
+    for layer in lora_layers(network).values():
+        torch.nn.init.normal_(layer.lora_up.weight, std=0.3)
+    path = tmp_path_factory.mktemp("lora") / "few.safetensors"
+    few = {"steps": 2, "solver_mode": "normal", "sampler": "euler", "cfg": 1.0, "noise_level": 800}
+    write_lora(path, network, sampling=few)
+    return path
+
+
+def test_a_lora_needs_no_other_setting_and_each_can_be_overridden(lora):
+    sampling = settings_of("in.mkv", "out.mkv", "--lora", lora).sampling
+    facts = (sampling.steps, sampling.sampler, sampling.cfg, sampling.noise_level)
+    assert facts == (2, "euler", 1.0, 800)
+    more = ["--lora", f"{lora}:0.5", "--steps", "4", "--sampler", "lcm"]
+    sampling = settings_of("in.mkv", "out.mkv", *more).sampling
+    assert (sampling.steps, sampling.sampler, sampling.noise_level) == (4, "lcm", 800)
+    assert settings_of("in.mkv", "out.mkv", "--lora", f"{lora}:0").sampling.noise_level == 900
+    assert settings_of("in.mkv", "out.mkv").sampling.noise_level == 900
+
+
+def test_loras_change_the_result_by_their_strengths(capsys, tmp_path, lora):
+    clip = write_clip(tmp_path / "in.mkv", 2, 16, 20)
+    common = ["--scale", 2, "--noise-level", 900, "--steps", 1]
+
+    def result(name, *options):
+        report = upscaled(capsys, clip, tmp_path / name, *common, *options)
+        assert report["sampling"]["steps"] == 1
+        return frames_of(tmp_path / name)
+
+    plain = result("plain.mkv")
+    one = result("one.mkv", "--lora", lora)
+    halves = result("halves.mkv", "--lora", f"{lora}:0.5", f"{lora}:0.5")
+    off = result("off.mkv", "--lora", f"{lora}:0")
+    assert (one - plain).abs().max() > 0.02
+    assert (halves - one).abs().max() < 0.01
+    assert torch.equal(off, plain)
+    assert "does not exist" in refused(capsys, "upscale", clip, "o.mkv", "--lora", "nothing.pt")
+    # A file whose name has a colon is a file.
+    assert "a:b.pt does not exist" in refused(capsys, "upscale", clip, "o.mkv", "--lora", "a:b.pt")
+
+
 def test_train_hands_its_arguments_to_the_recipe(tmp_path, capsys, monkeypatch):
-    def train_tiny(data, out, *, steps, seed, start, sharp, metric_weights, bf16, on_step):
+    def train_tiny(
+        data, out, *, steps, seed, start, sharp, metric_weights, bf16, on_step, on_progress
+    ):
+        on_progress("VAE", 3, 3)
         assert start == tmp_path and sharp == 0.5 and metric_weights is None and not bf16
         on_step(steps, steps, {"velocity": float(seed)})
 
     monkeypatch.setattr("star_core.training.tiny.train_tiny", train_tiny)
     where = ["--data", tmp_path, "--out", tmp_path / "out", "--start", tmp_path, "--sharp", 0.5]
     code, out, err = run(capsys, "train", "--built-in", *where, "--steps", 7, "--seed", 3)
-    assert (code, out, err) == (0, "", "step 7/7, velocity 3.0000, 0:00 left\n")
+    assert (code, out, err) == (0, "", "2/3 VAE 3/3\nstep 7/7, velocity 3.0000, 0:00 left\n")
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["defaults", "options"])
@@ -491,23 +542,57 @@ def test_train_hands_its_options_to_the_training_of_a_model(tmp_path, monkeypatc
     options = ["--bf16", "--checkpointing", "--df-alpha", "0.5", "--df-beta", "3"]
     options += ["--interval", "5", "--df-space", "latents", "--batch", "4", "--every", "7"]
     options += ["--clip-frames", "9", "--size", "640x360", "--learning-rate", "0.25", "--rank", "3"]
-    options += ["--recipe", "light", "--trains", "lora", "--seed", "8"]
+    options += ["--recipe", "light", "--trains", "lora", "--seed", "8", "--accumulate", "3"]
+    options += ["--workers", "2", "--optimizer", "muon", "--warmup", "6", "--decay-from", "10"]
+    options += ["--weight-decay", "0.5", "--average-on-cpu", "--keep", "12"]
     command = ["train", "--model", "tiny", "--data", str(tmp_path), "--out", str(tmp_path)]
     assert main([*command, "--steps", "11", *(options if given else [])]) == 0
     config, material = seen["config"], seen["material"]
     facts = [config.bf16, config.checkpointing, config.df.alpha, config.df.beta, config.df_space]
     facts += [config.batch, config.learning_rate, config.trains, config.seed, config.steps]
-    facts += [material.interval, material.frames, material.size, material.recipe.name]
-    facts += [seen["every"], seen["rank"]]
+    sample, execution = material.sample, seen["execution"]
+    facts += [sample.interval, sample.frames, sample.size, material.recipe.name]
+    facts += [seen["every"], seen["rank"], config.optimizer, config.warmup, config.decay_from]
+    facts += [config.weight_decay, execution.workers, execution.accumulate]
+    facts += [execution.average_on_cpu, execution.keep]
     assert facts == (
         [True, True, 0.5, 3.0, "latents", 4, 0.25, "lora", 8, 11]
-        + [5, 9, (360, 640), "light", 7, 3]
+        + [5, 9, (360, 640), "light", 7, 3, "muon", 6, 10, 0.5, 2, 3, True, 12]
         if given
         else [False, False, 2.0, 1.0, "pixels", 1, 5e-5, "star", 0, 11]
-        + [2, 32, (720, 1280), "heavy", 500, 16]
+        + [2, 32, (720, 1280), "heavy", 500, 16, "adamw", 0, None, 0.01, 4, 1, False, 2]
     )
     # Every noise level is trained, none more than others: the paper's setting.
     assert (config.noise_level, config.early, config.start) == (1000, 0.0, 0.0)
+
+
+def test_train_hands_its_options_to_a_distillation(tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    def finetune(model, vae_file, material, out, config, **others):
+        seen.update(config=config, **others)
+
+    monkeypatch.setattr("star_core.training.finetune.finetune", finetune)
+    command = ["train", "--model", "tiny", "--data", str(tmp_path), "--out", str(tmp_path)]
+    command += ["--steps", "11"]
+    assert main([*command, "--distill", "2"]) == 0
+    config, distill = seen["config"], seen["distill"]
+    assert (config.trains, config.df.beta, config.df_space) == ("lora", 0.0, "latents")
+    facts = (distill.evaluations, distill.solver_steps, distill.pixels, distill.sampler)
+    assert facts == (2, 16, 0.0, "euler")
+    assert (seen["lora_layers"], seen["lora_controlnet"], seen["teacher"]) == ("all", True, {})
+    options = ["--solver-steps", "6", "--pixels", "0.5", "--sampler", "lcm", "--cfg", "5"]
+    options += ["--cfg-rescale", "0.1", "--df-beta", "0.25", "--df-space", "pixels"]
+    options += ["--lora-layers", "attention", "--no-lora-controlnet"]
+    assert main([*command, "--distill", "1", *options]) == 0
+    config, distill = seen["config"], seen["distill"]
+    assert (config.df.beta, config.df_space) == (0.25, "pixels")
+    facts = (distill.evaluations, distill.solver_steps, distill.pixels, distill.sampler)
+    assert facts == (1, 6, 0.5, "lcm")
+    assert (seen["lora_layers"], seen["lora_controlnet"]) == ("attention", False)
+    assert seen["teacher"] == {"cfg": 5.0, "cfg_rescale": 0.1}
+    assert main([*command, "--pixels", "0.5"]) == 2
+    assert "--pixels belongs to --distill" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,25 @@
-from fractions import Fraction
+import shutil
 
 import pytest
 import torch
 
 from star_core.checkpoints.tensors import open_tensors
 from star_core.cli import main
+from star_core.lora import open_lora
 from star_core.model import BUILT_IN
 from star_core.star_checkpoint import load_model
-from star_core.training.dataset import ClipFilter, make_dataset
-from star_core.video_io import open_sink
+from tests.films import write_shards
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("films")
-    columns = torch.arange(64) / 5
-    with open_sink(folder / "a.mkv", width=64, height=48, fps=Fraction(25)) as sink:
-        for index in range(4):
-            sink.write((0.5 + 0.4 * torch.sin(columns + index / 3)).expand(3, 48, 64))
-    out = folder / "shards"
-    make_dataset(folder, out, ClipFilter(length=(2, 4), side=32, detail=0.0))
-    return out
+    return write_shards(tmp_path_factory.mktemp("clips"))
 
 
 def arguments(shards, out, *more):
     common = ["train", "--model", "tiny", "--data", str(shards), "--out", str(out), "--steps", "2"]
-    return [*common, "--clip-frames", "2", "--size", "32x24", "--recipe", "fixed-mild", *more]
+    data = ["--clip-frames", "2", "--size", "32x24", "--recipe", "fixed-mild", "--workers", "0"]
+    return [*common, *data, *more]
 
 
 def test_star_training_of_a_model_file_writes_a_model_that_loads(shards, tmp_path):
@@ -40,11 +34,42 @@ def test_star_training_of_a_model_file_writes_a_model_that_loads(shards, tmp_pat
     assert list((tmp_path / "validation").glob("*.mp4"))
 
 
+def test_a_published_model_and_its_vae_are_found(shards, tmp_path, capsys):
+    for folder, name, source in zip(
+        ("diffusion_models", "vae"), ("light_deg", "svd_vae"), BUILT_IN["tiny"], strict=True
+    ):
+        (tmp_path / "models" / folder).mkdir(parents=True)
+        shutil.copyfile(source, tmp_path / "models" / folder / f"{name}.safetensors")
+    command = arguments(shards, tmp_path / "out", "--models-dir", str(tmp_path / "models"))
+    command[2] = "light_deg"
+    assert main(command) == 0
+    assert load_model(tmp_path / "out" / "model.safetensors").prompts is not None
+    assert "1/2 index 1/1" in capsys.readouterr().err
+
+
 def test_a_lora_is_written_alone(shards, tmp_path):
     assert main(arguments(shards, tmp_path, "--trains", "lora", "--rank", "2")) == 0
     lora = open_tensors(tmp_path / "lora.safetensors")
     assert all(".lora_" in key or key.endswith(".alpha") for key in lora)
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_distilled_lora_says_how_it_is_sampled(shards, tmp_path, capsys):
+    options = ["--distill", "2", "--solver-steps", "4", "--cfg", "1.5", "--rank", "2"]
+    assert main(arguments(shards, tmp_path, *options, "--no-lora-controlnet")) == 0
+    lora = open_lora(tmp_path / "lora.safetensors")
+    assert lora.sampling == {
+        "steps": 2,
+        "solver_mode": "normal",
+        "sampler": "euler",
+        "cfg": 1.0,
+        "cfg_mode": "constant",
+        "noise_level": 900,
+    }
+    assert any(down.ndim == 4 for _, down, _ in lora.changes.values())
+    assert not any(name.startswith("VideoControlNet") for name in lora.changes)
+    assert main(arguments(shards, tmp_path, "--distill", "2", "--trains", "star")) == 2
+    assert "--trains" in capsys.readouterr().err
 
 
 def test_sizes_that_do_not_fit_and_missing_options_are_told(shards, tmp_path, capsys):
@@ -68,4 +93,8 @@ def test_the_plan_tells_memory_and_work_without_training(tmp_path, capsys):
     plan = ["train", "--model", "tiny", "--plan", "--clip-frames", "2", "--size", "32x24"]
     assert main(plan) == 0
     out = capsys.readouterr().out
-    assert "PFLOP a step" in out and "GiB a GPU" in out
+    assert "PFLOP a step" in out and "GiB on the first GPU" in out and "VAE" in out
+    assert "4 cores" in out
+    for option, value in (("--vae", "none.pt"), ("--data", "none"), ("--model", "none.pt")):
+        assert main([*plan, option, value]) == 2
+        assert value in capsys.readouterr().err
