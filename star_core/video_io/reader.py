@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,13 +15,9 @@ from torch import Tensor
 from ..windows.canvas import cut, region_of
 from .color import Color
 from .excerpt import WHOLE, Excerpt
-from .form import Form
 from .images import SUFFIXES, is_pattern, sequence_files, still_paths
 from .survey import Header, Survey, survey
 from .timing import Timing
-
-if TYPE_CHECKING:
-    from av import VideoFrame
 
 # The deinterlacer compares a frame with the one before and the one after.
 _NEIGHBOURS = 1
@@ -131,14 +128,18 @@ class VideoSource:
 
     def __iter__(self) -> Iterator[Tensor]:
         lead = min(_NEIGHBOURS, self.frames.start) if self._deinterlace else 0
-        first = self.frames.start - lead
-        alpha, count = self.info.has_alpha, 0
+        first, count = self.frames.start - lead, 0
         with closing(self._survey.decode(first)) as decoded:
-            frames: Iterator[tuple[Form, VideoFrame]] = decoded
-            if self._deinterlace:
-                frames = _deinterlaced(frames, alpha=alpha)
-            for form, frame in islice(frames, lead, lead + len(self)):
-                yield self._displayed(form.upright(frame, alpha=alpha))
+            runs = (
+                form.upright(
+                    (frame for _, frame in run),
+                    alpha=self.info.has_alpha,
+                    deinterlace=self._deinterlace,
+                )
+                for form, run in groupby(decoded, key=itemgetter(0))
+            )
+            for frame in islice(chain.from_iterable(runs), lead, lead + len(self)):
+                yield self._displayed(frame)
                 count += 1
         if count < len(self):
             raise ValueError(
@@ -213,38 +214,3 @@ def _files(path: Path) -> list[Path]:
     if start[8:12] == b"WEBP" and b"ANIM" in start:
         raise ValueError(f"{path.name} is an animated WebP image, which ffmpeg cannot decode")
     return [path]
-
-
-def _deinterlaced(
-    frames: Iterator[tuple[Form, "VideoFrame"]], *, alpha: bool
-) -> Iterator[tuple[Form, "VideoFrame"]]:
-    """Makes whole frames of those that are marked as two fields; others stay as they are."""
-    from av.error import BlockingIOError, EOFError
-    from av.filter import Graph
-
-    def whole() -> Iterator["VideoFrame"]:
-        while True:
-            try:
-                yield graph.vpull()
-            except (BlockingIOError, EOFError):
-                return
-
-    for form, run in groupby(frames, key=lambda pair: pair[0]):
-        graph: Any = None
-        for number, (_, frame) in enumerate(run):
-            frame = form.layout(alpha=alpha).converted(frame)
-            if graph is None:
-                graph = Graph()
-                source = graph.add_buffer(
-                    width=frame.width,
-                    height=frame.height,
-                    format=frame.format,
-                    time_base=Fraction(1, 25),
-                )
-                filters = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-                graph.link_nodes(source, filters, graph.add("buffersink")).configure()
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            graph.vpush(frame)
-            yield from ((form, result) for result in whole())
-        graph.vpush(None)
-        yield from ((form, result) for result in whole())
