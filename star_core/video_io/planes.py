@@ -114,7 +114,7 @@ def whole_chroma(frame: "VideoFrame") -> "VideoFrame":
         samples = np.zeros((target.height, target.line_size), np.uint8)
         length = min(plane.line_size, target.line_size)
         samples[: plane.height, :length] = rows[:, :length]
-        target.update(samples)
+        target.update(samples.tobytes())
     return larger
 
 
