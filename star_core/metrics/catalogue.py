@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from .dover import DoverMeter, load_dover
 from .fidelity import ms_ssim, psnr, psnr_y, ssim
 from .ilniqe import load_ilniqe
 from .lpips import load_lpips
-from .meters import FrameMeter, Measure, Meter, PairMeter
+from .meters import FrameMeter, Measure, Meter, Pair, PairMeter
 from .motion import (
     Flow,
     flicker,
@@ -48,6 +48,18 @@ class Setup:
         if self.flow not in ("dis", "raft"):
             raise ValueError(f"no flow is called {self.flow}: choose dis or raft")
 
+    @cached_property
+    def motion(self) -> Flow:
+        """The method `flow`, which returns the last four flows again for the same tensors.
+
+        So metrics share those of a pair, forward and back, restored and true. Raises ValueError if
+        weights or OpenCV are missing.
+        """
+        if self.flow == "raft":
+            return lru_cache(4)(load_raft(folder=self.weights, device=self.device))
+        require_opencv()
+        return lru_cache(4)(optical_flow)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -68,17 +80,13 @@ def _frames(measure: Measure) -> Callable[[Setup], Meter]:
     return lambda setup: FrameMeter(measure)
 
 
-def _neighbours(measure: Measure) -> Callable[[Setup], Meter]:
+def _neighbours(measure: Callable[[Pair, Pair], float]) -> Callable[[Setup], Meter]:
     return lambda setup: PairMeter(measure)
 
 
-def _by_flow(measure: Callable[[Tensor, Tensor, Flow], float]) -> Callable[[Setup], Meter]:
+def _by_flow(measure: Callable[[Pair, Pair, Flow], float]) -> Callable[[Setup], Meter]:
     def meter(setup: Setup) -> Meter:
-        if setup.flow == "raft":
-            flow: Flow = load_raft(folder=setup.weights, device=setup.device)
-        else:
-            require_opencv()
-            flow = optical_flow
+        flow = setup.motion
         return PairMeter(lambda restored, reference: measure(restored, reference, flow))
 
     return meter

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
+from .gaussian import gaussian_window, local_mean
+
 
 def psnr(restored: Tensor, reference: Tensor) -> float:
     """Returns the peak signal-to-noise ratio of frames (c h w) in [0, 1], in dB.
@@ -33,8 +35,9 @@ def luma(frame: Tensor) -> Tensor:
 
     It equals MATLAB's rgb2ycbcr without rounding.
     """
-    weights = torch.tensor((65.481, 128.553, 24.966), dtype=frame.dtype, device=frame.device)
-    return ((weights[:, None, None] * frame[:3]).sum(0, keepdim=True) + 16) / 255
+    red, green, blue = frame[:3, None]
+    y = red * 65.481 + green * 128.553
+    return y.add_(blue * 24.966).add_(16).div_(255)
 
 
 def ssim(restored: Tensor, reference: Tensor) -> float:
@@ -45,8 +48,7 @@ def ssim(restored: Tensor, reference: Tensor) -> float:
     for sides below 11.
     """
     _at_least(11, "SSIM", restored)
-    luminance, structure = _similarity(restored[:3], reference[:3])
-    return (luminance * structure).mean().item()
+    return _similarity(restored[:3], reference[:3])[0].mean().item()
 
 
 # The weights of the scales, the finest first, from a study with viewers (Wang et al. 2003).
@@ -65,24 +67,40 @@ def ms_ssim(restored: Tensor, reference: Tensor) -> float:
     x, y = restored[:3], reference[:3]
     product = torch.ones(3, dtype=torch.float64)
     for scale, weight in enumerate(_SCALES, start=1):
-        luminance, structure = _similarity(x, y)
+        similarity, structure = _similarity(x, y)
         if scale == len(_SCALES):
-            structure = luminance * structure
-        product = product * reduce(structure, "c h w -> c", "mean").clamp(min=0) ** weight
+            structure = similarity
+        product = product * structure.clamp(min=0) ** weight
         x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
     return product.mean().item()
 
 
+_LINE = gaussian_window(11, 1.5).sum(0)
+_STRIP = 16  # rows whose moments fit into the cache of a CPU
+
+
 def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns SSIM's luminance and structure at each pixel: (c h w) -> (c h-10 w-10)."""
+    """Returns the means of SSIM, and of its factor structure: (c h w) -> (c), (c).
+
+    Moments are those of sum and difference: four maps instead of the five of x and y.
+    """
     # In float64 on the CPU: variances are small differences, and not every device has float64.
     x, y = x.cpu().double(), y.cpu().double()
-    moments = _gaussian_means(torch.stack((x, y, x * x, y * y, x * y)))
-    mean_x, mean_y = moments[:2]
-    var_x, var_y, cov = moments[2:] - torch.stack((mean_x**2, mean_y**2, mean_x * mean_y))
-    c1, c2 = 0.01**2, 0.03**2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return luminance, (2 * cov + c2) / (var_x + var_y + c2)
+    both = torch.stack((x + y, x - y))
+    c1, c2 = 2 * 0.01**2, 2 * 0.03**2
+    total = torch.zeros(2, len(x), dtype=torch.float64)
+    rows = x.shape[-2] - len(_LINE) + 1
+    for top in range(0, rows, _STRIP):
+        strip = both[..., top : top + _STRIP + len(_LINE) - 1, :]
+        maps = local_mean(torch.stack((strip, strip**2)), _LINE[:, None])
+        means, squares = local_mean(maps, _LINE[None])
+        of_sum, of_difference = means**2
+        var_sum, var_difference = squares - means**2
+        luminance = (of_sum - of_difference + c1) / (of_sum + of_difference + c1)
+        structure = (var_sum - var_difference + c2) / (var_sum + var_difference + c2)
+        total += reduce(torch.stack((luminance * structure, structure)), "k c h w -> k c", "sum")
+    similarity, structure = total / (rows * (x.shape[-1] - len(_LINE) + 1))
+    return similarity, structure
 
 
 def _at_least(side: int, metric: str, frame: Tensor) -> None:
@@ -91,23 +109,6 @@ def _at_least(side: int, metric: str, frame: Tensor) -> None:
             f"{metric} needs frames of at least {side}x{side}, got {size_of(frame)}: leave it out "
             "of `metrics`"
         )
-
-
-def _gaussian_means(maps: Tensor) -> Tensor:
-    """Returns means over SSIM's window: (n c h w) -> (n c h-10 w-10)."""
-    offsets = torch.arange(-5, 6, dtype=torch.float64)
-    window = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    weights = (window / window.sum()).tolist()
-
-    # Eleven additions are faster on a CPU than a convolution of single channels.
-    def along(dim: int, x: Tensor) -> Tensor:
-        length = x.shape[dim] - 10
-        means = x.narrow(dim, 0, length) * weights[0]
-        for place, weight in enumerate(weights[1:], start=1):
-            means.add_(x.narrow(dim, place, length), alpha=weight)
-        return means
-
-    return along(-1, along(-2, maps))
 
 
 def size_of(frame: Tensor) -> str:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .gaussian import gaussian_window, local_mean
 from .matlab_resize import imresize
-from .niqe import asymmetric_gaussian, gaussian_window, natural_features, normalized
+from .niqe import asymmetric_gaussian, natural_features, normalized
 from .weights import find_weights
 
 SIDE, BLOCK = 524, 84
@@ -191,9 +192,8 @@ def _shapes(blocks: Tensor) -> Tensor:
 
 def _halved(picture: Tensor) -> Tensor:
     """Returns every second pixel of (c h w) after a blur (Gaussian of 6x6, sigma 0.9)."""
-    window = gaussian_window(6, 0.9)
     padded = F.pad(picture[None], (2, 3, 2, 3), mode="replicate")[0]
-    return F.conv2d(padded[:, None], window[None, None])[:, 0, ::2, ::2]
+    return local_mean(padded, gaussian_window(6, 0.9))[:, ::2, ::2]
 
 
 def load_ilniqe(*, folder: Path | str | None = None) -> ILNIQE:

@@ -5,10 +5,11 @@ from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor
 
 Measure = Callable[[Tensor, Tensor], float]
+# Neighbouring frames: two of (c h w), or (2 c h w).
+Pair = tuple[Tensor, Tensor] | Tensor
 
 
 class Meter(AbstractContextManager["Meter"]):
@@ -43,9 +44,9 @@ class FrameMeter(Meter):
 
 
 class PairMeter(Meter):
-    """Measures each pair of neighbouring frames (2 c h w) by a function of restored, reference."""
+    """Measures each pair of neighbouring frames (c h w) by a function of restored, reference."""
 
-    def __init__(self, measure: Measure) -> None:
+    def __init__(self, measure: Callable[[Pair, Pair], float]) -> None:
         self.measure = measure
         self.values: list[float] = []
         self.previous: tuple[Tensor, Tensor] | None = None
@@ -56,8 +57,7 @@ class PairMeter(Meter):
         if self.previous is None:
             self.values.append(math.nan)
         else:
-            pairs = (torch.stack(p) for p in zip(self.previous, current, strict=True))
-            self.values.append(self.measure(*pairs))
+            self.values.append(self.measure(*zip(self.previous, current, strict=True)))
         self.previous = current
 
     def result(self) -> list[float]:

@@ -1,6 +1,6 @@
 """Compares a video's motion with its ground truth: optical flow, warping error, flicker, tOF.
 
-A pair is two neighbouring frames (2 c h w) in [0, 1], c = 3 or 4; alpha is not compared.
+A pair is two neighbouring frames (c h w) in [0, 1], c = 3 or 4; alpha is not compared.
 """
 
 from collections.abc import Callable
@@ -12,25 +12,26 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from .fidelity import luma
+from .meters import Pair
 
 # A function of two frames (c h w) that returns displacements (2 h w) in pixels, x then y.
 Flow = Callable[[Tensor, Tensor], Tensor]
 
 
-def flicker(restored: Tensor, reference: Tensor) -> float:
+def flicker(restored: Pair, reference: Pair) -> float:
     """Returns the change between frames that the reference does not have, in 8-bit levels.
 
-    It is the mean of |change of restored - change of reference| of neighbouring frames (2 c h w) in
+    It is the mean of |change of restored - change of reference| of neighbouring frames (c h w) in
     [0, 1].
     """
-    changes = restored[1, :3] - restored[0, :3], reference[1, :3] - reference[0, :3]
-    return 255 * F.l1_loss(*changes).item()
+    change, expected = (pair[1][:3] - pair[0][:3] for pair in (restored, reference))
+    return 255 * F.l1_loss(change, expected).item()
 
 
-def warping_error(restored: Tensor, reference: Tensor, flow: Flow | None = None) -> float:
+def warping_error(restored: Pair, reference: Pair, flow: Flow | None = None) -> float:
     """Returns the flow warping error x 1000 along the reference's motion (Lai et al. 2018).
 
-    restored, reference: neighbouring frames (2 c h w) in [0, 1]. flow: None for OpenCV's DIS on
+    restored, reference: neighbouring frames (c h w) in [0, 1]. flow: None for OpenCV's DIS on
     luma. The second frame, warped back to the first, is subtracted from it; the result is the mean
     square over colours and pixels that are not occluded, nan if all are. Blur lowers it too, so
     read it beside PSNR.
@@ -38,22 +39,22 @@ def warping_error(restored: Tensor, reference: Tensor, flow: Flow | None = None)
     flow = flow or optical_flow
     forward, backward = flow(reference[0], reference[1]), flow(reference[1], reference[0])
     visible = visibility(forward, backward)
-    error = (warp(restored[1, :3], forward) - restored[0, :3]) ** 2
+    error = (warp(restored[1][:3], forward) - restored[0][:3]) ** 2
     return 1000 * reduce(error, "c h w -> h w", "mean")[visible].mean().item()
 
 
-def own_warping_error(restored: Tensor, reference: Tensor, flow: Flow | None = None) -> float:
+def own_warping_error(restored: Pair, reference: Pair, flow: Flow | None = None) -> float:
     """Returns the flow warping error x 1000 along the restored video's own motion.
 
-    restored: neighbouring frames (2 c h w) in [0, 1]. reference: unused. flow: see `warping_error`.
+    restored: neighbouring frames (c h w) in [0, 1]. reference: unused. flow: see `warping_error`.
     """
     return warping_error(restored, restored, flow)
 
 
-def tof(restored: Tensor, reference: Tensor, flow: Flow | None = None) -> float:
+def tof(restored: Pair, reference: Pair, flow: Flow | None = None) -> float:
     """Returns the mean difference between the motion and the reference's, in pixels.
 
-    restored, reference: neighbouring frames (2 c h w) in [0, 1]. flow: None for OpenCV's DIS. Chu
+    restored, reference: neighbouring frames (c h w) in [0, 1]. flow: None for OpenCV's DIS. Chu
     et al. 2020 (TecoGAN) use the mean length of the difference of the two flows too, but with
     Farneback's method and a cropped frame.
     """

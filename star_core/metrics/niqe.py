@@ -11,6 +11,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from .fidelity import luma, size_of
+from .gaussian import local_mean
 from .matlab_resize import imresize
 from .weights import find_weights
 
@@ -75,13 +76,6 @@ def natural_features(blocks: Tensor) -> Tensor:
     return torch.stack(features, dim=1)
 
 
-def gaussian_window(side: int, sigma: float) -> Tensor:
-    """Returns a Gaussian window (side side) in float64 that sums to 1; sigma: in pixels."""
-    line = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
-    line = torch.exp(-(line**2) / (2 * sigma**2))
-    return torch.outer(line, line) / line.sum() ** 2
-
-
 def normalized(picture: Tensor, window: Tensor) -> Tensor:
     """Divides each pixel's difference from its local mean by its local deviation plus 1.
 
@@ -89,12 +83,8 @@ def normalized(picture: Tensor, window: Tensor) -> Tensor:
     """
     margin = window.shape[-1] // 2
     padded = F.pad(picture[None], (margin,) * 4, mode="replicate")[0]
-
-    def local_mean(values: Tensor) -> Tensor:
-        return F.conv2d(values[:, None], window[None, None])[:, 0]
-
-    mean = local_mean(padded)
-    deviation = (local_mean(padded**2) - mean**2).abs().sqrt()
+    mean = local_mean(padded, window)
+    deviation = (local_mean(padded**2, window) - mean**2).abs().sqrt()
     return (picture - mean) / (deviation + 1)
 
 

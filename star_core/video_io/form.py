@@ -141,9 +141,10 @@ def _inspection(frame: "VideoFrame") -> Any:
 
     PyAV 18 does not tell where a frame's chroma lies, PyAV 14 neither its primaries and transfer.
     """
-    # PyAV 18 shows no side data at all if it does not know some, as these of FFmpeg 8, EXIF last.
-    unknown = [("sidedata", f"mode=delete:type={kind}") for kind in range(28, 32)]
-    return filter_graph(frame, *unknown, ("showinfo", "checksum=0"))
+    # PyAV 18 shows no side data at all if it does not know some, as these of FFmpeg 8, EXIF last;
+    # the name of an ICC profile (15) it frees twice.
+    unwanted = [("sidedata", f"mode=delete:type={n}") for n in (15, *range(28, 32))]
+    return filter_graph(frame, *unwanted, ("showinfo", "checksum=0"))
 
 
 def _conversion(color: Color, step: tuple[int, int]) -> str:

@@ -201,6 +201,22 @@ def test_comparison_has_every_value_of_every_frame_and_their_means(cv2):
     assert result.means["warping_error"] > 0
 
 
+def test_metrics_share_the_flows_of_a_pair(monkeypatch):
+    asked = []
+
+    def flow(frame, target):
+        asked.append((frame.mean().item(), target.mean().item()))
+        return torch.zeros(2, *frame.shape[-2:])
+
+    monkeypatch.setattr("star_core.metrics.catalogue.require_opencv", lambda: None)
+    monkeypatch.setattr("star_core.metrics.catalogue.optical_flow", flow)
+    restored, reference = ([grey(k + n / 64) for n in range(3)] for k in (0.25, 0.5))
+    names = ["warping_error", "own_warping_error", "tof"]
+    compare(restored, reference, metrics=names)
+    pairs = [(k + n / 64, k + (n + 1) / 64) for k in (0.25, 0.5) for n in range(2)]
+    assert sorted(asked) == sorted(pairs + [(b, a) for a, b in pairs])
+
+
 def test_one_frame_has_no_flicker():
     result = compare([grey(0.1)], [grey(0.2)], metrics=["psnr", "flicker", "warping_error"])
     assert result.means["psnr"] == pytest.approx(20, abs=1e-4)

@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from star_core.metrics.niqe import NIQE, asymmetric_gaussian, gaussian_window, load_niqe, normalized
+from star_core.metrics.gaussian import gaussian_window
+from star_core.metrics.niqe import NIQE, asymmetric_gaussian, load_niqe, normalized
 from tests.metric_inputs import pictures, waves
 from tests.paths import GOLDEN
 
