@@ -26,6 +26,7 @@ from .progress import Counter
 from .resume import Work
 from .settings import Execution, Settings
 from .star_checkpoint import StarModel
+from .transfer import TransferCurve, curve_of
 from .windows.canvas import Canvas, FrameSpan, WindowGroup
 from .windows.chunking import blend_windows, chunked, decode_in_windows, ramp
 from .windows.geometry import shrunk, upsample
@@ -37,7 +38,8 @@ _LOG = logging.getLogger(__name__)
 class ShotJob:
     """A shot or a segment of it, and how it is restored. Shots are independent of each other.
 
-    span: its frames. positive, negative: text embeddings (1 l d).
+    span: its frames. positive, negative: text embeddings (1 l d). transfer: the characteristics of
+    the frames' code values, see `transfer.curve_of`.
     """
 
     span: FrameSpan
@@ -45,6 +47,7 @@ class ShotJob:
     negative: Tensor
     settings: Settings
     execution: Execution = Execution()
+    transfer: str = "bt709"
 
 
 class Frames:
@@ -94,19 +97,30 @@ class ShotRestorer(ABC):
     def settings(self) -> Settings:
         return self.shot.settings
 
+    @property
+    def curve(self) -> TransferCurve:
+        return curve_of(self.shot.transfer)
+
     def frames(self, to_encode: Frames, for_colors: Frames) -> Iterator[Tensor]:
-        """Restored frames (c h w) in [0, 1]."""
+        """Restored frames (c h w), code values like those of the source."""
         canvas, strength, wanted = self.canvas, self.settings.strength, self.shot.span.requested
-        fix = COLOR_FIXES[self.settings.sampling.color_fix]
+        fix, curve = COLOR_FIXES[self.settings.sampling.color_fix], self.curve
+
+        def limited(frame: Tensor) -> Tensor:
+            if not curve.bounded:
+                return torch.cat([frame[:3], frame[3:].clamp(0, 1)])
+            return frame.clamp(0, 1)
 
         def bicubic(frame: Tensor) -> Tensor:
-            return canvas.result(canvas.crop(upsample(frame, canvas.size, "bicubic").clamp(0, 1)))
+            return canvas.result(canvas.crop(limited(upsample(frame, canvas.size, "bicubic"))))
 
         def fixed(video: Tensor, source: Tensor) -> Tensor:
             whole = self.settings.behaviour.color_reference == "source"
-            reference = source[:3] if whole else canvas.crop(self._enlarged(source))
+            reference = (
+                curve.to_network(source[:3]) if whole else canvas.crop(self._enlarged(source))
+            )
             result = (canvas.unpadded(video) / 2 + 0.5).clamp(0, 1)
-            return canvas.result(fix(result, reference))
+            return curve.to_codes(canvas.result(fix(result, reference)))
 
         restored = unchanged = iter(())
         if strength == 1:
@@ -121,14 +135,18 @@ class ShotRestorer(ABC):
                 if strength < 1:
                     # Whatever the VAE adds or takes must be gone at strength 0.
                     lost = frame[:3] - fixed(next(unchanged), source)
-                    result = (result + (1 - strength) * lost).clamp(0, 1)
+                    result = limited(result + (1 - strength) * lost)
+                if not curve.bounded:  # what the network cannot see stays
+                    seen = curve.to_codes(curve.to_network(frame[:3]))
+                    result = result + strength * (frame[:3] - seen)
                 frame = torch.cat([result, frame[3:]])
             self.count.begin("decode")
             yield frame
             self.count.add("decode")
 
     def _enlarged(self, frame: Tensor) -> Tensor:
-        return upsample(frame[:3], self.canvas.size, self.settings.sampling.upsample).clamp(0, 1)
+        enlarged = upsample(frame[:3], self.canvas.size, self.settings.sampling.upsample)
+        return self.curve.to_network(enlarged)
 
     def _by_vae(self, work: Callable[[], Tensor]) -> Tensor:
         """Returns what the VAE makes in `work`, on the CPU; in float32 where float16 overflows.

@@ -66,7 +66,7 @@ class Job:
 
     def open(self) -> VideoSource:
         """The video, if it is one."""
-        return open_video(self.source, excerpt=self.excerpt, deinterlace=self.deinterlace)
+        return open_video(self.source, excerpt=self.excerpt, deinterlace=self.deinterlace, hdr=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +172,7 @@ class Clip:
                     negative=negative,
                     settings=shot.settings,
                     execution=shot.execution,
+                    transfer=self.source.info.color.transfer,
                 )
             )
         return canvas, shots
@@ -355,8 +356,8 @@ def _stills(job: Job, settings: Settings) -> Iterator[list[Clip]]:
     """A clip for each picture of a folder; all of the results appear at the end, or none."""
     if job.frames is not None:
         raise ValueError("stills are clips of one frame: leave out --frames")
-    stills = open_stills(job.source)
-    names = [f"{still.path.stem}.png" for still in stills]
+    stills = open_stills(job.source, hdr=True)
+    names = [still.path.stem + still.info.color.image_suffix for still in stills]
     if double := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{job.source} has two pictures that would become {double.pop()}: rename")
     if job.out.suffix and not job.out.is_dir():

@@ -30,7 +30,7 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out",
         metavar="OUT",
-        help=".mkv (lossless), .mp4, .mov, .webm, or a folder or %%05d.png for PNG frames",
+        help=".mkv (lossless), .mp4, .mov, .webm, or a folder, %%05d.png or %%05d.exr for frames",
     )
     add_options(parser)
     add_json(parser)
@@ -261,7 +261,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="turn frames that are marked as interlaced into whole frames (default auto)",
     )
-    group.add_argument("--codec", choices=("h264", "h265"), help="of an .mp4 file (default h264)")
+    group.add_argument(
+        "--codec",
+        choices=("h264", "h265"),
+        help="of an .mp4 file (default h264, for sources of more than 8 bits h265)",
+    )
     group.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
     group.add_argument(
         "--keep-work",

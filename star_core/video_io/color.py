@@ -23,7 +23,7 @@ MATRICES = {
     "smpte240m": (0.212, 0.087),
     "bt2020nc": (0.2627, 0.0593),
 }
-HDR_TRANSFERS = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
+HDR_TRANSFERS = {"smpte2084": "PQ", "arib-std-b67": "HLG", "linear": "linear light"}
 # A chroma sample's position among its luma samples, across and down: 0 the first, 1 the second.
 SITINGS = {
     "left": (0.0, 0.5),
@@ -43,7 +43,8 @@ class Color:
 
     matrix: a key of `MATRICES`, or "gbr" for R'G'B'. full_range: whether codes reach from 0 to the
     maximum instead of from 16 to 235 (8 bit). siting: position of the chroma samples in the stored
-    frame, see `SITINGS`.
+    frame, see `SITINGS`. mastering: the display on which HDR was graded: x and y of red, green,
+    blue and white, least and greatest cd/m2. light_level: MaxCLL and MaxFALL in cd/m2.
     """
 
     matrix: str
@@ -51,11 +52,18 @@ class Color:
     transfer: str = "bt709"
     full_range: bool = False
     siting: tuple[float, float] = SITINGS["left"]
+    mastering: tuple[float, ...] | None = None
+    light_level: tuple[int, int] | None = None
 
     @property
     def hdr(self) -> str | None:
         """The kind of HDR, None for SDR."""
         return HDR_TRANSFERS.get(self.transfer)
+
+    @property
+    def image_suffix(self) -> str:
+        """The extension of images that hold such code values."""
+        return ".exr" if self.transfer == "linear" else ".png"
 
 
 def matrix_by_size(width: int, height: int) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from .planes import PlanarFormat, chroma_step, has_alpha, planar_format, whole_c
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
 
+_HDR_METADATA = ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL")
 _UNTAGGED = ("unknown", "unspecified", "reserved")
 
 
@@ -119,6 +120,7 @@ class FormReader:
         with captured_log() as log:
             self._graph.vpush(frame)
             side_data = self._graph.vpull().side_data
+            about = [side_data.get(name) for name in _HDR_METADATA]
         shown = dict(re.findall(r"(\w+): *(\S+)", "".join(text for _, _, text in log)))
         turn = side_data.get("DISPLAYMATRIX")
         # x' = a x + c y, y' = b x + d y
@@ -132,7 +134,7 @@ class FormReader:
             aspect=Fraction(self._aspect or self._context.sample_aspect_ratio or 1),
             transposed=transposed,
             flipped=(1,) * (down < 0) + (2,) * (across < 0),
-            color=_color(frame, shown),
+            color=replace(_color(frame, shown), **_hdr_metadata(*about)),
         )
 
 
@@ -161,6 +163,18 @@ def _conversion(color: Color, step: tuple[int, int]) -> str:
         f"flags=bicubic:param0=0:param1=0.5:in_h_chr_pos={across}:in_v_chr_pos={down}"
         f":in_color_matrix={matrix}:in_range={'pc' if color.full_range else 'tv'}"
     )
+
+
+def _hdr_metadata(mastering: Any, light_level: Any) -> dict[str, Any]:
+    """Returns fields of `Color` from libavutil's structures for them."""
+    found: dict[str, Any] = {}
+    if mastering is not None:  # ten fractions, then which of them are known
+        values = np.frombuffer(mastering, "i4")
+        if values[20] and values[21]:
+            found["mastering"] = tuple((values[:20:2] / values[1:20:2]).tolist())
+    if light_level is not None:
+        found["light_level"] = tuple(np.frombuffer(light_level, "u4")[:2].tolist())
+    return found
 
 
 def _color(frame: "VideoFrame", shown: dict[str, str]) -> Color:

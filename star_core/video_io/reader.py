@@ -156,7 +156,7 @@ class VideoSource:
         square = F.interpolate(
             frame[None], size, mode="bicubic", align_corners=False, antialias=True
         )
-        return square[0].clamp(0, 1)
+        return square[0] if self.info.color.transfer == "linear" else square[0].clamp(0, 1)
 
 
 def open_video(
@@ -165,6 +165,7 @@ def open_video(
     excerpt: Excerpt = WHOLE,
     frames: tuple[int, int | None] | None = None,
     deinterlace: Literal["auto", "off"] = "auto",
+    hdr: bool = False,
 ) -> VideoSource:
     """Opens a video file, an image, a `%05d.png` pattern or a folder of numbered images.
 
@@ -172,13 +173,22 @@ def open_video(
         skipped by seeking.
     frames: (A, B) selects frames A..B-1 of the excerpt, timed from 0; B None selects all from A.
     deinterlace: "auto" deinterlaces frames that the file marks as two fields.
+    hdr: whether PQ, HLG and linear light are read, as code values; linear light may exceed 1.
 
     The excerpt is decoded once to determine its exact frame count and timestamps. Raises ValueError
-    for a file that cannot be restored because it is missing, empty, truncated, HDR or not a video,
-    and for frames that the excerpt does not have.
+    for a file that cannot be restored because it is missing, empty, truncated or not a video, for
+    HDR unless `hdr`, and for frames that the excerpt does not have.
     """
     path = Path(path).absolute()
     found = survey(path.name, _files(path), excerpt)
+    kind = found.frames[0].form.color.hdr
+    if kind and not hdr:
+        raise ValueError(
+            f"{path.name} is HDR ({kind}), which is only restored, not measured or learned from. "
+            "Convert it first: ffmpeg -i INPUT -vf zscale=t=linear:npl=100,format=gbrpf32le,"
+            "zscale=p=bt709,tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p10le "
+            "-c:v ffv1 -c:a copy SDR.mkv"
+        )
     count = len(found.frames)
     start, stop = (0, count) if frames is None else (frames[0], frames[1])
     stop = count if stop is None else stop
@@ -187,12 +197,13 @@ def open_video(
     return VideoSource(path, found, excerpt, range(start, stop), deinterlace=deinterlace == "auto")
 
 
-def open_stills(folder: str | Path) -> list[VideoSource]:
+def open_stills(folder: str | Path, *, hdr: bool = False) -> list[VideoSource]:
     """Opens every image in a folder as a clip of one frame, in order of their names.
 
+    hdr: see `open_video`.
     Raises ValueError for a folder without images, and for an image that cannot be read.
     """
-    return [open_video(path) for path in still_paths(Path(folder).absolute())]
+    return [open_video(path, hdr=hdr) for path in still_paths(Path(folder).absolute())]
 
 
 def _files(path: Path) -> list[Path]:

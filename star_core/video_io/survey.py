@@ -165,8 +165,8 @@ def survey(name: str, files: Sequence[Path], excerpt: Excerpt = WHOLE) -> Survey
     name: in messages. files: one video or image, or the images of a sequence. The results for a few
     files are cached until the files change.
 
-    Raises ValueError for a file that is not a video, cannot be decoded to its end, is HDR, or
-    changes its size or aspect, and for an excerpt that is empty.
+    Raises ValueError for a file that is not a video, cannot be decoded to its end, or changes its
+    size, aspect or kind of HDR, and for an excerpt that is empty.
     """
     states = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     return _survey(name, tuple(files), excerpt, states)
@@ -198,7 +198,7 @@ def _survey(
 
 
 def _check_change(name: str, number: int, first: Form, form: Form) -> None:
-    """Raises ValueError for HDR, and for a frame that differs so that a cut is needed before it."""
+    """Raises ValueError for a frame that differs so that a cut is needed before it."""
     kinds = first.color.hdr or "SDR", form.color.hdr or "SDR"
     change = None
     if form.size != first.size:
@@ -212,13 +212,6 @@ def _check_change(name: str, number: int, first: Form, form: Form) -> None:
         raise ValueError(
             f"{name} changes its {change} at frame {number}: cut it there, or treat a folder of "
             "images as stills"
-        )
-    if first.color.hdr:
-        raise ValueError(
-            f"{name} is HDR ({first.color.hdr}), which this model does not support. Convert it "
-            "first: ffmpeg -i INPUT -vf zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,"
-            "tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p10le "
-            "-c:v ffv1 -c:a copy SDR.mkv"
         )
 
 
@@ -282,7 +275,7 @@ def _decoded(
         except ValueError as error:
             raise ValueError(f"{name} {error}") from None
         frames.append(StoredFrame(time, frame.key_frame, form))
-        if form is not frames[len(frames) - 2].form or len(frames) == 1:
+        if form is not frames[len(frames) - 2].form:
             _check_change(name, len(frames) - 1, frames[0].form, form)
         interlaced |= frame.interlaced_frame
         has_alpha = has_alpha or form.is_transparent(frame)
