@@ -20,7 +20,7 @@ from .memory import DevicePlacement
 from .model import Model, ModelFiles, Prompts
 from .pipeline import Execution, Settings, ShotJob, restore, store_latents
 from .progress import Progress
-from .resume import Work, hash_of, identity_of, tensor_hash, work_folder
+from .resume import Work, identity_of, tensor_hash, work_folder
 from .video_io import (
     WHOLE,
     Excerpt,
@@ -219,12 +219,27 @@ def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]
     return [(measured(shot), scale) for shot in shots]
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobSurvey:
+    """What is found out about a job once and handed to whoever does a part of it.
+
+    source: the video, with all of its frames' times and its hash; None for stills. shot_settings:
+    of each shot. segments: the number of frames of each part that `store_segment` can do; stills
+    have none.
+    """
+
+    source: VideoSource | None
+    shot_settings: Sequence[ShotSettings]
+    segments: Sequence[int] = ()
+
+
 def upscale(
     job: Job,
     whole: ShotSettings,
     get_model: Callable[[Sequence[Prompts]], Model],
     *,
     get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None = None,
+    found: JobSurvey | None = None,
     placement: DevicePlacement | None = None,
     on_progress: Progress | None = None,
     on_frame: Callable[[Tensor], None] | None = None,
@@ -232,7 +247,8 @@ def upscale(
     """Do a job. Scenes and the model are asked for once everything else is known to be in order.
 
     get_scenes: the shots of the whole source in order, with the behaviour, device and seed of
-    `whole`; None for this one alone, which stills always are. get_model: is given
+    `whole`; None for this one alone, which stills always are. found: of `survey`, if it was called;
+    then neither the file is surveyed nor the scenes asked for again. get_model: is given
     the prompts of the scenes. seat, on_progress: see `restore`. on_frame: is given each restored
     frame (c h w) in [0, 1]. An exception from either ends the job; the same job goes on with what
     it had finished. Returns frames, width, height and fps of the result. ValueError for whatever a
@@ -243,10 +259,13 @@ def upscale(
         if job.stills:
             clips = stack.enter_context(_stills(job, whole.settings))
         else:
-            source = job.open()
+            source = (found and found.source) or job.open()
             work = stack.enter_context(Work(work_folder(job.out), out=job.out, keep=job.keep_work))
             clips = [_clip(source, job.out, job, whole.settings, scratch=work.folder)]
-            shot_settings = get_shots(source) if get_shots else shot_settings
+            if found:
+                shot_settings = found.shot_settings
+            elif get_shots:
+                shot_settings = get_shots(source)
         model = get_model([shot.prompts for shot in shot_settings])
         for clip in clips:
             canvas, shots = clip.plan(shot_settings, model)
@@ -280,24 +299,25 @@ def upscale(
 
 def survey(
     job: Job, whole: ShotSettings, get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None
-) -> tuple[list[ShotSettings], list[int]]:
-    """The scenes of a job, and the number of frames of each part of it that `store_segment` can do.
+) -> JobSurvey:
+    """Surveys a job: reads its video once, finds its shots and its segments.
 
-    Arguments as of `upscale`. Stills have no such parts. ValueError for whatever a user can mend.
+    job, whole, get_shots: see `upscale`. Raises ValueError for whatever a user can correct.
     """
-    shot_settings = [whole]
     if job.stills:
-        return shot_settings, []
+        return JobSurvey(source=None, shot_settings=[whole])
     source = job.open()
     clip = _clip(source, job.out, job, whole.settings)
-    if get_shots:
-        shot_settings = list(get_shots(source))
-    return shot_settings, [len(span.requested) for span, _ in clip.segments(shot_settings)]
+    shot_settings = list(get_shots(source)) if get_shots else [whole]
+    segments = [len(span.requested) for span, _ in clip.segments(shot_settings)]
+    if len(segments) > 1:  # several workers need it
+        source.digest  # noqa: B018
+    return JobSurvey(source=source, shot_settings=shot_settings, segments=segments)
 
 
 def store_segment(
     job: Job,
-    shot_settings: Sequence[ShotSettings],
+    found: JobSurvey,
     number: int,
     get_model: Callable[[Sequence[Prompts]], Model],
     *,
@@ -306,9 +326,10 @@ def store_segment(
     """Does one part of a job but for decoding, so that `upscale` finds it done.
 
     Several processes may do so at once, for the same job too, where they see the same files.
-    scenes: of `survey`. Others as in `upscale`.
+    found: of `survey`. number: of the segment. Others as in `upscale`.
     """
-    source = job.open()
+    source, shot_settings = found.source, found.shot_settings
+    assert source is not None
     with Work(work_folder(job.out), out=job.out, shared=True) as work:
         clip = _clip(source, job.out, job, shot_settings[0].settings, scratch=work.folder)
         model = get_model([shot.prompts for shot in shot_settings])
@@ -330,7 +351,7 @@ def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[ShotJob], mo
     """Of everything that latents of this run depend on."""
     return identity_of(
         {
-            "input": hash_of(clip.source.files),
+            "input": clip.source.digest,
             "excerpt": job.excerpt,
             "deinterlace": job.deinterlace,
             "numerics": NUMERICS,

@@ -1,5 +1,6 @@
 """Reads video one frame at a time, upright, in square pixels, as R'G'B'."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..resume import hash_of
 from ..windows.canvas import cut, region_of
 from .color import Color
 from .excerpt import WHOLE, Excerpt
@@ -90,6 +92,11 @@ class VideoSource:
     def files(self) -> list[Path]:
         """The files that are read: the video, or the images of a sequence in order."""
         return list(self._survey.files)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the files' names and content."""
+        return hash_of(self.files)
 
     @property
     def header(self) -> Header:
