@@ -188,7 +188,7 @@ def plan_training(
 def vae_on_meta(geometry: Geometry) -> Any:
     """Returns a VAE without weights, on the device "meta"."""
     with torch.device("meta"):
-        vae = geometry.build()
+        vae: Any = geometry.build()
     vae.model.to("meta")  # some weights ignore the context
     return vae
 
