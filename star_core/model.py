@@ -54,7 +54,8 @@ class ModelFiles:
     @property
     def sampling(self) -> SamplingDefaults:
         """The settings of the model file, or those that its last LoRA with settings asks for."""
-        return with_loras(SamplingDefaults(**(self.info.sampling or {})), self.loras)
+        loras = ((lora.strength, lora.sampling) for lora in self.loras)
+        return with_loras(SamplingDefaults(**(self.info.sampling or {})), loras)
 
 
 @dataclass(frozen=True, kw_only=True)

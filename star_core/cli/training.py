@@ -12,6 +12,7 @@ from .degrading import RECIPES
 from .progress import Progress, clock
 
 if TYPE_CHECKING:
+    from ..training.distillation import DistillConfig
     from ..training.videos import SampleSize
 
 
@@ -291,6 +292,12 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="print the memory and the work of a step, and stop; MODEL may then be i2vgenxl, "
         "cogvideox-5b or cogvideox-2b, STAR's full sizes, which need no files",
     )
+    group.add_argument(
+        "--tflops",
+        type=float,
+        metavar="X",
+        help="with --plan and --steps: what a GPU computes, in TFLOP a second, to tell the hours",
+    )
 
 
 def add_distillation(parser: argparse.ArgumentParser) -> None:
@@ -356,7 +363,6 @@ def run_train(args: argparse.Namespace) -> None:
     from .. import degradation
     from ..losses import DFLossConfig
     from ..model import find_model
-    from ..training.distillation import DistillConfig
     from ..training.finetune import STAGES, DataConfig, finetune
     from ..training.objective import TrainConfig
     from ..training.trainer import TrainExecution
@@ -364,17 +370,7 @@ def run_train(args: argparse.Namespace) -> None:
     files = find_model(
         args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
     )
-    teacher = {name: getattr(args, name) for name in ("cfg", "cfg_rescale")}
-    options = {name: getattr(args, name) for name in ("solver_steps", "pixels", "sampler")}
-    teacher, options = (
-        {name: value for name, value in given.items() if value is not None}
-        for given in (teacher, options)
-    )
-    if args.distill is None and (given := next(iter((*teacher, *options)), None)):
-        raise ValueError(
-            f"--{given.replace('_', '-')} belongs to --distill: add it, or leave it out"
-        )
-    distill = None if args.distill is None else DistillConfig(evaluations=args.distill, **options)
+    distill, teacher = _distillation(args)
     small = args.trains == "decoder"
     if small and distill:
         raise ValueError("--distill is for the network: leave out --trains decoder")
@@ -444,6 +440,25 @@ def run_train(args: argparse.Namespace) -> None:
         teacher=teacher,
         **running,
     )
+
+
+def _distillation(args: argparse.Namespace) -> "tuple[DistillConfig | None, dict[str, float]]":
+    """What is distilled, None for nothing, and settings of the teacher that replace the model's."""
+    from ..training.distillation import DistillConfig
+
+    teacher = {name: getattr(args, name) for name in ("cfg", "cfg_rescale")}
+    options = {name: getattr(args, name) for name in ("solver_steps", "pixels", "sampler")}
+    teacher, options = (
+        {name: value for name, value in given.items() if value is not None}
+        for given in (teacher, options)
+    )
+    if args.distill is not None:
+        return DistillConfig(evaluations=args.distill, **options), teacher
+    if given := next(iter((*teacher, *options)), None):
+        raise ValueError(
+            f"--{given.replace('_', '-')} belongs to --distill: add it, or leave it out"
+        )
+    return None, {}
 
 
 def _default(value: float | None, default: float) -> float:
@@ -543,15 +558,20 @@ def _print_plan(args: argparse.Namespace) -> None:
         if files.text_encoder:
             each = 4 if files.backbone is I2VGENXL else 2  # T5 is loaded in bfloat16
             text_encoder = each * sum(x.numel() for x in open_tensors(files.text_encoder).values())
-    sample = _sample(args)
+    sample, (distill, _) = _sample(args), _distillation(args)
+    df_space = args.df_space or ("latents" if distill else "pixels")
+    in_pixels = df_space == "pixels" and _default(args.df_beta, 0.0 if distill else 1.0)
     height, width = (side // vae.factor for side in sample.size)
     plan = plan_training(
         config,
         frames=(sample.frames - 1) // vae.latent_frames + 1,
         height=height,
         width=width,
-        trains=args.trains or "star",
+        trains=args.trains or ("lora" if distill else "star"),
         rank=args.rank,
+        lora_layers=args.lora_layers or ("all" if distill else "attention"),
+        lora_controlnet=not args.no_lora_controlnet,
+        distill=distill,
         checkpointing=args.checkpointing,
         bf16=args.bf16,
         optimizer=args.optimizer,
@@ -560,10 +580,11 @@ def _print_plan(args: argparse.Namespace) -> None:
         average_on_cpu=args.average_on_cpu,
         shard=args.shard,
         vae=vae,
-        crop=PixelCrop() if (args.df_space or "pixels") == "pixels" and args.df_beta != 0 else None,
+        crop=PixelCrop() if in_pixels or (distill and distill.pixels) else None,
         text_encoder=text_encoder,
     )
-    print(f"{plan}\n{plan.table()}")
+    table = plan.table(steps=args.steps, rate=args.tflops and args.tflops * 1e12)
+    print(f"{plan}\n{table}")
     pair = sample.frames * 3 * sample.size[0] * sample.size[1] * 17 / 16
     waiting = AHEAD * args.workers * args.batch * pair / GIB
     print(

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..backbones import Network, NetworkConfig, build_network
-from ..lora import add_lora
+from ..lora import LoraLayers, add_lora
 from ..planning.cost import Geometry, encoding
 from ..vae.cogvideox import CausalVideoVAE
 from .checkpointing import recompute
+from .distillation import DistillConfig
 from .objective import Trains
 from .pixels import PixelCrop
 from .trainer import choose_trained
@@ -27,8 +28,8 @@ class TrainingPlan:
     parameters, trained: how many there are and are trained. batch, accumulate: samples of a process
     in a part of a step, and parts of a step. shard: see `TrainExecution`.
     network: bytes that are sharded, by name: weights, gradients, states. others: bytes that every
-    process has, by name. stages: bytes that are needed in turn, by name. gradients: bytes of the
-    buckets in which processes exchange gradients. host: bytes in main memory of the first process.
+    process has, by name. stages: bytes that are needed in turn, by name. buckets: bytes in which
+    several processes exchange gradients. host: bytes in main memory of the first process.
     state, model: bytes of a state and of a model on disk. flops: of a sample, two for each
     multiply-add.
     """
@@ -68,13 +69,30 @@ class TrainingPlan:
             f"{self.flops / 1e15:.3f} PFLOP a sample"
         )
 
-    def table(self, gpus: tuple[int, ...] = (1, 2, 4, 8)) -> str:
-        """Returns a line for each number of GPUs with its samples, work and memory."""
+    def hours(self, steps: int, rate: float) -> float:
+        """Returns how long a number of steps takes. rate: FLOP a second of one GPU."""
+        return self.flops * self.batch * self.accumulate * steps / rate / 3600
+
+    def table(
+        self,
+        gpus: tuple[int, ...] = (1, 2, 4, 8),
+        *,
+        steps: int | None = None,
+        rate: float | None = None,
+    ) -> str:
+        """Returns a line for each number of GPUs with its samples, work and memory.
+
+        steps, rate: of the training, and FLOP a second of one GPU; with both, a line tells the
+        hours, which do not depend on the number of GPUs.
+        """
         lines = ["GPUs  samples a step  PFLOP a step and GPU  GiB on the first GPU"]
         for count in gpus:
             each = self.batch * self.accumulate
             work, memory = self.flops * each / 1e15, self.memory(count) / GIB
             lines.append(f"{count:4} {each * count:15} {work:21.2f} {memory:21.1f}")
+        if steps is not None and rate is not None:
+            hours = self.hours(steps, rate)
+            lines.append(f"{steps} steps at {rate / 1e12:g} TFLOP/s a GPU: {hours:.1f} hours")
         return "\n".join(lines)
 
 
@@ -86,6 +104,9 @@ def plan_training(
     width: int = 160,
     trains: Trains = "star",
     rank: int = 16,
+    lora_layers: LoraLayers = "attention",
+    lora_controlnet: bool = True,
+    distill: DistillConfig | None = None,
     checkpointing: bool = True,
     bf16: bool = True,
     optimizer: Literal["adamw", "muon"] = "adamw",
@@ -103,18 +124,20 @@ def plan_training(
     work, and what libraries allocate inside an operation, are not counted.
 
     frames, height, width: of a sample, in latents; the defaults are STAR's (32 frames of 720p).
-    trains, checkpointing, bf16, optimizer, batch: see `TrainConfig`. rank: of a LoRA. accumulate,
-    average_on_cpu, shard: see `TrainExecution`. vae: sizes of the VAE, which stays on the device;
-    None for none. crop: what is decoded for a DF loss in pixels; None for one in latents.
+    trains, checkpointing, bf16, optimizer, batch: see `TrainConfig`. rank, lora_layers,
+    lora_controlnet: of a LoRA, see `add_lora`. distill: counts the teacher's evaluations too; it is
+    taken to be guided. accumulate, average_on_cpu, shard: see `TrainExecution`. vae: sizes of the
+    VAE, which stays on the device; None for none. crop: what is decoded for a loss in pixels; None
+    for none.
     text_encoder: bytes of its weights.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
 
-    def run(checkpointing: bool) -> tuple["_SavedTensors", int, Network]:
+    def run(checkpointing: bool) -> tuple["_SavedTensors", int, int, Network]:
         attention = _FusedAttention()
         network = build_network(config, attention=attention, device="meta", dtype=dtype)
         if trains == "lora":
-            add_lora(network, rank)
+            add_lora(network, rank, layers=lora_layers, controlnet=lora_controlnet)
         choose_trained(network, trains)
         network.eval()  # no dropout
         saved = _SavedTensors(network)
@@ -127,10 +150,15 @@ def plan_training(
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
                 v = network(x, t, y, x)
+            forward = counter.get_total_flops() + attention.flops
             v.float().square().mean().backward()
-        return saved, counter.get_total_flops() + attention.flops, network
+        return saved, forward, counter.get_total_flops() + attention.flops, network
 
-    saved, flops, network = run(checkpointing)
+    saved, forward, flops, network = run(checkpointing)
+    if distill is not None:
+        # Two prompts of the teacher, and the student where its phase has not ended by then.
+        evaluations = 3 - distill.evaluations / distill.solver_steps
+        flops += round(evaluations * forward)
     block = run(False)[0].largest if checkpointing else 0
     every = list(network.parameters())
     trained = sum(p.numel() for p in every if p.requires_grad)

@@ -300,6 +300,7 @@ def test_reference_takes_previews_for_clips_of_their_own(tmp_path, capsys, monke
         (["--guidance", ":700"], Shortcuts(guidance=(0, 700))),
         (["--attention-window", "32"], Shortcuts(attention_window=32)),
         (["--reuse", "60"], Shortcuts(reuse=60)),
+        (["--cache", "0.02"], Shortcuts(cache=0.02)),
     ],
 )
 def test_each_shortcut_is_switched_by_itself_or_all_by_fast(clip, tmp_path, options, expected):

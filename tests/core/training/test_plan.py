@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from star_core.lora import add_lora
 from star_core.models.unet import ControlledVideoUNet
+from star_core.training.distillation import DistillConfig
 from star_core.training.objective import Trains
 from star_core.training.pixels import PixelCrop
 from star_core.training.plan import plan_training
@@ -47,6 +49,30 @@ def test_what_is_trained_is_what_the_trainer_trains(plans):
     assert star.network["optimizer"] == 8 * star.trained
     assert star.state == 16 * star.trained and star.model == 2 * count
     assert lora.model == 2 * lora.trained
+
+
+@pytest.mark.parametrize(("evaluations", "solver_steps"), [(1, 4), (4, 4)])
+def test_a_distillation_counts_the_teacher_and_the_students_second_look(evaluations, solver_steps):
+    options = {"trains": "lora", "lora_layers": "all", "lora_controlnet": False, **SIZE}
+    distill = DistillConfig(evaluations=evaluations, solver_steps=solver_steps)
+    plain, distilled = (plan_training(CONFIG, distill=d, **options) for d in (None, distill))
+    network = ControlledVideoUNet(CONFIG, device="meta")
+    add_lora(network, 16, layers="all", controlnet=False)
+    x, y = torch.empty(1, 32, 3, 10, 8, device="meta"), torch.empty(1, 77, 32, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        network(x, torch.zeros(1, device="meta", dtype=torch.int64), y, x)
+    share = (distilled.flops - plain.flops) / counter.get_total_flops()
+    assert share == pytest.approx(3 - evaluations / solver_steps, rel=0.01)
+    assert distilled.memory() == plain.memory()
+    names = [name for name, _ in network.named_parameters() if ".lora_" in name]
+    assert distilled.trained == sum(network.get_parameter(name).numel() for name in names)
+
+
+def test_hours_follow_from_steps_and_the_rate_of_a_gpu():
+    plan = plan_training(CONFIG, batch=2, accumulate=3, **SIZE)
+    assert plan.hours(100, 1e9) == pytest.approx(plan.flops * 6 * 100 / 1e9 / 3600)
+    assert "TFLOP/s" not in plan.table(steps=100)
+    assert f"{plan.hours(100, 1e9):.1f} hours" in plan.table(steps=100, rate=1e9)
 
 
 def test_options_move_and_share_what_they_say():
