@@ -52,16 +52,18 @@ class StarPlan(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, latent, memory) -> io.NodeOutput:
         with node_errors("STAR Plan"):
-            config, dtype = network_of(model)
+            (config, dtype), video_vae = network_of(model), star_vae(vae).video_vae
             task = Task.of_latents(
                 latent["samples"].shape[2:],
-                star_vae(vae).video_vae.geometry,
+                video_vae.geometry,
                 config=config,
                 dtype=dtype,
+                vae_dtype=video_vae.model.dtype,
                 sampling=star_of(model).sampling,
             )
             limit = memory_limit(memory)
-            plan = fitting(task, limit, chunk=task.usual_chunk(merged=task.frames))
+            chunk, gpu = task.usual_chunk(merged=task.frames), model.load_device.type != "cpu"
+            plan = fitting(task, limit, chunk=chunk, gpu=gpu)
             text = report(plan, predict(plan), limit)
             if plan.tile is not None:
                 text += (

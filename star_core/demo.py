@@ -20,7 +20,6 @@ from .model import find_model, load
 from .parity import DEFAULT
 from .pipeline import Execution, Settings
 from .progress import Progress
-from .sampling_defaults import SamplingDefaults
 from .upscale import Job, ShotSettings, upscale
 from .video_io import VideoSource, open_sink, open_video
 from .windows.canvas import Region, cut
@@ -103,7 +102,7 @@ def demo(
     count = QUICK_FRAMES if quick else len(truth)
     files = find_model("tiny")
     settings = Settings(
-        sampling=SamplingDefaults(**(files.info.sampling or {})),
+        sampling=files.sampling,
         behaviour=replace(DEFAULT, previews="alone"),  # or `quick` would read all frames
     )
     start = time.monotonic()

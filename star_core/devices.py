@@ -45,6 +45,16 @@ def total_memory(device: torch.device) -> int | None:
     return None
 
 
+def usable_memory(device: torch.device) -> int | None:
+    """Returns nine tenths of a device's memory in bytes, None if it uses main memory.
+
+    The rest is for what torch does not count. What is free now does not matter, so that the same
+    command finds the same plan again.
+    """
+    whole = total_memory(device)
+    return whole and int(0.9 * whole)
+
+
 def release_cached_memory() -> None:
     """Returns memory that torch has freed but not given back to the devices."""
     for backend, available in (

@@ -131,6 +131,13 @@ def retry_on_oom(fn: Callable[[], T], shrink: Callable[[], str | None]) -> T:
 # Sides of tiles in pixels of the result, from the largest to the smallest. A quarter overlaps.
 TILES = (2048, 1536, 1280, 1024, 768, 640, 512, 384, 256)
 SMALL_SLICES = 128  # `Slicing.temporal_pixels` that saves memory
+# Slices from the largest to the usual. A GPU is busier with few large operations; on a CPU the
+# usual ones are as fast as whole layers. Spatial slices take less memory than temporal ones of the
+# same size, so they are larger.
+SLICES = (
+    *(Slicing(spatial_pixels=32 * 2**n, temporal_pixels=2**n) for n in range(15, 9, -1)),
+    Slicing(),
+)
 
 
 class SmallerWork(NamedTuple):
@@ -152,13 +159,17 @@ def next_smaller(
 ) -> SmallerWork | None:
     """Returns the next slicing and tile that need less memory, or None if nothing is left to save.
 
-    First comes what leaves the result as it is: offloading, then smaller slices of the network's
-    temporal layers. Then come smaller tiles.
+    First comes what leaves the result as it is: the usual slices of the network's layers where
+    they are larger, offloading, smaller slices of the temporal layers. Then come smaller tiles.
 
     tile: current tiles in pixels, None for whole frames of up to `largest` pixels a side. step: the
     grid of the network or the VAE in pixels; tiles have at least 4 steps. offload, slices: whether
     offloading and smaller slices are options.
     """
+    smaller = (s for s in SLICES if slices and s.temporal_pixels < slicing.temporal_pixels)
+    if usual := next(smaller, None):
+        usual = replace(usual, offload=slicing.offload)
+        return SmallerWork(usual, tile, "smaller slices")
     if offload and not slicing.offload:
         return SmallerWork(replace(slicing, offload=True), tile, "offloading")
     if slices and slicing.temporal_pixels > SMALL_SLICES:
@@ -212,7 +223,7 @@ class MemoryLimits:
         return self._shrink(smaller, "VAE")
 
     def shrink_network(self) -> str | None:
-        """Offloads idle weights and skip connections, makes slices smaller, then tiles.
+        """Makes large slices smaller, offloads, makes slices smaller still, then tiles.
 
         Returns what was done, for the log, or None if nothing is left to do.
         """

@@ -12,10 +12,11 @@ from .backbones import BACKBONES, I2VGENXL, Backbone, NetworkConfig
 from .checkpoints.download import PUBLISHED
 from .checkpoints.find import find_published, find_text_encoder, find_vae
 from .file_info import FileInfo, describe
+from .lora import LoraFile, open_lora, with_loras
 from .models.cogvideox_weights import CogVideoXConfig
 from .parity import Behaviour
 from .resume import cached_hash
-from .sampling_defaults import LatentFormat
+from .sampling_defaults import LatentFormat, SamplingDefaults
 from .star_checkpoint import StarModel, check_preset, load_model
 from .text.clip import ClipTextEncoder, load_text_encoder
 from .text.prompts import join_prompt
@@ -31,17 +32,26 @@ PUBLISHED_MODELS = [name for name, file in PUBLISHED.items() if file.folder == "
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """Where a model lies and what it needs; text_encoder is None for one with learned prompts."""
+    """Where a model lies and what it needs; text_encoder is None for one with learned prompts.
+
+    loras: added to the network's weights, in this order.
+    """
 
     model: Path
     vae: Path
     text_encoder: Path | None
     info: FileInfo
+    loras: tuple[LoraFile, ...] = ()
 
     @property
     def backbone(self) -> Backbone:
         """The family of the network."""
         return BACKBONES[self.info.backbone or I2VGENXL.name]
+
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """The settings of the model file, or those that its last LoRA with settings asks for."""
+        return with_loras(SamplingDefaults(**(self.info.sampling or {})), self.loras)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +92,13 @@ def find_model(
     vae: str | None = None,
     text_encoder: str | None = None,
     models_dir: str | None = None,
+    loras: Iterable[tuple[str, float]] = (),
 ) -> ModelFiles:
     """The files of a model: built in, published (`light_deg`, `heavy_deg`) or named by its file.
 
     Nothing is loaded. A published model, and a `vae` and `text_encoder` that are not given, are
-    sought, see `model_files`. ValueError if the model is no STAR network, or if a file is missing.
+    sought, see `model_files`. loras: files with their strengths. ValueError if the model is no STAR
+    network, if a file is missing, or if a LoRA is none.
     """
     path, built_in_vae = BUILT_IN.get(name, (Path(name), None))
     if name in PUBLISHED_MODELS and not path.exists():
@@ -113,7 +125,8 @@ def find_model(
         )
     else:
         text_path = None
-    return ModelFiles(model=path, vae=vae_path, text_encoder=text_path, info=info)
+    opened = tuple(open_lora(path, strength) for path, strength in loras)
+    return ModelFiles(model=path, vae=vae_path, text_encoder=text_path, info=info, loras=opened)
 
 
 def load(
@@ -128,13 +141,16 @@ def load(
 
     dtype: type of the network; it and the types of the other parts are those of
     `Backbone.precision`.
-    ValueError for prompts to a model that takes none, and for a VAE that does not fit.
+    ValueError for prompts to a model that takes none, and for a VAE or a LoRA that does not fit.
     """
     precision = files.backbone.precision(device, dtype)
     star = load_model(files.model, dtype=precision.network)
+    for lora in files.loras:
+        lora.apply(star.network)
     vae = load_vae(files.vae, scale=star.latents.scale, dtype=precision.vae)
     check_vae(vae, star.config, star.latents)
-    model = Model(star=star, vae=vae, embeddings={}, sources=(files.model, files.vae))
+    loras = (part for lora in files.loras for part in (lora.path, f"strength {lora.strength}"))
+    model = Model(star=star, vae=vae, embeddings={}, sources=(files.model, files.vae, *loras))
     add_prompts(model, files, prompts, behaviour=behaviour, device=device, dtype=dtype)
     return model
 

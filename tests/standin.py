@@ -15,13 +15,16 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from pytest import MonkeyPatch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 CARD = torch.device("cuda", 0)
+MEMORY = 24 * 2**30
 
 
 def on_card(x: object) -> bool:
@@ -89,9 +92,13 @@ class StandIn(TorchFunctionMode):
             return _marked(new(cls, data, requires_grad), on_card(data))
 
         torch.nn.Parameter.__new__ = staticmethod(marked)  # no function mode sees it
+        self._patch = MonkeyPatch()
+        properties = SimpleNamespace(total_memory=MEMORY)
+        self._patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._patch.undo()
         torch.nn.Parameter.__new__ = staticmethod(self._new_parameter)
         super().__exit__(*error)
 

@@ -19,7 +19,7 @@ LEVELS = [
     (0, "color_fix", "drawing", "losses", "parity", "planning.meta_memory", "plots"),
     (0, "progress", "resume", "sampling_defaults", "seeded_random", "shots", "text.prompts"),
     (1, "checkpoints", "models", "memory", "video_io"),
-    (1, "degradation", "evaluation.curves", "packages", "settings"),
+    (1, "degradation", "evaluation.curves", "lora", "packages", "settings"),
     (2, "backbones", "metrics", "model", "planning.cost", "star_checkpoint", "text", "vae"),
     (2, "conversion", "evaluation.clip_folders", "file_info"),
     (3, "compare", "evaluation", "pipeline", "planning", "shot_run"),

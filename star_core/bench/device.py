@@ -30,7 +30,6 @@ from ..parity import DEFAULT
 from ..planning.meta_memory import LiveTensors
 from ..planning.plan import Task
 from ..planning.predict import fitting, predict
-from ..sampling_defaults import SamplingDefaults
 from ..settings import Execution
 from ..star_checkpoint import load_model
 from ..upscale import Job, Settings, ShotSettings, upscale
@@ -399,7 +398,7 @@ def vae(device: torch.device, sizes: Sizes) -> Iterator[Result]:
 def job(device: torch.device, sizes: Sizes) -> Iterator[Result]:
     """Restores the beginning of the bundled clip with tiny, from file to file."""
     files = find_model("tiny")
-    sampling = SamplingDefaults(**(files.info.sampling or {}))
+    sampling = files.sampling
     settings = Settings(sampling=sampling, behaviour=replace(DEFAULT, previews="alone"))
     frames: list[Tensor] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,6 @@ from torch import Tensor
 from ..model import BUILT_IN, Prompts, find_model, load
 from ..packages import Carrier, fetch
 from ..pipeline import Settings
-from ..sampling_defaults import SamplingDefaults
 from ..upscale import Job, ShotSettings, upscale
 from ..video_io import open_sink, open_video
 from ..windows.geometry import upsample
@@ -153,7 +152,7 @@ def _tiny(title: str, preset: str) -> Method:
         source: Path, out: Path, size: Size, folder: Path, begin: Begin, threads: int
     ) -> None:
         files, info = find_model("tiny"), open_video(source).info
-        sampling = SamplingDefaults(**(files.info.sampling or {}))
+        sampling = files.sampling
         strength = sampling.usual_strength(min(size[0] / info.width, size[1] / info.height))
         settings = Settings(sampling=sampling, strength=strength)
         shot = ShotSettings(settings=settings, prompts=Prompts(preset=preset))

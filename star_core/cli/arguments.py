@@ -36,6 +36,27 @@ def MEMORY(text: str) -> int:
     return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))
 
 
+def LORA(text: str) -> tuple[str, float]:
+    """few.safetensors:0.8 is a file and its strength; without a strength it is 1."""
+    path, _, strength = text.rpartition(":")
+    try:
+        return (path, float(strength)) if path else (text, 1.0)
+    except ValueError:  # the colon is part of the path
+        return text, 1.0
+
+
+def add_lora(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--lora",
+        type=LORA,
+        nargs="+",
+        default=(),
+        metavar="FILE[:STRENGTH]",
+        help="add LoRA files to the network, each with a strength (default 1). A file may carry "
+        "settings, such as few evaluations, that replace the model's",
+    )
+
+
 def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--device",
@@ -150,10 +171,14 @@ def options_from_json(
         expected = _JSON_TYPES.get(action.type, ("a string", str))
         if action.nargs == 0:
             expected = ("true or false", bool)
+        if action.nargs == "+":
+            expected = ("a string or a list of strings", (str, list))
         if not isinstance(value, expected[1]) or isinstance(value, bool) != (action.nargs == 0):
             raise ValueError(f"{where}, {name}: must be {expected[0]}, not {json.dumps(value)}")
         option = f"--{key.replace('_', '-')}"
         arguments = [option] * value if action.nargs == 0 else [f"{option}={value}"]
+        if isinstance(value, list):
+            arguments = [option, *map(str, value)]
         everything += arguments
         try:
             result[key] = getattr(parser.parse_args(arguments), key)

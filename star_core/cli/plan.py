@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from .arguments import MEMORY, SIZE, add_json
+from .arguments import MEMORY, SIZE, add_compute, add_json
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -50,12 +50,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vae", metavar="FILE", help="a VAE of another size than the published one"
     )
-    parser.add_argument(
-        "--dtype",
-        default="float16",
-        choices=("float16", "bfloat16", "float32"),
-        help="precision of the network (default float16)",
-    )
+    add_compute(parser)
     parser.add_argument(
         "--plot",
         metavar="FILE.svg",
@@ -68,6 +63,7 @@ def run_plan(args: argparse.Namespace) -> None:
     import torch
 
     from ..backbones import backbone_of
+    from ..devices import best_device
     from ..diffusion.shortcuts import FAST, Shortcuts
     from ..parity import DEFAULT
     from ..planning.plan import Task
@@ -79,11 +75,19 @@ def run_plan(args: argparse.Namespace) -> None:
 
     model = _model(args.model, args.vae)
     scale = args.scale if args.scale is not None else None if args.out_size else 4.0
+    backbone = backbone_of(model["config"])
+    device = best_device().type if args.device == "auto" else args.device
+    dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
+    if dtype is None and device != "cpu":
+        dtype = backbone.network_dtype
+    # As on a CPU, which has all types: the device may be that of another machine.
+    precision = backbone.precision("cpu", dtype)
     task = Task(
         frames=args.frame_count,
         size=output_size(args.size[0], args.size[1], scale, args.out_size),
-        dtype=getattr(torch, args.dtype),
-        behaviour=backbone_of(model["config"]).reference if args.reference else DEFAULT,
+        dtype=precision.network,
+        vae_dtype=precision.vae,
+        behaviour=backbone.reference if args.reference else DEFAULT,
         shortcuts=FAST if args.fast else Shortcuts(),
         **model,
     )
@@ -93,7 +97,7 @@ def run_plan(args: argparse.Namespace) -> None:
         write_figure(growth(task, args.memory), args.plot)
         return
     chunk = task.usual_chunk(args.chunk_frames)
-    plan = fitting(task, args.memory, offload=not args.no_offload, chunk=chunk)
+    plan = fitting(task, args.memory, offload=not args.no_offload, chunk=chunk, gpu=device != "cpu")
     prediction = predict(plan)
     if not args.json:
         print(report(plan, prediction, args.memory))

@@ -57,12 +57,13 @@ class RunOptions:
         """common, execution: what all shots share. memory: bytes to plan for; None for no plan.
         add_options: adds the options of `upscale`, by which a file of shots is read.
         """
-        from ..sampling_defaults import SamplingDefaults
+        import torch
 
+        self._gpu = torch.device(execution.device).type != "cpu"
         self._args, self._files, self._common = args, files, common
         self._execution, self._precision, self._memory = execution, precision, memory
         self._add_options = add_options
-        self._defaults = SamplingDefaults(**(files.info.sampling or {}))
+        self._defaults = files.sampling
         options = {name: getattr(args, name) for name in (*PROMPTS, *LOOK, *SAMPLING)}
         self._options = {name: value for name, value in options.items() if value is not None}
         self.report: list[dict[str, Any]] = []
@@ -94,7 +95,7 @@ class RunOptions:
         if self._args.auto:
             for i, (advice, measurement) in enumerate(self._advice(job, shots, overrides)):
                 advised[i], measured[i] = advice, measurement
-        if self._memory is not None:
+        if self._memory is not None or self._gpu:
             plan = self._plan(source, job, max(map(len, shots)))
             self._common = replace(self._common, **plan.settings())
             self._execution = replace(self._execution, slicing=plan.slicing)
@@ -108,9 +109,12 @@ class RunOptions:
         return settings
 
     def _plan(self, source: "VideoSource", job: "Job", frames: int) -> "Plan":
-        """The plan that fits into the memory, for the longest shot."""
-        from ..planning.plan import Task
-        from ..planning.predict import fitting, predict
+        """The plan for the longest shot: one that fits into the memory, or that of the options."""
+        import torch
+
+        from ..devices import usable_memory
+        from ..planning.plan import Plan, Task
+        from ..planning.predict import fitting, predict, suited_to_gpu
         from ..planning.report import report
         from ..vae.load import geometry_of
         from ..windows.geometry import output_size
@@ -128,7 +132,17 @@ class RunOptions:
             behaviour=whole.behaviour,
             shortcuts=whole.shortcuts,
         )
-        plan = fitting(task, self._memory, chunk=self._common.chunk)
+        common, execution = self._common, self._execution
+        if self._memory is None:
+            plan = Plan(
+                task=task,
+                chunk=common.chunk,
+                slicing=execution.slicing,
+                tile=common.tile,
+                latent_tile=common.latent_tile,
+            )
+            return suited_to_gpu(plan, usable_memory(torch.device(execution.device)))
+        plan = fitting(task, self._memory, chunk=common.chunk, gpu=self._gpu)
         sys.stderr.write(f"{report(plan, predict(plan), self._memory)}\n")
         return plan
 

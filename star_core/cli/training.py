@@ -119,11 +119,22 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trains",
         choices=("star", "all", "lora"),
-        default="star",
-        help="what is trained: ControlNet and LIEM (star, default), everything, or a LoRA",
+        help="what is trained: ControlNet and LIEM (star, default), everything, or a LoRA (default "
+        "with --distill)",
     )
     group.add_argument(
         "--rank", type=int, default=16, metavar="N", help="rank of the LoRA (default 16)"
+    )
+    group.add_argument(
+        "--lora-layers",
+        choices=("attention", "all"),
+        help="which layers get a LoRA: the linear layers of the transformers (attention, default) "
+        "or all linear layers and convolutions (default with --distill)",
+    )
+    group.add_argument(
+        "--no-lora-controlnet",
+        action="store_true",
+        help="the ControlNet gets no LoRA",
     )
     group.add_argument(
         "--recipe",
@@ -172,9 +183,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--df-space",
         choices=("pixels", "latents"),
-        default="pixels",
         help="where DF loss compares spectra: in a decoded part of the video (default) or in "
-        "latents",
+        "latents (default with --distill)",
     )
     group.add_argument(
         "--df-alpha",
@@ -186,12 +196,47 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--df-beta",
         type=float,
-        default=1.0,
         metavar="X",
-        help="weight of DF loss, 0 for none (default 1)",
+        help="weight of DF loss, 0 for none (default 1, with --distill 0)",
     )
+    add_distillation(parser)
     group.add_argument(
         "--plan", action="store_true", help="print the memory and the work of a step, and stop"
+    )
+
+
+def add_distillation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("with --model: distillation into few evaluations")
+    group.add_argument(
+        "--distill",
+        type=int,
+        metavar="N",
+        help="train a LoRA with which N evaluations without guidance, such as 1, 2 or 4, give what "
+        "the model gives with guidance and many evaluations",
+    )
+    group.add_argument(
+        "--solver-steps",
+        type=int,
+        metavar="N",
+        help="steps of the teacher over all noise levels, a multiple of --distill (default 16)",
+    )
+    group.add_argument(
+        "--cfg", type=float, metavar="X", help="the teacher's guidance scale (default: the model's)"
+    )
+    group.add_argument(
+        "--cfg-rescale", type=float, metavar="X", help="of the teacher (default: the model's)"
+    )
+    group.add_argument(
+        "--pixels",
+        type=float,
+        metavar="X",
+        help="weight of a loss in pixels of a decoded part in the last phase (default 0)",
+    )
+    group.add_argument(
+        "--sampler",
+        choices=("euler", "lcm"),
+        help="sampler that the LoRA asks for: euler (default) keeps the noise of the start, lcm "
+        "draws it anew after each evaluation",
     )
 
 
@@ -222,16 +267,28 @@ def run_train(args: argparse.Namespace) -> None:
     from .. import degradation
     from ..losses import DFLossConfig
     from ..model import find_model
+    from ..training.distillation import DistillConfig
     from ..training.finetune import DataConfig, finetune
     from ..training.objective import TrainConfig
 
     files = find_model(
         args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
     )
+    teacher = {name: getattr(args, name) for name in ("cfg", "cfg_rescale")}
+    options = {name: getattr(args, name) for name in ("solver_steps", "pixels", "sampler")}
+    teacher, options = (
+        {name: value for name, value in given.items() if value is not None}
+        for given in (teacher, options)
+    )
+    if args.distill is None and (given := next(iter((*teacher, *options)), None)):
+        raise ValueError(
+            f"--{given.replace('_', '-')} belongs to --distill: add it, or leave it out"
+        )
+    distill = None if args.distill is None else DistillConfig(evaluations=args.distill, **options)
     config = TrainConfig(
         steps=args.steps,
         batch=args.batch,
-        trains=args.trains,
+        trains=args.trains or ("lora" if distill else "star"),
         learning_rate=args.learning_rate,
         noise_level=1000,
         early=0.0,
@@ -239,8 +296,8 @@ def run_train(args: argparse.Namespace) -> None:
         seed=args.seed,
         bf16=args.bf16,
         checkpointing=args.checkpointing,
-        df=DFLossConfig(alpha=args.df_alpha, beta=args.df_beta),
-        df_space=args.df_space,
+        df=DFLossConfig(alpha=args.df_alpha, beta=_default(args.df_beta, 0.0 if distill else 1.0)),
+        df_space=args.df_space or ("latents" if distill else "pixels"),
     )
     data = DataConfig(
         data=Path(args.data),
@@ -258,9 +315,17 @@ def run_train(args: argparse.Namespace) -> None:
         config,
         text_encoder=files.text_encoder,
         rank=args.rank,
+        lora_layers=args.lora_layers or ("all" if distill else "attention"),
+        lora_controlnet=not args.no_lora_controlnet,
+        distill=distill,
+        teacher=teacher,
         every=args.every,
         on_step=_Report(),
     )
+
+
+def _default(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def add_ablation(parser: argparse.ArgumentParser) -> None:
@@ -344,7 +409,7 @@ def _print_plan(args: argparse.Namespace) -> None:
         frames=frames,
         height=args.size[1] // factor,
         width=args.size[0] // factor,
-        trains=args.trains,
+        trains=args.trains or "star",
         rank=args.rank,
         checkpointing=args.checkpointing,
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import CROP, FRAMES, MEMORY, SIZE, TILE, add_compute, add_json, compute
+from .arguments import CROP, FRAMES, MEMORY, SIZE, TILE, add_compute, add_json, add_lora, compute
 from .progress import Progress
 from .shots import RunOptions, add_shots, report_of
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..upscale import RunSpec
     from ..windows.tiling import Tile
 
-SOLVERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_renewed", "heun")
+SOLVERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_renewed", "dpmpp_2m", "heun", "euler", "lcm")
 
 
 def add_upscale(parser: argparse.ArgumentParser) -> None:
@@ -238,6 +238,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="tiny (built in, default), light_deg, heavy_deg, or a file",
     )
+    add_lora(group)
     group.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
     group.add_argument(
         "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
@@ -318,13 +319,16 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     from ..models.slicing import Slicing
     from ..parity import DEFAULT
     from ..pipeline import Execution, Settings
-    from ..sampling_defaults import SamplingDefaults
     from ..upscale import Job, RunSpec
     from ..windows.chunking import ChunkConfig, usual_overlap
 
     device, dtype = compute(args)
     files = find_model(
-        args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
+        args.model,
+        vae=args.vae,
+        text_encoder=args.text_encoder,
+        models_dir=args.models_dir,
+        loras=args.lora,
     )
     job = Job(
         source=Path(args.source),
@@ -344,7 +348,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     backbone = files.backbone
     memory = _memory(args, device)
     behaviour = backbone.reference if args.reference else DEFAULT
-    own, latents = SamplingDefaults(**(files.info.sampling or {})), files.info.latents or {}
+    own, latents = files.sampling, files.info.latents or {}
     length, overlap = args.chunk_frames, args.chunk_overlap
     latent_frames = latents.get("frames", 1)
     length = own.chunk_frames if length is None else length
@@ -394,16 +398,13 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
 
 def _memory(args: argparse.Namespace, device: "torch.device") -> int | None:
     """Bytes to plan for; None where the user chooses, or where memory is not the device's own."""
-    from ..devices import total_memory
+    from ..devices import usable_memory
 
     names = ("chunk_frames", "chunk_overlap", "tile", "latent_tile")
     given = [n for n in names if getattr(args, n) is not None] + ["offload"] * args.offload
     if args.memory is not None and given:
         raise ValueError(f"--memory chooses --{given[0].replace('_', '-')}: leave one of them out")
-    if args.memory is None and not given and (whole := total_memory(device)):
-        # Not what is free: the same command must find the same plan again.
-        return int(0.9 * whole)
-    return args.memory
+    return usable_memory(device) if args.memory is None and not given else args.memory
 
 
 def _shortcuts(args: argparse.Namespace) -> "Shortcuts":

@@ -16,12 +16,14 @@ from .schedule import NoiseSchedule
 from .shortcuts import DeepFeatures, Shortcuts, clear_unless_in_step
 
 
-def guided_velocity(v_c: Tensor, v_u: Tensor, scale: float, rescale: float | None) -> Tensor:
+def guided_velocity(
+    v_c: Tensor, v_u: Tensor, scale: float | Tensor, rescale: float | None
+) -> Tensor:
     """Returns the velocity guided from the unconditional v_u towards the conditional v_c.
 
-    v_c, v_u: (b c f h w). scale: 1 returns v_c. rescale: from 0 or None (no rescaling) to 1 (each
-    sample gets the standard deviation of its v_c). The deviation is taken over all of (c f h w), so
-    it depends on the frames passed in.
+    v_c, v_u: (b c f h w). scale: 1 returns v_c; a number, or (b 1 1 1 1). rescale: from 0 or None
+    (no rescaling) to 1 (each sample gets the standard deviation of its v_c). The deviation is taken
+    over all of (c f h w), so it depends on the frames passed in.
     """
     v = v_u + scale * (v_c - v_u)
     if not rescale:

@@ -134,10 +134,45 @@ def sample_heun(
     return x
 
 
+def sample_euler(
+    denoise: Denoise,
+    start: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: SolverNoise,
+    renew: bool = False,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Samples x_0 (b c f h w) with Euler's method, one evaluation per step; for few steps.
+
+    Song et al. 2020 (DDIM), arXiv:2010.02502. denoise, start, sigmas, noise, on_step: see the
+    module.
+    renew: instead of following the path, each step noises x_0 anew. That is multistep sampling of
+        consistency models (Song et al. 2023, arXiv:2303.01469, algorithm 1).
+    """
+    total = len(sigmas) - 1
+    x = _scaled_start(start, sigmas)
+    for step in range(total):
+        sigma, sigma_next = sigmas[step], sigmas[step + 1]
+        x_0 = denoise(x, sigma) if sigma.isinf() else _denoise_at(denoise, x, sigma)
+        if sigma_next == 0:
+            x = x_0
+        elif renew:
+            x = x_0 + sigma_next * send(noise(step, sigma, sigma_next), x.device, x.dtype)
+        else:
+            x = x_0 + sigma_next * (x if sigma.isinf() else (x - x_0) / sigma)
+        if on_step:
+            on_step(step + 1, total, x_0)
+    return x
+
+
 SAMPLERS = {
     "dpmpp_2m_sde": sample_dpmpp_2m_sde,
     "dpmpp_2m_sde_renewed": partial(sample_dpmpp_2m_sde, renew=True),
+    "dpmpp_2m": partial(sample_dpmpp_2m_sde, eta=0.0),
     "heun": sample_heun,
+    "euler": sample_euler,
+    "lcm": partial(sample_euler, renew=True),
 }
 
 

@@ -32,10 +32,16 @@ class Bytes(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The most bytes at once, without weights, and FLOPs, two per multiply-add."""
+    """What work takes, without the bytes of weights.
+
+    peak: the most bytes at once. flops: two per multiply-add. traffic: bytes that operations read
+    and write. largest: values of the largest tensor.
+    """
 
     peak: int
     flops: int
+    traffic: int
+    largest: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,27 +70,28 @@ def peak_of(forward: Pass, slicing: Slicing | None) -> Bytes:
     network = _network(forward.config, forward.dtype)
     slicing = slicing and _FirstSlices(**asdict(slicing))
     with network.working(slicing=slicing):
-        device, _ = _measure(network, *forward.inputs(), count_flops=False)
+        device = _measure(network, *forward.inputs(), count_flops=False).peak
     # All skip connections are in main memory when the first is fetched.
     return Bytes(device, sum(slicing.sent) if slicing else 0)
 
 
 @cache
-def pass_flops(
+def pass_cost(
     forward: Pass, attention_window: int | None = None, *, reuse: bool = False
-) -> tuple[int, int]:
-    """Returns the FLOPs of a forward pass, and the bytes of the deep features that it can reuse.
+) -> tuple[Cost, int]:
+    """Returns the cost of a forward pass in whole layers, and the bytes of reusable features.
 
     attention_window, reuse: see `Shortcuts`; reuse counts a pass that reuses those features.
     """
-    network, deep, flops = _network(forward.config, forward.dtype), _AlwaysFresh(), 0
+    network, deep = _network(forward.config, forward.dtype), _AlwaysFresh()
     # The other backbone's network does not keep features.
     keeps = isinstance(network, ControlledVideoUNet)
     fn = partial(network, deep=deep) if keeps else network
     with network.working(slicing=None, attention_window=attention_window):
-        for _ in range(1 + reuse):
-            flops = _measure(fn, *forward.inputs()).flops
-    return flops, 0 if deep.features is None else deep.features.nbytes
+        cost = _measure(fn, *forward.inputs())
+        if reuse:
+            cost = _measure(fn, *forward.inputs())
+    return cost, 0 if deep.features is None else deep.features.nbytes
 
 
 @cache
@@ -128,7 +135,7 @@ def _measure(fn: Callable[..., Tensor], *inputs: Tensor, count_flops: bool = Tru
     counter = FlopCounterMode(display=False, custom_mapping=listed)
     with LiveMetaTensors() as live, counter if count_flops else nullcontext():
         fn(*inputs)
-    return Cost(live.peak, counter.get_total_flops())
+    return Cost(live.peak, counter.get_total_flops(), live.traffic, live.largest)
 
 
 @dataclass(frozen=True, kw_only=True)

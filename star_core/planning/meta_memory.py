@@ -21,23 +21,29 @@ class LiveTensors(TorchDispatchMode):
     """Counts the bytes of the tensors that are created while it is active.
 
     Used as a context manager. live: bytes that are alive now. peak: the most that were alive at
-    once. Real tensors are counted, and those of the meta device and of `FakeTensorMode`.
+    once. traffic: bytes that operations have read and written. largest: values of the largest
+    tensor. Real tensors are counted, and those of the meta device and of `FakeTensorMode`.
     """
 
     def __init__(self, device: str | None = None) -> None:
         """device: type of the device whose tensors are counted, such as "cuda"; None for all."""
         super().__init__()
         self.device, self.live, self.peak = device, 0, 0
+        self.traffic = self.largest = 0
         self._sizes: dict[int, int] = {}  # bytes of each living storage, by its id
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         # A view of an older tensor, such as a weight, takes no memory of its own.
-        inputs = {_key(tensor) for tensor in _tensors((args, tuple(kwargs.values())))}
+        inputs = list(_tensors((args, tuple(kwargs.values()))))
         out = func(*args, **kwargs)
-        for tensor in _tensors(out):
-            if _key(tensor) not in inputs and self.device in (None, tensor.device.type):
+        before = set(map(_key, inputs))
+        made = [x for x in _tensors(out) if _key(x) not in before]
+        for tensor in made:
+            if self.device in (None, tensor.device.type):
                 self._add(tensor)
+        if made or any(out is x for x in inputs):  # else it is a view
+            self.traffic += sum(x.nbytes for x in (*inputs, *made))
         return out
 
     def _add(self, tensor: Tensor) -> None:
@@ -46,6 +52,7 @@ class LiveTensors(TorchDispatchMode):
             self._sizes[key] = storage.nbytes()
             self.live += storage.nbytes()
             self.peak = max(self.peak, self.live)
+            self.largest = max(self.largest, tensor.numel())
             weakref.finalize(storage, self._remove, key)
 
     def _remove(self, key: int) -> None:

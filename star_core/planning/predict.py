@@ -6,10 +6,10 @@ Nothing is fitted to measurements: bytes and FLOPs are those of the code itself 
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,28 +18,42 @@ from ..backbones import backbone_of
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.levels import guidance_of
 from ..diffusion.samplers import SAMPLERS
+from ..memory import SLICES
 from ..settings import Settings
 from ..windows.chunking import ChunkConfig, chunked
-from .cost import Bytes, Pass, decoding, encoding, pass_flops, peak_of, weight_bytes
+from .cost import Bytes, Cost, Pass, decoding, encoding, pass_cost, peak_of, weight_bytes
 from .meta_memory import META, LiveMetaTensors
 from .plan import Plan, Task
 
 VAEStage = Literal["encode", "decode"]
 Stage = Literal["prompt", "encode", "denoise", "decode"]
 VAE_COST = {"encode": encoding, "decode": decoding}
+STAGES_OF_VAE: tuple[VAEStage, VAEStage] = ("encode", "decode")
+
+
+class Work(NamedTuple):
+    """What operations compute and move: FLOPs, two per multiply-add, and bytes."""
+
+    flops: int
+    traffic: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """The predicted memory and compute of a plan.
 
-    memory: most bytes of each stage, with weights, without the frames of the video. flops: of each
-    stage, two per multiply-add. passes: forward passes of the network on a window of frames.
+    memory: most bytes of each stage, with weights, without the frames of the video. work: of each
+    stage. passes: forward passes of the network on a window of frames.
     """
 
     memory: dict[Stage, Bytes]
-    flops: dict[Stage, int]
+    work: dict[Stage, Work]
     passes: int
+
+    @property
+    def flops(self) -> dict[Stage, int]:
+        """FLOPs of each stage."""
+        return {stage: work.flops for stage, work in self.work.items()}
 
     @property
     def peak(self) -> int:
@@ -60,12 +74,12 @@ def predict(plan: Plan) -> Prediction:
         memory["prompt"] = Bytes(
             device, sum(weight_bytes(task.config, task.vae, task.dtype, task.vae_type))
         )
-    flops: dict[Stage, int] = {
-        "encode": _vae_flops(plan, "encode"),
-        "denoise": denoise_flops(plan),
-        "decode": _vae_flops(plan, "decode"),
+    work: dict[Stage, Work] = {
+        "encode": _vae_work(plan, "encode"),
+        "denoise": denoise_work(plan),
+        "decode": _vae_work(plan, "decode"),
     }
-    return Prediction(memory=memory, flops=flops, passes=_rehearse(plan)[0].total())
+    return Prediction(memory=memory, work=work, passes=_rehearse(plan)[0].total())
 
 
 def fitting(
@@ -74,19 +88,21 @@ def fitting(
     *,
     offload: bool = True,
     chunk: ChunkConfig | None = None,
+    gpu: bool = False,
 ) -> Plan:
     """Returns the plan that fits into the memory with the least change, or the smallest of all.
 
     memory: bytes on the device, None for no limit. offload: whether the plan may offload. chunk:
-    windows of frames to begin with, None for `Task.usual_chunk`.
+    windows of frames to begin with, None for `Task.usual_chunk`. gpu: see `suited_to_gpu`.
     """
 
     def network(plan: Plan) -> bool:
         return memory is None or denoise_memory(plan).device <= memory
 
     def vae(plan: Plan) -> bool:
-        stages: tuple[VAEStage, VAEStage] = ("encode", "decode")
-        return memory is None or all(vae_memory(plan, each).device <= memory for each in stages)
+        return memory is None or all(
+            vae_memory(plan, each).device <= memory for each in STAGES_OF_VAE
+        )
 
     plan = Plan(task=task, chunk=chunk or task.usual_chunk())
     for fits, smaller in ((network, Plan.smaller_denoising), (vae, Plan.smaller_decoding)):
@@ -98,7 +114,37 @@ def fitting(
         while bound <= last and not fits(plans[bound - 1]):
             bound *= 2
         plan = plans[bisect_left(plans, True, bound // 2, min(bound, last), key=fits)]
+    return suited_to_gpu(plan, memory) if gpu else plan
+
+
+def suited_to_gpu(plan: Plan, memory: int | None) -> Plan:
+    """Returns the plan with what a GPU needs beyond memory that suffices.
+
+    Tiles of the VAE become smaller where a tensor would have more than 2^31 values, with which some
+    kernels cannot work. Slices of the network become as large as fits, because many small
+    operations keep a GPU waiting for the host.
+
+    memory: bytes on the device; None leaves the slices.
+    """
+    while _largest_of_vae(plan) > 2**31 and (tiled := plan.smaller_decoding(offload=False)):
+        plan = tiled
+    for each in SLICES if memory else ():
+        larger = replace(plan, slicing=replace(each, offload=plan.offload))
+        if each.temporal_pixels <= plan.slicing.temporal_pixels:
+            break
+        if memory and denoise_memory(larger).device <= memory:
+            return larger
     return plan
+
+
+def _largest_of_vae(plan: Plan) -> int:
+    """Returns the number of values of the VAE's largest tensor."""
+    vae, dtype = plan.task.vae, plan.task.vae_type
+    return max(
+        VAE_COST[stage](vae, dtype, max(vae_calls(plan, stage)), *side).largest
+        for stage in STAGES_OF_VAE
+        for side in set(plan.vae_tiles)
+    )
 
 
 def vae_calls(plan: Plan, stage: VAEStage) -> Counter[int]:
@@ -136,7 +182,7 @@ def denoise_memory(plan: Plan) -> Bytes:
     host = 2 * clip + max(peak.host for peak in peaks) + previous
     if kept:
         window = task.shortcuts.attention_window
-        features = sum(pass_flops(forward, window, reuse=True)[1] for forward in passes)
+        features = sum(pass_cost(forward, window, reuse=True)[1] for forward in passes)
         features = features * kept // frames
         device, host = device + features * (not plan.offload), host + features * plan.offload
     return _with_weights(plan, device, host, "network")
@@ -186,23 +232,29 @@ def _with_weights(plan: Plan, device: int, host: int, part: Literal["network", "
     return Bytes(working + idle + device, host)
 
 
-def denoise_flops(plan: Plan) -> int:
-    """Returns the FLOPs of all passes of the network."""
+def denoise_work(plan: Plan) -> Work:
+    """Returns the work of all passes of the network."""
     window = plan.task.shortcuts.attention_window
-    return sum(
-        times * pass_flops(forward, window, reuse=reused)[0]
+    return _total(
+        (times, pass_cost(forward, window, reuse=reused)[0])
         for (frames, reused), times in _rehearse(plan)[0].items()
         for forward in _passes(plan, frames)
     )
 
 
-def _vae_flops(plan: Plan, stage: VAEStage) -> int:
+def _vae_work(plan: Plan, stage: VAEStage) -> Work:
     cost, vae, dtype = VAE_COST[stage], plan.task.vae, plan.task.vae_type
-    return sum(
-        times * cost(vae, dtype, frames, *side).flops
+    return _total(
+        (times, cost(vae, dtype, frames, *side))
         for frames, times in vae_calls(plan, stage).items()
         for side in plan.vae_tiles
     )
+
+
+def _total(costs: Iterable[tuple[int, Cost]]) -> Work:
+    """Adds up costs that occur several times each."""
+    parts = [(times * cost.flops, times * cost.traffic) for times, cost in costs]
+    return Work(*map(sum, zip(*parts, strict=True))) if parts else Work(0, 0)
 
 
 Calls = Counter[tuple[int, bool]]

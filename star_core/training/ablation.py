@@ -27,7 +27,7 @@ from ..plots import spreads, write_figure
 from ..vae.frame_vae import VideoVAE
 from ..video_io import open_video
 from .linear_decoder import linear_decoder
-from .objective import Prompts
+from .objective import Prompts, TrainingObjective
 from .pairs import LatentPairs
 from .tiny import NETWORK, RECIPE, first_samples, new_network
 from .trainer import OnStep, train
@@ -200,13 +200,11 @@ def run_variant(
         temporary.write_text(json.dumps(figures) + "\n")
         temporary.replace(out / RESULT)
 
+    kernel = linear_decoder(vae, first_samples(pairs, seed))
     train(
         pairs,
-        network,
-        config,
+        TrainingObjective(network, config, prompts=prompts, pixel_kernel=kernel),
         folder,
-        prompts=prompts,
-        pixel_kernel=linear_decoder(vae, first_samples(pairs, seed)),
         write=measure,
         on_step=on_step,
         every=max(1, ablation.steps // 4),

@@ -1,4 +1,4 @@
-"""The training objective, velocity loss plus DF loss, and random batches for it."""
+"""Training objectives: their interface, STAR's velocity loss plus DF loss, and random batches."""
 
 import hashlib
 from contextlib import nullcontext
@@ -143,10 +143,88 @@ class Prompts(nn.Module):
         return torch.cat([prompt for prompt in by_task if prompt is not None])[tasks]
 
 
-class TrainingObjective(nn.Module):
-    """Network, prompts and loss in one module, whose gradients processes can share.
+class Objective(nn.Module):
+    """What a trainer minimises: a network and its loss in one module, whose gradients are shared.
 
-    prompts: learned prompts; None if samples have texts. decoder: for losses in pixels.
+    `trainer.train` knows only this class: called with a `Batch`, an objective returns the loss and
+    its parts by name as numbers.
+
+    config: its loss options are read here. prompts: learned prompts; None if samples have texts.
+    decoder: for losses in pixels. ValueError if `config` asks for one and there is no decoder.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: TrainConfig,
+        *,
+        prompts: Prompts | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.prompts = network, prompts
+        self.config, self.decoder = config, decoder
+        if config.df_space == "pixels" and decoder is None:
+            raise ValueError("a DF loss in pixels needs the VAE's decoder")
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Returns the loss of a batch, and its parts by name as numbers."""
+        raise NotImplementedError
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule that the network is trained with."""
+        sampling = SamplingDefaults(schedule=self.network.config.schedule, shift=self.config.shift)
+        return trained_schedule(sampling)
+
+    def embeddings(self, batch: Batch) -> Tensor:
+        """Returns the text embeddings (b l d) of a batch: learned, or those of its samples."""
+        y = batch.text if self.prompts is None else self.prompts.of_tasks(batch.task)
+        assert y is not None, "neither text nor learned prompts"
+        return y
+
+    def velocity(self, x_t: Tensor, t: Tensor, y: Tensor, lq: Tensor) -> Tensor:
+        """Runs the network, in bfloat16 if so configured, and returns float32 (b c f h w)."""
+        bf16 = torch.autocast(x_t.device.type, torch.bfloat16)
+        with bf16 if self.config.bf16 else nullcontext():
+            return self.network(x_t, t, y, lq).float()
+
+    def velocity_error(self, v: Tensor, x_t: Tensor, x_0: Tensor, batch: Batch) -> Tensor:
+        """Returns the mean squared error (b,) of a velocity v that should lead from x_t to x_0.
+
+        v, x_t, x_0: (b c f h w). With a hint prior it is relative to the uncertainty that the hint
+        leaves, so that all noise levels weigh the same.
+        """
+        uncertainty = torch.ones((), device=v.device)
+        if spread := getattr(self.network.config, "hint_prior", 0.0):
+            _, uncertainty = hint_prior_velocity(x_t, batch.t, batch.lq, spread)
+        target = self.schedule.velocity_between(x_t, x_0, batch.t)
+        return velocity_loss(v / uncertainty, target / uncertainty)
+
+    def df_error(self, clean: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        """Returns the DF loss (b,) of predicted latents (b c f h w), in the configured space."""
+        config = self.config
+        if not config.df.beta:
+            return torch.zeros(len(clean), device=clean.device)
+        if config.df_space == "pixels":
+            clean, target = (self.decoded(z, batch.parts) for z in (clean, target))
+        return df_loss(clean, target, batch.t, config.df)
+
+    def decoded(self, latents: Tensor, parts: list[tuple[slice, slice, slice]]) -> Tensor:
+        """Decodes the part of each sample (b c f h w) to pixels (b 3 f h w)."""
+        assert self.decoder is not None
+        margin = self.config.crop.margin
+        pixels = [
+            decoded_part(self.decoder.decode, sample, part, self.decoder.factor, margin)
+            for sample, part in zip(latents.split(1), parts, strict=True)
+        ]
+        return torch.cat(pixels)
+
+
+class TrainingObjective(Objective):
+    """STAR's objective, velocity loss plus DF loss, with the additions of the built-in model.
+
+    network, config, prompts, decoder: see `Objective`.
     pixel_kernel: from `linear_decoder`; the error of the clean clip in approximate pixels, relative
     to that of the hint, then takes the place of the velocity loss.
     perceptual: distance (b,) of two batches of pictures (b 3 h w) in [0, 1], for SHARPEN.
@@ -166,49 +244,30 @@ class TrainingObjective(nn.Module):
         pixel_kernel: Tensor | None = None,
         perceptual: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        self.network, self.prompts = network, prompts
-        self.config, self.decoder, self.perceptual = config, decoder, perceptual
+        super().__init__(network, config, prompts=prompts, decoder=decoder)
+        self.perceptual = perceptual
         self.register_buffer("pixel_kernel", pixel_kernel, persistent=False)
-        if config.df_space == "pixels" and decoder is None:
-            raise ValueError("a DF loss in pixels needs the VAE's decoder")
         if config.sharp and (decoder is None or perceptual is None or prompts is None):
             raise ValueError("sharpening needs learned prompts, the VAE's decoder and a metric")
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Returns the loss of a batch, and its parts by name as numbers."""
-        config, network = self.config, self.network
-        schedule = trained_schedule(
-            SamplingDefaults(schedule=network.config.schedule, shift=config.shift)
-        )
+        config, schedule = self.config, self.schedule
         t, lq, noise = batch.t, batch.lq, batch.noise
         degraded = batch.task == DEGRADE
         x_0 = torch.where(degraded[:, None, None, None, None], lq, batch.hq)
-        y = batch.text
-        if self.prompts is not None:
-            y = self.prompts.of_tasks(batch.task)
-        assert y is not None, "neither text nor learned prompts"
+        y = self.embeddings(batch)
         x_t = schedule.add_noise(x_0, noise, t)
         if config.own:
             x_t = schedule.add_noise(self._own_x_0(schedule, batch, y), noise, t)
-        v = self._velocity(x_t, t, y, lq)
+        v = self.velocity(x_t, t, y, lq)
         clean = schedule.x_0(x_t, v, t)
         if self.pixel_kernel is None:
-            uncertainty = torch.ones((), device=v.device)
-            if spread := network.config.hint_prior:
-                # Relative to the uncertainty that the hint leaves, all noise levels weigh the same.
-                _, uncertainty = hint_prior_velocity(x_t, t, lq, spread)
-            target = schedule.velocity(x_0, noise, t)
-            velocity = velocity_loss(v / uncertainty, target / uncertainty)
+            velocity = self.velocity_error(v, x_t, x_0, batch)
         else:
             velocity = pixel_energy(clean - x_0, self.pixel_kernel)
             velocity = velocity / (pixel_energy(lq - batch.hq, self.pixel_kernel) + FLOOR)
-        frequency = torch.zeros_like(velocity)
-        if config.df.beta:
-            predicted, target = clean, x_0
-            if config.df_space == "pixels":
-                predicted, target = (self._decoded(z, batch.parts) for z in (predicted, target))
-            frequency = df_loss(predicted, target, t, config.df)
+        frequency = self.df_error(clean, x_0, batch)
         loss = velocity + frequency
         restored, sharp = ~degraded, batch.task == SHARPEN
         parts = {
@@ -218,17 +277,12 @@ class TrainingObjective(nn.Module):
         if sharp.any():
             assert self.perceptual is not None
             crops = list(compress(batch.parts, sharp.tolist()))
-            both = (self._decoded(z[sharp], crops) for z in (clean, x_0))
+            both = (self.decoded(z[sharp], crops) for z in (clean, x_0))
             pictures = (rearrange(z, "b c f h w -> (b f) c h w") / 2 + 0.5 for z in both)
             distance = self.perceptual(*pictures).view(len(crops), -1).mean(1)
             parts["perceptual"] = distance.mean().item()
             loss = loss.index_add(0, sharp.nonzero().flatten(), config.perceptual * distance)
         return loss.mean(), parts
-
-    def _velocity(self, x_t: Tensor, t: Tensor, y: Tensor, lq: Tensor) -> Tensor:
-        bf16 = torch.autocast(x_t.device.type, torch.bfloat16)
-        with bf16 if self.config.bf16 else nullcontext():
-            return self.network(x_t, t, y, lq).float()
 
     @torch.no_grad()
     def _own_x_0(self, schedule: NoiseSchedule, batch: Batch, y: Tensor) -> Tensor:
@@ -241,18 +295,8 @@ class TrainingObjective(nn.Module):
             lq, noise = batch.lq[later], batch.noise[later]
             t = torch.full_like(batch.t[later], first)
             x_t = schedule.add_noise(lq, noise, t)
-            x_0[later] = schedule.x_0(x_t, self._velocity(x_t, t, y[later], lq), t)
+            x_0[later] = schedule.x_0(x_t, self.velocity(x_t, t, y[later], lq), t)
         return x_0
-
-    def _decoded(self, latents: Tensor, parts: list[tuple[slice, slice, slice]]) -> Tensor:
-        """Decodes the part of each sample (b c f h w) to pixels (b 3 f h w)."""
-        assert self.decoder is not None
-        margin = self.config.crop.margin
-        pixels = [
-            decoded_part(self.decoder.decode, sample, part, self.decoder.factor, margin)
-            for sample, part in zip(latents.split(1), parts, strict=True)
-        ]
-        return torch.cat(pixels)
 
 
 def pixel_energy(latents: Tensor, pixel_kernel: Tensor) -> Tensor:
@@ -299,9 +343,8 @@ def draw_batch(data: Samples, indices: range, config: TrainConfig) -> Batch:
         degraded = sample.text is None and chance < config.degraded
         sharp = config.degraded <= chance < config.degraded + config.sharp
         tasks.append(DEGRADE if degraded else SHARPEN if sharp else RESTORE)
-        if config.df_space == "pixels" or config.sharp:
-            frames, height, width = sample.hq.shape[1:]
-            parts.append(random_crop((frames, height, width), config.crop, generator))
+        frames, height, width = sample.hq.shape[1:]
+        parts.append(random_crop((frames, height, width), config.crop, generator))
     texts = [sample.text for sample in samples if sample.text is not None]
     return Batch(
         hq=torch.stack([sample.hq for sample in samples]),

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..backbones import Network, NetworkConfig, build_network
+from ..lora import add_lora
 from .checkpointing import recompute
-from .lora import add_lora
 from .objective import Trains
 from .trainer import choose_trained
 

@@ -21,7 +21,7 @@ from ..vae.patch import PatchVAE
 from .autoencoder import TINY_VAE, preview_rgb, train_vae
 from .clips import ClipConfig, clip_shards
 from .linear_decoder import linear_decoder
-from .objective import Prompts, Sample, TrainConfig, sample_generator
+from .objective import Prompts, Sample, TrainConfig, TrainingObjective, sample_generator
 from .pairs import LatentPairs, encode_pairs
 from .pixels import PixelCrop, decoder_of
 from .trainer import OnStep, train
@@ -155,15 +155,18 @@ def train_tiny(
         assert isinstance(network, ControlledVideoUNet)
         if network.config.in_dim < vae.latent_channels:
             network = widened(network, vae.latent_channels, NETWORK.hint_prior)
-    train(
-        latent_pairs,
+    objective = TrainingObjective(
         network,
         config,
-        out,
         prompts=prompts,
         pixel_kernel=linear_decoder(vae, first_samples(latent_pairs, seed)),
         decoder=decoder_of(vae) if sharp else None,
         perceptual=perceptual,
+    )
+    train(
+        latent_pairs,
+        objective,
+        out,
         write=partial(write_tiny, latents=latents),
         on_step=on_step,
     )

@@ -16,15 +16,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ..backbones import Network
 from .objective import (
     Batch,
+    Objective,
     Prompts,
     Samples,
     TrainConfig,
-    TrainingObjective,
     Trains,
     draw_batch,
     number_of,
 )
-from .pixels import Decoder
 
 logger = logging.getLogger(__name__)
 
@@ -116,20 +115,15 @@ def assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor])
 
 def train(
     data: Samples,
-    network: Network,
-    config: TrainConfig,
+    objective: Objective,
     out: Path,
     *,
     write: Callable[[Path, Any, Prompts | None, int], None],
-    prompts: Prompts | None = None,
-    decoder: Decoder | None = None,
-    pixel_kernel: Tensor | None = None,
-    perceptual: nn.Module | None = None,
     validate: Callable[[Any, Prompts | None, int], dict[str, float]] | None = None,
     on_step: OnStep | None = None,
     every: int = 500,
 ) -> None:
-    """Trains a network, or resumes from `out`/state.pt.
+    """Trains the network of an objective, or resumes from `out`/state.pt.
 
     Several processes, started by torchrun or accelerate, each take `config.batch` samples of a
     step; the first one writes.
@@ -137,16 +131,16 @@ def train(
     write: called as write(out, network, prompts, step) every `every` steps and at the end, with
     the averaged weights in place. validate: called as validate(network, prompts, step) before
     that; the figures that it returns are logged.
-    prompts: learned prompts, trained if all of the network is; None if samples carry their text.
-    decoder, pixel_kernel, perceptual: see `TrainingObjective`.
+    Learned prompts are trained if all of the network is.
     on_step: called as on_step(step, steps, parts of the loss) after each step. An exception from
     it ends training; the steps since the last checkpoint are lost.
 
-    ValueError if accelerate is not installed, or if the objective lacks what `config` asks for.
+    ValueError if accelerate is not installed.
     """
     accelerator = start_accelerate()
     device = accelerator.device
     out.mkdir(parents=True, exist_ok=True)
+    network, prompts, config = objective.network, objective.prompts, objective.config
     choose_trained(network, config.trains)
     if prompts is not None:
         prompts.requires_grad_(config.trains == "all")
@@ -154,14 +148,7 @@ def train(
         from .checkpointing import recompute
 
         recompute(network)
-    objective = TrainingObjective(
-        network,
-        config,
-        prompts=prompts,
-        decoder=decoder,
-        pixel_kernel=pixel_kernel,
-        perceptual=perceptual,
-    ).to(device)
+    objective.to(device)
     named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(named, config)
     average = {name: parameter.detach().float().clone() for name, parameter in named.items()}

@@ -126,10 +126,11 @@ def _inspection(frame: "VideoFrame") -> Any:
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
     )
-    # PyAV 18 shows no side data at all if it does not know some, as these of FFmpeg 8, EXIF last.
-    unknown = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in range(28, 32)]
+    # PyAV 18 shows no side data at all if it does not know some, as these of FFmpeg 8, EXIF last;
+    # the name of an ICC profile (15) it frees twice.
+    unwanted = [graph.add("sidedata", f"mode=delete:type={n}") for n in (15, *range(28, 32))]
     show = graph.add("showinfo", "checksum=0")
-    graph.link_nodes(source, *unknown, show, graph.add("buffersink")).configure()
+    graph.link_nodes(source, *unwanted, show, graph.add("buffersink")).configure()
     return graph
 
 

@@ -21,9 +21,11 @@ from torch import Tensor
 from star_core.cli import main
 from star_core.cli.upscale import add_upscale, run_spec
 from star_core.diffusion.shortcuts import FAST, Shortcuts
+from star_core.lora import add_lora, lora_layers, write_lora
 from star_core.model import BUILT_IN
 from star_core.pipeline import Settings
 from star_core.resume import work_folder
+from star_core.star_checkpoint import load_model
 from star_core.upscale import ShotSettings
 from star_core.video_io import open_sink, open_video
 from star_core.windows.geometry import upsample
@@ -469,6 +471,51 @@ def test_verify_reports_failure_by_its_exit_code(tmp_path, capsys):
     assert "no test vectors" in refused(capsys, "verify", tmp_path / "empty")
 
 
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory) -> Path:
+    """A LoRA of tiny that asks for two evaluations."""
+    network = load_model(BUILT_IN["tiny"][0], dtype=torch.float32).network
+    add_lora(network, 2)
+    for layer in lora_layers(network).values():
+        torch.nn.init.normal_(layer.lora_up.weight, std=0.3)
+    path = tmp_path_factory.mktemp("lora") / "few.safetensors"
+    few = {"steps": 2, "solver_mode": "normal", "sampler": "euler", "cfg": 1.0, "noise_level": 800}
+    write_lora(path, network, sampling=few)
+    return path
+
+
+def test_a_lora_needs_no_other_setting_and_each_can_be_overridden(lora):
+    sampling = settings_of("in.mkv", "out.mkv", "--lora", lora).sampling
+    facts = (sampling.steps, sampling.sampler, sampling.cfg, sampling.noise_level)
+    assert facts == (2, "euler", 1.0, 800)
+    more = ["--lora", f"{lora}:0.5", "--steps", "4", "--sampler", "lcm"]
+    sampling = settings_of("in.mkv", "out.mkv", *more).sampling
+    assert (sampling.steps, sampling.sampler, sampling.noise_level) == (4, "lcm", 800)
+    assert settings_of("in.mkv", "out.mkv", "--lora", f"{lora}:0").sampling.noise_level == 900
+    assert settings_of("in.mkv", "out.mkv").sampling.noise_level == 900
+
+
+def test_loras_change_the_result_by_their_strengths(capsys, tmp_path, lora):
+    clip = write_clip(tmp_path / "in.mkv", 2, 16, 20)
+    common = ["--scale", 2, "--noise-level", 900, "--steps", 1]
+
+    def result(name, *options):
+        report = upscaled(capsys, clip, tmp_path / name, *common, *options)
+        assert report["sampling"]["steps"] == 1
+        return frames_of(tmp_path / name)
+
+    plain = result("plain.mkv")
+    one = result("one.mkv", "--lora", lora)
+    halves = result("halves.mkv", "--lora", f"{lora}:0.5", f"{lora}:0.5")
+    off = result("off.mkv", "--lora", f"{lora}:0")
+    assert (one - plain).abs().max() > 0.02
+    assert (halves - one).abs().max() < 0.01
+    assert torch.equal(off, plain)
+    assert "does not exist" in refused(capsys, "upscale", clip, "o.mkv", "--lora", "nothing.pt")
+    # A file whose name has a colon is a file.
+    assert "a:b.pt does not exist" in refused(capsys, "upscale", clip, "o.mkv", "--lora", "a:b.pt")
+
+
 def test_train_hands_its_arguments_to_the_recipe(tmp_path, capsys, monkeypatch):
     def train_tiny(data, out, *, steps, seed, start, sharp, metric_weights, bf16, on_step):
         assert start == tmp_path and sharp == 0.5 and metric_weights is None and not bf16
@@ -508,6 +555,35 @@ def test_train_hands_its_options_to_the_training_of_a_model(tmp_path, monkeypatc
     )
     # Every noise level is trained, none more than others: the paper's setting.
     assert (config.noise_level, config.early, config.start) == (1000, 0.0, 0.0)
+
+
+def test_train_hands_its_options_to_a_distillation(tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    def finetune(model, vae_file, material, out, config, **others):
+        seen.update(config=config, **others)
+
+    monkeypatch.setattr("star_core.training.finetune.finetune", finetune)
+    command = ["train", "--model", "tiny", "--data", str(tmp_path), "--out", str(tmp_path)]
+    command += ["--steps", "11"]
+    assert main([*command, "--distill", "2"]) == 0
+    config, distill = seen["config"], seen["distill"]
+    assert (config.trains, config.df.beta, config.df_space) == ("lora", 0.0, "latents")
+    facts = (distill.evaluations, distill.solver_steps, distill.pixels, distill.sampler)
+    assert facts == (2, 16, 0.0, "euler")
+    assert (seen["lora_layers"], seen["lora_controlnet"], seen["teacher"]) == ("all", True, {})
+    options = ["--solver-steps", "6", "--pixels", "0.5", "--sampler", "lcm", "--cfg", "5"]
+    options += ["--cfg-rescale", "0.1", "--df-beta", "0.25", "--df-space", "pixels"]
+    options += ["--lora-layers", "attention", "--no-lora-controlnet"]
+    assert main([*command, "--distill", "1", *options]) == 0
+    config, distill = seen["config"], seen["distill"]
+    assert (config.df.beta, config.df_space) == (0.25, "pixels")
+    facts = (distill.evaluations, distill.solver_steps, distill.pixels, distill.sampler)
+    assert facts == (1, 6, 0.5, "lcm")
+    assert (seen["lora_layers"], seen["lora_controlnet"]) == ("attention", False)
+    assert seen["teacher"] == {"cfg": 5.0, "cfg_rescale": 0.1}
+    assert main([*command, "--pixels", "0.5"]) == 2
+    assert "--pixels belongs to --distill" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

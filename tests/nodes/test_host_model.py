@@ -13,13 +13,13 @@ from star_core.diffusion.noise import FrameNoise, brownian_noise
 from star_core.diffusion.samplers import SAMPLERS
 from star_core.diffusion.schedule import sampling_sigmas, star_schedule
 from star_core.diffusion.shortcuts import Shortcuts
+from star_core.lora import add_lora, merge_lora, write_lora
 from star_core.model import BUILT_IN
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet
 from star_core.planning.meta_memory import LiveTensors
 from star_core.sampling_defaults import SamplingDefaults
 from star_core.star_checkpoint import load_model, open_model
-from star_core.training.lora import add_lora, merge_lora, write_lora
 from star_core.vae.load import load_frame_vae
 from star_core.video_io import open_video
 from star_core.windows.chunking import ChunkConfig, chunked, overlapping_windows

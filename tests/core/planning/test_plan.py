@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from star_core.cli import main
 from star_core.cli.arguments import MEMORY
 from star_core.diffusion.shortcuts import FAST, Shortcuts
+from star_core.memory import SLICES
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.parity import REFERENCE
@@ -24,7 +25,13 @@ from star_core.planning import plot as plan_plot
 from star_core.planning.cost import Pass, decoding, encoding, peak_of, weight_bytes
 from star_core.planning.meta_memory import LiveMetaTensors, LiveTensors
 from star_core.planning.plan import Plan, Task
-from star_core.planning.predict import denoise_flops, denoise_memory, fitting, predict
+from star_core.planning.predict import (
+    denoise_memory,
+    denoise_work,
+    fitting,
+    predict,
+    suited_to_gpu,
+)
 from star_core.plots import write_figure
 from star_core.sampling_defaults import SamplingDefaults
 from star_core.star_checkpoint import StarModel
@@ -228,7 +235,7 @@ FULL = Task(frames=72, size=(1704, 960))
 
 def test_full_size_work_meets_its_targets_by_the_windows_of_each_behaviour():
     def work(task: Task) -> float:
-        return denoise_flops(fitting(task)) / 1e15
+        return denoise_work(fitting(task)).flops / 1e15
 
     reference = work(replace(FULL, behaviour=REFERENCE))
     assert reference == pytest.approx(52.05, rel=0.02)
@@ -301,3 +308,44 @@ def test_a_vae_in_a_wider_type_takes_twice_as_much_and_the_network_the_same():
     network, vae = weight_bytes(task.config, task.vae, torch.bfloat16, torch.bfloat16)
     assert wide["denoise"].device - narrow["denoise"].device == vae
     assert wide["decode"].device - narrow["decode"].device > vae  # activations grow too
+
+
+def test_on_a_gpu_slices_are_the_largest_that_fit(network):
+    plan = small(20, 400, 300)
+    usual, whole = (
+        denoise_memory(replace(plan, slicing=slicing)).device for slicing in (Slicing(), SLICES[0])
+    )
+    assert whole > 1.5 * usual
+    for memory in (usual, (usual + whole) // 2, whole):
+        fitted = fitting(plan.task, memory, gpu=True)
+        assert denoise_memory(fitted).device <= memory
+        larger = SLICES.index(fitted.slicing) - 1
+        if larger >= 0:
+            assert denoise_memory(replace(plan, slicing=SLICES[larger])).device > memory
+        assert fitting(plan.task, memory).slicing == Slicing()
+    assert fitting(plan.task, whole, gpu=True).slicing == SLICES[0]
+    assert suited_to_gpu(plan, None) == plan
+
+
+def test_on_a_gpu_no_tensor_of_the_vae_has_more_than_2_to_the_31_values():
+    plan = Plan(task=Task(frames=3, size=(3840, 2160)), chunk=CHUNK)
+    tiled = suited_to_gpu(plan, None)
+    assert tiled == replace(plan, tile=tiled.tile) and tiled.tile is not None
+    for tile, fits in ((tiled.tile, True), (None, False)):
+        height, width = max(replace(plan, tile=tile).vae_tiles)
+        largest = decoding(plan.task.vae, plan.task.vae_type, 3, height, width).largest
+        assert (largest <= 2**31) == fits
+    small = replace(plan, task=replace(plan.task, size=(1704, 960)))
+    assert suited_to_gpu(small, None) == small
+
+
+@torch.inference_mode()
+def test_traffic_is_what_operations_read_and_write_and_views_are_free():
+    with LiveMetaTensors() as live:
+        x = torch.empty(10, device="meta")
+        x.view(2, 5)[:, :3].t()
+        assert live.traffic == 40
+        x.add_(1)
+        assert live.traffic == 80
+        _ = x + x
+    assert live.traffic == 80 + 3 * 40 and live.largest == 10

@@ -18,7 +18,7 @@ from star_core.planning import predict as prediction
 from star_core.planning.cost import Pass, decoding, encoding, peak_of
 from star_core.planning.meta_memory import LiveTensors
 from star_core.planning.plan import Plan, Task
-from star_core.planning.predict import denoise_flops, predict, vae_calls
+from star_core.planning.predict import denoise_work, predict, vae_calls
 from star_core.sampling_defaults import COGVIDEOX_LATENTS, COGVIDEOX_SAMPLING
 from star_core.star_checkpoint import StarModel, open_model
 from star_core.vae.cogvideox import CausalVAEGeometry
@@ -180,7 +180,7 @@ def test_full_size_work_is_that_of_the_formula():
     """Specification of the second backbone, section 10."""
     tokens, dim, layers = 13 * 30 * 45 + 226, 3072, 42
     layer = 24 * dim**2 * tokens + 4 * tokens**2 * dim
-    work = denoise_flops(Plan(task=FULL, chunk=FULL.usual_chunk()))
+    work = denoise_work(Plan(task=FULL, chunk=FULL.usual_chunk())).flops
     assert work == pytest.approx(50 * 2 * layers * layer, rel=0.01)
 
 

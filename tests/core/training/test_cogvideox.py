@@ -12,7 +12,7 @@ from star_core.losses import DFLossConfig
 from star_core.sampling_defaults import COGVIDEOX_LATENTS
 from star_core.star_checkpoint import load_model, save_model
 from star_core.training.dataset import ClipFilter, make_dataset
-from star_core.training.objective import Sample, TrainConfig
+from star_core.training.objective import Sample, TrainConfig, TrainingObjective
 from star_core.training.plan import plan_training
 from star_core.training.trainer import choose_trained, train
 from star_core.video_io import open_sink
@@ -42,7 +42,7 @@ def test_the_loss_falls_on_one_clip_and_the_network_is_saved(tmp_path):
         df=DFLossConfig(beta=0.0),
     )  # fmt: skip
     train(
-        OneClip(), network, config, tmp_path, write=write,
+        OneClip(), TrainingObjective(network, config), tmp_path, write=write,
         on_step=lambda step, steps, parts: seen.append(parts["velocity"]),
     )  # fmt: skip
     assert sum(seen[-10:]) < 0.6 * sum(seen[:10])

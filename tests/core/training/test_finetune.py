@@ -5,6 +5,7 @@ import torch
 
 from star_core.checkpoints.tensors import open_tensors
 from star_core.cli import main
+from star_core.lora import open_lora
 from star_core.model import BUILT_IN
 from star_core.star_checkpoint import load_model
 from star_core.training.dataset import ClipFilter, make_dataset
@@ -45,6 +46,24 @@ def test_a_lora_is_written_alone(shards, tmp_path):
     lora = open_tensors(tmp_path / "lora.safetensors")
     assert all(".lora_" in key or key.endswith(".alpha") for key in lora)
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_distilled_lora_says_how_it_is_sampled(shards, tmp_path, capsys):
+    options = ["--distill", "2", "--solver-steps", "4", "--cfg", "1.5", "--rank", "2"]
+    assert main(arguments(shards, tmp_path, *options, "--no-lora-controlnet")) == 0
+    lora = open_lora(tmp_path / "lora.safetensors")
+    assert lora.sampling == {
+        "steps": 2,
+        "solver_mode": "normal",
+        "sampler": "euler",
+        "cfg": 1.0,
+        "cfg_mode": "constant",
+        "noise_level": 900,
+    }
+    assert any(down.ndim == 4 for _, down, _ in lora.changes.values())
+    assert not any(name.startswith("VideoControlNet") for name in lora.changes)
+    assert main(arguments(shards, tmp_path, "--distill", "2", "--trains", "star")) == 2
+    assert "--trains" in capsys.readouterr().err
 
 
 def test_sizes_that_do_not_fit_and_missing_options_are_told(shards, tmp_path, capsys):

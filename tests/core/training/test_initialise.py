@@ -5,11 +5,11 @@ import torch
 
 from star_core.checkpoints.kinds import identify
 from star_core.checkpoints.tensors import open_tensors, write_tensors
+from star_core.lora import add_lora, merge_lora, without_lora, write_lora
 from star_core.models.unet import ControlledVideoUNet
 from star_core.sampling_defaults import SamplingDefaults
 from star_core.star_checkpoint import load_model, save_model
 from star_core.training.initialise import start_network
-from star_core.training.lora import add_lora, merge_lora, without_lora, write_lora
 from star_core.training.tiny import NETWORK
 from star_core.training.trainer import choose_trained
 

@@ -62,6 +62,10 @@ def pairs(tmp_path):
     return LatentPairs(folder, (2, 4, 4))
 
 
+def objective(network, config, prompts) -> TrainingObjective:
+    return TrainingObjective(network, config, prompts=prompts)
+
+
 def last(network) -> torch.nn.Conv2d:
     return network.out[-1]
 
@@ -73,7 +77,7 @@ def offset(network) -> torch.Tensor:
 def run(pairs, out, config=CONFIG, **options):
     """Trains a small network anew; what was written."""
     network, prompts = new_network(SMALL, 0)
-    train(pairs, network, config, out, prompts=prompts, write=write, **options)
+    train(pairs, objective(network, config, prompts), out, write=write, **options)
     return load_model(out / MODEL_FILE, dtype=torch.float32)
 
 
@@ -87,7 +91,7 @@ def test_training_starts_from_copying_the_hint():
 
 def test_loss_reaches_network_controlnet_gates_and_prompts_after_the_first_step(pairs, tmp_path):
     network, prompts = new_network(SMALL, 0)
-    train(pairs, network, CONFIG, tmp_path, prompts=prompts, write=write)
+    train(pairs, objective(network, CONFIG, prompts), tmp_path, write=write)
     config = replace(CONFIG, degraded=0.5)
     trained = TrainingObjective(network, config, prompts=prompts)
     trained.zero_grad()
@@ -265,7 +269,7 @@ def test_only_what_is_sharpened_meets_the_metric_and_the_sharp_prompt(pairs):
 
 def test_written_model_describes_itself_and_moves_slower_than_the_trained_one(pairs, tmp_path):
     network, prompts = new_network(SMALL, 0)
-    train(pairs, network, CONFIG, tmp_path, prompts=prompts, write=write)
+    train(pairs, objective(network, CONFIG, prompts), tmp_path, write=write)
     model = load_model(tmp_path / MODEL_FILE, dtype=torch.float32)
     assert (model.config, model.sampling) == (SMALL, SAMPLING)
     assert model.prompts is not None
@@ -280,7 +284,7 @@ def test_star_trains_controlnet_and_liem_and_nothing_else_moves_or_drops(pairs, 
     torch.nn.init.normal_(last(network).weight)  # or its zeros would stop every gradient
     before = {key: value.clone() for key, value in network.state_dict().items()}
     once = replace(CONFIG, steps=2, trains="star")
-    train(pairs, network, once, tmp_path, prompts=prompts, write=write)
+    train(pairs, objective(network, once, prompts), tmp_path, write=write)
     changed = {key for key, value in network.state_dict().items() if (value != before[key]).any()}
     liem = {key for key in before if ".local" in key}
     assert changed & liem and any(key.startswith("VideoControlNet.zero_convs") for key in changed)
@@ -297,7 +301,7 @@ def test_all_gradients_are_clipped_together(pairs, tmp_path):
         # So small a norm drowns in Adam's epsilon: what is clipped to it hardly moves.
         config = replace(CONFIG, steps=1, clip=clip, weight_decay=0.0, ema=0.0)
         network, prompts = new_network(SMALL, 0)
-        train(pairs, network, config, tmp_path / str(clip), prompts=prompts, write=write)
+        train(pairs, objective(network, config, prompts), tmp_path / str(clip), write=write)
         return (offset(network) - begun).norm()
 
     assert moved(1e-9) < 0.1 * moved(1.0)
@@ -369,9 +373,8 @@ def test_validation_sees_the_averaged_weights_and_its_figures_are_logged(pairs, 
         return {"psnr": 30.0 + step}
 
     network, prompts = new_network(SMALL, 0)
-    train(
-        pairs, network, CONFIG, tmp_path, prompts=prompts, write=write, validate=validate, every=2
-    )
+    trained = objective(network, CONFIG, prompts)
+    train(pairs, trained, tmp_path, write=write, validate=validate, every=2)
     assert [step for step, _ in seen] == [2, 4]
     assert not torch.equal(seen[-1][1], offset(network))
     pytest.importorskip("tensorboard")
@@ -406,7 +409,7 @@ def two_ranks(rank, folder, port):
     still = replace(SMALL, dropout=0.0)
     network, prompts = new_network(still, 0)
     pairs = LatentPairs(folder / "pairs", (2, 4, 4))
-    train(pairs, network, one, folder / "ranks", prompts=prompts, write=write)
+    train(pairs, objective(network, one, prompts), folder / "ranks", write=write)
 
 
 def test_two_ranks_give_the_weights_of_one_with_twice_the_batch(pairs, tmp_path):
@@ -416,7 +419,7 @@ def test_two_ranks_give_the_weights_of_one_with_twice_the_batch(pairs, tmp_path)
     multiprocessing.spawn(two_ranks, (tmp_path, port), nprocs=2)  # pyright: ignore
     network, prompts = new_network(replace(SMALL, dropout=0.0), 0)
     both = replace(CONFIG, batch=2, steps=2)
-    train(pairs, network, both, tmp_path / "one", prompts=prompts, write=write)
+    train(pairs, objective(network, both, prompts), tmp_path / "one", write=write)
     ranks, one = (
         torch.load(tmp_path / name / "state.pt", weights_only=True)["trained"]
         for name in ("ranks", "one")

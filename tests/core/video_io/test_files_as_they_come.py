@@ -1,12 +1,15 @@
 """Cameras, screen recorders and image editors write files in which something is unusual."""
 
+import gc
 import logging
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
 import time
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -299,6 +302,18 @@ def test_images_may_have_very_large_numbers(tmp_path):
     for number in (10**19, 10**19 + 1):
         film(tmp_path / "a.png", frames=1).rename(tmp_path / f"shot{number}.png")
     assert len(open_video(tmp_path)) == 2
+
+
+def test_images_may_have_a_colour_profile(tmp_path):
+    path = film(tmp_path / "a.png", frames=1)
+    data = path.read_bytes()
+    chunk = b"iCCP" + b"a profile\0\0" + zlib.compress(bytes(128))
+    profile = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(data[:33] + profile + data[33:])
+    copies = [Path(shutil.copyfile(path, tmp_path / f"{k}.png")) for k in range(4)]
+    for copied in copies:  # memory that is freed twice ends the process when it is used again
+        assert len(open_video(copied)) == 1
+        gc.collect()
 
 
 def test_changes_of_format_are_no_damage(tmp_path, caplog):
