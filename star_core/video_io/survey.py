@@ -354,6 +354,8 @@ def _header(name: str, file: "InputContainer", log: Log) -> Header:
     if stream is None:
         kinds = ", ".join(sorted({s.type for s in file.streams}))
         raise ValueError(f"{name} has no video stream, only {kinds}: choose a video")
+    if not stream.codec_context:
+        raise _refusal(name, log, "no decoder for its video")
     if len(file.streams.video) > 1:
         _LOG.warning("%s has further video streams or a cover, which are left out", name)
     return Header(

@@ -153,7 +153,7 @@ def outcome_of(path: Path, out: Path, answer: Connection) -> None:
         answer.send(
             "written" if frames[0] == frames[1] else "{} of {} frames written".format(*frames)
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:  # the command line prints any in one line
         answer.send(f"several lines: {error}" if "\n" in str(error).strip() else "refused")
     except BaseException:
         answer.send(traceback.format_exc(limit=-4))

@@ -284,6 +284,14 @@ def test_a_change_of_aspect_or_of_hdr_is_named(tmp_path, first, second, words):
         open_video(joined)
 
 
+def test_video_of_an_unknown_kind_is_refused(tmp_path):
+    path = film(tmp_path / "clip.mp4")
+    before, _, after = path.read_bytes().rpartition(b"avc1")  # in the description of the samples
+    path.write_bytes(before + b"zzzz" + after)
+    with pytest.raises(ValueError, match="clip.mp4 is not a video that .*no decoder"):
+        open_video(path)
+
+
 def test_an_animated_image_in_a_sequence_is_named(tmp_path):
     for k in range(3):
         film(tmp_path / f"{k}.png", *(["-f", "apng"] if k == 1 else []), frames=2 if k == 1 else 1)
