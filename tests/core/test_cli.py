@@ -687,6 +687,8 @@ def test_shots_are_named_found_or_read_from_a_file_and_differ_as_it_says(tmp_pat
         ("9", "no cut at frame 9"),
         ("nowhere.json", "there is no nowhere.json"),
         ([{"start": 1}], "must begin at 0"),
+        ([{"start": 0}, {"start": True}], 'shot 2 must be like {"start": 0}'),
+        ([{"start": 0, "noise-level": 2000}], "shot 1: noise level must be in [0, 1000], got 2000"),
         ([{"start": 0, "speed": 2}], "shots.json, shot 1, speed: a shot takes start"),
         ([{"start": 0, "strength": 2}], "shots.json, shot 1: strength must be from 0 to 1"),
         ([{"start": 0, "strength": None}], "shot 1, strength: must be a number, not null"),

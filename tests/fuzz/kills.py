@@ -57,7 +57,7 @@ def main(count: int = 200, seed: int = 0) -> int:
             assert upscale(clip, undisturbed) == 0
             seconds = time.monotonic() - began
         expected = undisturbed.read_bytes()
-        while kills < count or out.exists():
+        while True:
             out.unlink(missing_ok=True)
             run = FORKED.Process(target=in_silence, args=(clip, out))
             run.start()
@@ -72,7 +72,7 @@ def main(count: int = 200, seed: int = 0) -> int:
             if not out.exists() or out.read_bytes() != expected:
                 faults += 1
                 print(f"after {kills} kills: {out.name} differs (exit status {run.exitcode})")
-            if kills >= count:
+            if kills >= count and run.exitcode is not None and run.exitcode >= 0:
                 break
         left = sorted(
             path.name for path in Path(folder).iterdir() if path not in (clip, out, undisturbed)
