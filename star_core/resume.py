@@ -65,7 +65,10 @@ class Work:
         folder = self.folder
         try:
             if folder.exists() and not (folder / _MARK).exists() and any(folder.iterdir()):
-                raise ValueError(f"{folder} holds other files: remove it, or choose another output")
+                raise ValueError(
+                    f"{self._out} cannot be written: {folder}, where its work is kept, holds other "
+                    "files. Remove it, or choose another output"
+                )
             folder.mkdir(exist_ok=True)
             (folder / _MARK).write_text(_NOTE)
             if self._shared:
@@ -116,9 +119,10 @@ class Work:
         others = [path for path in entries if not path.name.startswith(f"{identity}.")]
         if others:
             _LOG.warning(
-                "%s contains the work of a run with other settings, input or model: starting "
+                "%s: %s contains the work of a run with other settings, input or model: starting "
                 "from scratch. To continue that run, stop this one now and repeat its command; "
                 "its work is removed once the first part of this one is finished",
+                self._out,
                 self.folder,
             )
         for path in self.folder.glob("*.part"):
