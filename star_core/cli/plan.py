@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from .arguments import MEMORY, SIZE, add_compute, add_json
+from .arguments import MEMORY, SIZE, add_compute, add_json, add_size
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -14,11 +14,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=SIZE, required=True, metavar="WxH", help="size of the input in pixels"
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--scale", type=float, metavar="S", help="enlarge by S, 1 or more (default 4)"
-    )
-    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="enlarge to this size in pixels")
+    add_size(parser)
     parser.add_argument(
         "--memory",
         type=MEMORY,
