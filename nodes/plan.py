@@ -7,7 +7,7 @@ from ..star_core.planning.predict import fitting, predict
 from ..star_core.planning.report import report
 from .host import memory_limit, node_errors, report_ui
 from .host_features import schema
-from .host_model import network_of, star_of
+from .host_model import network_of, sampling_defaults
 from .host_sampling import patch_plan
 from .host_vae import star_vae
 
@@ -59,7 +59,7 @@ class StarPlan(io.ComfyNode):
                 config=config,
                 dtype=dtype,
                 vae_dtype=video_vae.model.dtype,
-                sampling=star_of(model).sampling,
+                sampling=sampling_defaults(model),
             )
             limit = memory_limit(memory)
             chunk, gpu = task.usual_chunk(merged=task.frames), model.load_device.type != "cpu"

@@ -140,7 +140,7 @@ class Worker:
     def _get_model(self, run: RunSpec) -> Callable[[Sequence[Prompts]], Model]:
         files, loading = run.files, run.loading
         loras = [(lora.path, lora.strength) for lora in files.loras]
-        key = (files.model, files.vae, files.text_encoder, loras, loading)
+        key = (files.model, files.vae, files.decoder, files.text_encoder, loras, loading)
 
         def get(prompts: Sequence[Prompts]) -> Model:
             if self._model is None or self._model[0] != key:

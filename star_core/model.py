@@ -24,6 +24,7 @@ from .text.t5 import T5TextEncoder, load_t5
 from .vae.cogvideox import CausalVideoVAE
 from .vae.frame_vae import VideoVAE
 from .vae.load import load_vae, vae_file
+from .vae.small_decoder import use_decoder
 
 WEIGHTS = Path(__file__).with_name("weights")
 BUILT_IN = {"tiny": (WEIGHTS / "tiny.safetensors", WEIGHTS / "tiny_vae.safetensors")}
@@ -34,7 +35,8 @@ PUBLISHED_MODELS = [name for name, file in PUBLISHED.items() if file.folder == "
 class ModelFiles:
     """Where a model lies and what it needs; text_encoder is None for one with learned prompts.
 
-    loras: added to the network's weights, in this order.
+    loras: added to the network's weights, in this order. decoder: a small one in place of the VAE's
+    own.
     """
 
     model: Path
@@ -42,6 +44,7 @@ class ModelFiles:
     text_encoder: Path | None
     info: FileInfo
     loras: tuple[LoraFile, ...] = ()
+    decoder: Path | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -51,7 +54,8 @@ class ModelFiles:
     @property
     def sampling(self) -> SamplingDefaults:
         """The settings of the model file, or those that its last LoRA with settings asks for."""
-        return with_loras(SamplingDefaults(**(self.info.sampling or {})), self.loras)
+        loras = ((lora.strength, lora.sampling) for lora in self.loras)
+        return with_loras(SamplingDefaults(**(self.info.sampling or {})), loras)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +97,14 @@ def find_model(
     text_encoder: str | None = None,
     models_dir: str | None = None,
     loras: Iterable[tuple[str, float]] = (),
+    decoder: str | None = None,
 ) -> ModelFiles:
     """The files of a model: built in, published (`light_deg`, `heavy_deg`) or named by its file.
 
     Nothing is loaded. A published model, and a `vae` and `text_encoder` that are not given, are
-    sought, see `model_files`. loras: files with their strengths. ValueError if the model is no STAR
-    network, if a file is missing, or if a LoRA is none.
+    sought, see `model_files`. loras: files with their strengths. decoder: a small one's file, see
+    `use_decoder`. ValueError if the model is no STAR network, if a file is missing, or if a LoRA is
+    none.
     """
     path, built_in_vae = BUILT_IN.get(name, (Path(name), None))
     if name in PUBLISHED_MODELS and not path.exists():
@@ -126,7 +132,16 @@ def find_model(
     else:
         text_path = None
     opened = tuple(open_lora(path, strength) for path, strength in loras)
-    return ModelFiles(model=path, vae=vae_path, text_encoder=text_path, info=info, loras=opened)
+    if decoder is not None and not Path(decoder).is_file():
+        raise ValueError(f"{decoder} does not exist: correct --decoder")
+    return ModelFiles(
+        model=path,
+        vae=vae_path,
+        text_encoder=text_path,
+        info=info,
+        loras=opened,
+        decoder=None if decoder is None else Path(decoder),
+    )
 
 
 def load(
@@ -150,7 +165,11 @@ def load(
     vae = load_vae(files.vae, scale=star.latents.scale, dtype=precision.vae)
     check_vae(vae, star.config, star.latents)
     loras = (part for lora in files.loras for part in (lora.path, f"strength {lora.strength}"))
-    model = Model(star=star, vae=vae, embeddings={}, sources=(files.model, files.vae, *loras))
+    sources = [files.model, files.vae, *loras]
+    if files.decoder is not None:
+        use_decoder(vae, files.decoder)
+        sources.append(files.decoder)
+    model = Model(star=star, vae=vae, embeddings={}, sources=tuple(sources))
     add_prompts(model, files, prompts, behaviour=behaviour, device=device, dtype=dtype)
     return model
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from typing import Any
 
 from .arguments import MEMORY, SIZE, add_compute, add_json, add_size
@@ -29,6 +30,10 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fast", action="store_true", help="plan for the shortcuts of upscale --fast"
     )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="plan for upscale --solver-mode normal --steps N"
+    )
+    parser.add_argument("--cfg", type=float, metavar="X", help="plan for upscale --cfg X")
     parser.add_argument("--reference", action="store_true", help="plan for upscale --reference")
     parser.add_argument(
         "--chunk-frames",
@@ -70,6 +75,9 @@ def run_plan(args: argparse.Namespace) -> None:
     from ..windows.geometry import output_size
 
     model = _model(args.model, args.vae)
+    given = {"cfg": args.cfg, "steps": args.steps, "solver_mode": args.steps and "normal"}
+    given = {name: value for name, value in given.items() if value is not None}
+    model["sampling"] = replace(model["sampling"], **given)
     scale = args.scale if args.scale is not None else None if args.out_size else 4.0
     backbone = backbone_of(model["config"])
     device = best_device().type if args.device == "auto" else args.device

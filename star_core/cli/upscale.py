@@ -236,6 +236,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="reuse deep features for up to N timesteps, 0 (default) to 1000",
     )
+    group.add_argument(
+        "--cache",
+        type=float,
+        metavar="X",
+        help="leave out evaluations where the prediction is expected to change by at most this "
+        "fraction, such as 0.02; 0 (default) computes all",
+    )
     add_compute(group)
 
     group = parser.add_argument_group("models")
@@ -247,6 +254,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_lora(group)
     add_parts(group)
+    group.add_argument(
+        "--decoder",
+        metavar="FILE",
+        help="a small decoder in place of the VAE's own: of train --trains decoder, or TAESD's",
+    )
 
     group = parser.add_argument_group("files")
     group.add_argument(
@@ -328,6 +340,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
         text_encoder=args.text_encoder,
         models_dir=args.models_dir,
         loras=args.lora,
+        decoder=args.decoder,
     )
     job = Job(
         source=Path(args.source),
@@ -413,7 +426,7 @@ def _shortcuts(args: argparse.Namespace) -> "Shortcuts":
     if args.guidance is not None:
         low, high = args.guidance
         shortcuts = replace(shortcuts, guidance=(low or 0, 1000 if high is None else high))
-    switches = {name: getattr(args, name) for name in ("attention_window", "reuse")}
+    switches = {name: getattr(args, name) for name in ("attention_window", "reuse", "cache")}
     return replace(shortcuts, **{k: v for k, v in switches.items() if v is not None})
 
 

@@ -140,6 +140,10 @@ class VideoSource:
         return len(self.frames)
 
     def __iter__(self) -> Iterator[Tensor]:
+        return self.every(1)
+
+    def every(self, step: int) -> Iterator[Tensor]:
+        """Yields the first and every `step`-th frame after it; others are decoded only."""
         lead = min(_NEIGHBOURS, self.frames.start) if self._deinterlace else 0
         first = self.frames.start - lead
         alpha, count = self.info.has_alpha, 0
@@ -147,10 +151,10 @@ class VideoSource:
             frames: Iterator[tuple[Form, VideoFrame]] = decoded
             if self._deinterlace:
                 frames = _deinterlaced(frames, alpha=alpha)
-            for form, frame in islice(frames, lead, lead + len(self)):
+            for form, frame in islice(frames, lead, lead + len(self), step):
                 yield self._displayed(form.upright(frame, alpha=alpha))
                 count += 1
-        if count < len(self):
+        if count < len(range(0, len(self), step)):
             raise ValueError(
                 f"{self.path.name} could not be read to its end: check whether it has changed "
                 "meanwhile"

@@ -37,6 +37,7 @@ def test_progress_goes_to_stderr_with_time_left_and_nothing_to_stdout(tmp_path, 
         (["--guidance", ":700"], Shortcuts(guidance=(0, 700))),
         (["--attention-window", "32"], Shortcuts(attention_window=32)),
         (["--reuse", "60"], Shortcuts(reuse=60)),
+        (["--cache", "0.02"], Shortcuts(cache=0.02)),
     ],
 )
 def test_each_shortcut_is_switched_by_itself_or_all_by_fast(clip, tmp_path, options, expected):
@@ -132,14 +133,17 @@ def test_loras_change_the_result_by_their_strengths(capsys, tmp_path, lora):
 
 
 def test_train_hands_its_arguments_to_the_recipe(tmp_path, capsys, monkeypatch):
-    def train_tiny(data, out, *, steps, seed, start, sharp, metric_weights, bf16, on_step):
+    def train_tiny(
+        data, out, *, steps, seed, start, sharp, metric_weights, bf16, on_step, on_progress
+    ):
+        on_progress("VAE", 3, 3)
         assert start == tmp_path and sharp == 0.5 and metric_weights is None and not bf16
         on_step(steps, steps, {"velocity": float(seed)})
 
     monkeypatch.setattr("star_core.training.tiny.train_tiny", train_tiny)
     where = ["--data", tmp_path, "--out", tmp_path / "out", "--start", tmp_path, "--sharp", 0.5]
     code, out, err = run(capsys, "train", "--built-in", *where, "--steps", 7, "--seed", 3)
-    assert (code, out, err) == (0, "", "step 7/7, velocity 3.0000, 0:00 left\n")
+    assert (code, out, err) == (0, "", "2/3 VAE 3/3\nstep 7/7, velocity 3.0000, 0:00 left\n")
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["defaults", "options"])
@@ -153,20 +157,25 @@ def test_train_hands_its_options_to_the_training_of_a_model(tmp_path, monkeypatc
     options = ["--bf16", "--checkpointing", "--df-alpha", "0.5", "--df-beta", "3"]
     options += ["--interval", "5", "--df-space", "latents", "--batch", "4", "--every", "7"]
     options += ["--clip-frames", "9", "--size", "640x360", "--learning-rate", "0.25", "--rank", "3"]
-    options += ["--recipe", "light", "--trains", "lora", "--seed", "8"]
+    options += ["--recipe", "light", "--trains", "lora", "--seed", "8", "--accumulate", "3"]
+    options += ["--workers", "2", "--optimizer", "muon", "--warmup", "6", "--decay-from", "10"]
+    options += ["--weight-decay", "0.5", "--average-on-cpu", "--keep", "12"]
     command = ["train", "--model", "tiny", "--data", str(tmp_path), "--out", str(tmp_path)]
     assert main([*command, "--steps", "11", *(options if given else [])]) == 0
     config, material = seen["config"], seen["material"]
     facts = [config.bf16, config.checkpointing, config.df.alpha, config.df.beta, config.df_space]
     facts += [config.batch, config.learning_rate, config.trains, config.seed, config.steps]
-    facts += [material.interval, material.frames, material.size, material.recipe.name]
-    facts += [seen["every"], seen["rank"]]
+    sample, execution = material.sample, seen["execution"]
+    facts += [sample.interval, sample.frames, sample.size, material.recipe.name]
+    facts += [seen["every"], seen["rank"], config.optimizer, config.warmup, config.decay_from]
+    facts += [config.weight_decay, execution.workers, execution.accumulate]
+    facts += [execution.average_on_cpu, execution.keep]
     assert facts == (
         [True, True, 0.5, 3.0, "latents", 4, 0.25, "lora", 8, 11]
-        + [5, 9, (360, 640), "light", 7, 3]
+        + [5, 9, (360, 640), "light", 7, 3, "muon", 6, 10, 0.5, 2, 3, True, 12]
         if given
         else [False, False, 2.0, 1.0, "pixels", 1, 5e-5, "star", 0, 11]
-        + [2, 32, (720, 1280), "heavy", 500, 16]
+        + [2, 32, (720, 1280), "heavy", 500, 16, "adamw", 0, None, 0.01, 4, 1, False, 2]
     )
     # Every noise level is trained, none more than others: the paper's setting.
     assert (config.noise_level, config.early, config.start) == (1000, 0.0, 0.0)
