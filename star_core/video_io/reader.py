@@ -1,6 +1,6 @@
 """Reads video one frame at a time, upright, in square pixels, as R'G'B'."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -120,7 +120,7 @@ class VideoSource:
         """True if the file's timestamps jump, as in recordings that were joined byte by byte."""
         return self._survey.is_joined
 
-    def frames_at(self, numbers: Sequence[int]) -> Iterator[Tensor]:
+    def frames_at(self, numbers: list[int]) -> Iterator[Tensor]:
         """Yields frames by their ascending numbers; those of one key frame are decoded once."""
         start = self.frames.start
         for group in self._survey.by_key_frame([start + number for number in numbers]):
