@@ -211,11 +211,9 @@ def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]
     source = job.open()
     scale = growth(job, source.info)
 
-    def frame(i: int) -> Tensor:
-        return next(iter(source.cut(range(i, i + 1))))[:3]
-
     def measured(shot: range) -> Degradation:
-        return estimate(torch.stack([frame(shot[i]) for i in spread(len(shot))]))
+        frames = source.frames_at([shot[i] for i in spread(len(shot))])
+        return estimate(torch.stack([frame[:3] for frame in frames]))
 
     return [(measured(shot), scale) for shot in shots]
 
