@@ -23,7 +23,7 @@ from .host import (
 )
 from .host_conditioning import Prompts, low_quality_latent, prompts_for, target_size, with_hint
 from .host_features import advanced, schema
-from .host_model import star_of
+from .host_model import sampling_defaults, star_of
 
 
 class StarAnalyzeDegradation(io.ComfyNode):
@@ -79,7 +79,7 @@ class StarAnalyzeDegradation(io.ComfyNode):
     def execute(cls, images, model, scale) -> io.NodeOutput:
         with node_errors("STAR Analyze Degradation"):
             measured = estimate(video_from_images(images)[:, :3])
-            settings = recommend(measured, star_of(model).sampling, scale=scale)
+            settings = recommend(measured, sampling_defaults(model), scale=scale)
         report, bars = f"{measured}\n{settings}", plot(measured).movedim(0, -1)[None]
         outputs = settings, settings.cfg, settings.checkpoint, report, bars
         return io.NodeOutput(*outputs, ui=report_ui(report, bars))

@@ -223,7 +223,9 @@ class StarSampling(io.ComfyNode):
                     "solver",
                     options=list(SAMPLERS),
                     tooltip="dpmpp_2m_sde is STAR's solver on I2VGen-XL, dpmpp_2m_sde_renewed "
-                    "that on CogVideoX. heun evaluates the network twice per step.",
+                    "that on CogVideoX, dpmpp_2m the same without added noise. heun evaluates the "
+                    "network twice per step. euler and lcm are for models and LoRAs distilled "
+                    "into a few steps; lcm draws fresh noise after each.",
                 ),
                 *steps_inputs(),
                 advanced(

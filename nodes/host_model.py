@@ -20,6 +20,7 @@ from ..star_core.checkpoints.quantization import formats_of
 from ..star_core.checkpoints.tensors import load_into
 from ..star_core.diffusion.levels import trained_schedule
 from ..star_core.diffusion.shortcuts import BatchedFeatures, DeepFeatures
+from ..star_core.lora import SETTINGS, SETTINGS_SIZE, read_settings, with_loras
 from ..star_core.models.attention import in_rows
 from ..star_core.models.slicing import Slicing
 from ..star_core.models.unet import ControlledVideoUNet, UNetConfig
@@ -316,6 +317,9 @@ def load_patcher(
         packed=packed,
         name=str(star.path),
     )
+    # A LoRA file patches it with its settings, see `sampling_defaults`. Nothing else reads it.
+    settings = torch.zeros(SETTINGS_SIZE, dtype=torch.uint8, device=offload_device)
+    model.diffusion_model.register_buffer(SETTINGS, settings)
     model.eval().requires_grad_(False)
     model.device = offload_device
     patcher = patcher_class(disable_dynamic)(
@@ -347,6 +351,17 @@ def star_of(model: comfy.model_patcher.ModelPatcher) -> ModelFile:
             f"the MODEL is a {type(network).__name__}, not a STAR model: connect STAR Load Model"
         )
     return star
+
+
+def sampling_defaults(model: comfy.model_patcher.ModelPatcher) -> SamplingDefaults:
+    """Returns the sampling settings of a STAR MODEL: its file's, or those that its LoRAs ask for.
+
+    ValueError for another MODEL, and for a LoRA whose settings are damaged.
+    """
+    patches = model.patches.get(f"diffusion_model.{SETTINGS}", [])
+    # A patch is its strength, what it does, and more; ("set", (tensor,)) replaces the buffer.
+    loras = [(patch[0], read_settings(patch[1][1][0], "a LoRA of the MODEL")) for patch in patches]
+    return with_loras(star_of(model).sampling, loras)
 
 
 def network_of(model: comfy.model_patcher.ModelPatcher) -> tuple[NetworkConfig, torch.dtype]:

@@ -33,7 +33,16 @@ from ..star_core.windows.chunking import (
 from ..star_core.windows.tiling import Tile
 from .host import overrides
 from .host_features import check_host
-from .host_model import DEEP, PURE_NOISE, WINDOW, WORK_OPTIONS, Slicing, features_for, star_of
+from .host_model import (
+    DEEP,
+    PURE_NOISE,
+    WINDOW,
+    WORK_OPTIONS,
+    Slicing,
+    features_for,
+    sampling_defaults,
+    star_of,
+)
 
 Options = dict[str, Any]
 
@@ -49,10 +58,10 @@ def sampling_of(
     """Returns the sampling settings of a MODEL.
 
     The user's values come before those that `degradation` recommends, and these before those of
-    the file. inputs: fields of SamplingDefaults, values of `host.model_default` inputs. If `steps`
-    is set, the steps are evenly spaced.
+    its LoRAs and the file. inputs: fields of SamplingDefaults, values of `host.model_default`
+    inputs. If `steps` is set, the steps are evenly spaced.
     """
-    sampling, values = star_of(model).sampling, overrides(**inputs)
+    sampling, values = sampling_defaults(model), overrides(**inputs)
     if degradation is not None:
         sampling = replace(sampling, noise_level=degradation.noise_level, cfg=degradation.cfg)
     if "steps" in values:
@@ -180,7 +189,7 @@ def patch_guidance(
     scale varies with the timestep for a model whose default `cfg_mode` is dynamic.
     """
     model = model.clone()
-    defaults = star_of(model).sampling
+    defaults = sampling_defaults(model)
     schedule = trained_schedule(defaults)
 
     def scale_of(args: Options, t: Tensor) -> float:

@@ -2,12 +2,13 @@
 
 from comfy_api.latest import io
 
+from ..star_core.planning.duration import duration, stored_machine
 from ..star_core.planning.plan import Task
 from ..star_core.planning.predict import fitting, predict
 from ..star_core.planning.report import report
 from .host import memory_limit, node_errors, report_ui
 from .host_features import schema
-from .host_model import network_of, star_of
+from .host_model import network_of, sampling_defaults
 from .host_sampling import patch_plan
 from .host_vae import star_vae
 
@@ -59,12 +60,14 @@ class StarPlan(io.ComfyNode):
                 config=config,
                 dtype=dtype,
                 vae_dtype=video_vae.model.dtype,
-                sampling=star_of(model).sampling,
+                sampling=sampling_defaults(model),
             )
             limit = memory_limit(memory)
             chunk, gpu = task.usual_chunk(merged=task.frames), model.load_device.type != "cpu"
             plan = fitting(task, limit, chunk=chunk, gpu=gpu)
-            text = report(plan, predict(plan), limit)
+            prediction = predict(plan)
+            seconds = duration(prediction, task, stored_machine(model.load_device))
+            text = report(plan, prediction, limit, seconds=seconds)
             if plan.tile is not None:
                 text += (
                     f"\n\nSet tile_size {plan.tile.size} and tile_overlap {plan.tile.overlap} in "

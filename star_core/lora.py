@@ -1,8 +1,9 @@
 """LoRA: low-rank changes of a network's layers (Hu et al. 2021, arXiv:2106.09685), and its files.
 
-A file has the names that ComfyUI's Load LoRA nodes expect. Its safetensors metadata may have the
-key `star`: JSON with `backbone` and `sampling`, those fields of `SamplingDefaults` that a model
-needs with this LoRA, such as the few evaluations that it was distilled for.
+A file has the names that ComfyUI's Load LoRA nodes expect. It may carry settings, those fields of
+`SamplingDefaults` that a model needs with this LoRA, such as the few evaluations that it was
+distilled for. They are a tensor, JSON in bytes, because ComfyUI's nodes hand on nothing else of a
+file: its MODEL holds it as a patch of a buffer of this name.
 """
 
 import json
@@ -28,6 +29,9 @@ LoraLayers = Literal["attention", "all"]
 _PREFIX = "diffusion_model."
 _DOWN = (".lora_down.weight", ".lora_A.weight")  # LoRA of diffusers have the names with letters
 _UP = (".lora_up.weight", ".lora_B.weight")
+# The buffer of ComfyUI's network that the settings replace, and its size in bytes.
+SETTINGS, SETTINGS_SIZE = "star_settings", 512
+_SETTINGS_KEY = f"{_PREFIX}{SETTINGS}.set_weight"
 
 
 class LoraLayer:
@@ -135,7 +139,7 @@ def lora_strength(network: nn.Module, strength: float) -> Iterator[None]:
 
 def write_lora(
     path: str | os.PathLike[str],
-    network: Any,
+    network: nn.Module,
     *,
     sampling: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = torch.float16,
@@ -154,11 +158,10 @@ def write_lora(
         tensors[f"{_PREFIX}{name}.alpha"] = torch.tensor(layer.alpha)
     if not tensors:
         raise ValueError("this network has no LoRA: call add_lora before training")
-    metadata = {}
     if sampling:
-        star = {"backbone": network.config.backbone, "sampling": dict(sampling)}
-        metadata["star"] = json.dumps(star)
-    write_tensors(path, tensors, dtype=dtype, metadata=metadata, overwrite=overwrite)
+        text = json.dumps(dict(sampling)).encode().ljust(SETTINGS_SIZE)
+        tensors[_SETTINGS_KEY] = torch.tensor(list(text), dtype=torch.uint8)
+    write_tensors(path, tensors, dtype=dtype, overwrite=overwrite)
 
 
 def without_lora(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -237,7 +240,7 @@ def open_lora(path: str | os.PathLike[str], strength: float = 1.0) -> LoraFile:
         down = file[key]
         alpha = float(file[f"{name}.alpha"]) if f"{name}.alpha" in file else float(len(down))
         changes[name.removeprefix(_PREFIX)] = file[up], down, alpha / len(down)
-    known = {name for name in file if name.endswith((*_DOWN, *_UP, ".alpha"))}
+    known = {n for n in file if n.endswith((*_DOWN, *_UP, ".alpha")) or n == _SETTINGS_KEY}
     if not changes or len(known) < len(file):
         odd = next((name for name in file if name not in known), "nothing")
         raise ValueError(f"{file.path} is not a LoRA for a STAR network: it holds {odd}")
@@ -245,17 +248,18 @@ def open_lora(path: str | os.PathLike[str], strength: float = 1.0) -> LoraFile:
         path=file.path,
         strength=strength,
         changes=changes,
-        sampling=_sampling_of(file.metadata, str(file.path)),
+        sampling=read_settings(file[_SETTINGS_KEY], str(path)) if _SETTINGS_KEY in file else {},
     )
 
 
-def _sampling_of(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
-    if "star" not in metadata:
-        return {}
-    where = f"{path}, star.sampling"
-    sampling = read_object(metadata["star"], f"{path}, star").get("sampling", {})
-    if not isinstance(sampling, dict):
-        raise ValueError(f"{where} must be an object")
+def read_settings(settings: Tensor, where: str) -> dict[str, Any]:
+    """Returns the fields of `SamplingDefaults` in the settings tensor (n,) of a LoRA file.
+
+    where: the file, for the ValueError if the settings are damaged or unknown to this version.
+    """
+    where = f"{where}, {SETTINGS}"
+    text = bytes(settings.to(torch.uint8).tolist()).decode(errors="replace")
+    sampling = read_object(text, where)
     check_fields(SamplingDefaults, sampling, where)
     try:
         replace(SamplingDefaults(), **sampling)
@@ -264,12 +268,14 @@ def _sampling_of(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
     return sampling
 
 
-def with_loras(sampling: SamplingDefaults, loras: Iterable[LoraFile]) -> SamplingDefaults:
+def with_loras(
+    sampling: SamplingDefaults, loras: Iterable[tuple[float, Mapping[str, Any]]]
+) -> SamplingDefaults:
     """Returns a model's sampling settings with those that its LoRAs ask for.
 
-    The last one decides; one of strength 0 asks for nothing.
+    loras: strength and settings of each. The last one decides; one of strength 0 asks for nothing.
     """
-    for lora in loras:
-        if lora.strength:
-            sampling = replace(sampling, **lora.sampling)
+    for strength, settings in loras:
+        if strength:
+            sampling = replace(sampling, **settings)
     return sampling

@@ -13,6 +13,7 @@ from .checkpoints.download import PUBLISHED
 from .checkpoints.find import find_published, find_text_encoder, find_vae
 from .file_info import FileInfo, describe
 from .lora import LoraFile, open_lora, with_loras
+from .models.attention import attention_of
 from .models.cogvideox_weights import CogVideoXConfig
 from .parity import Behaviour
 from .resume import cached_hash
@@ -24,6 +25,7 @@ from .text.t5 import T5TextEncoder, load_t5
 from .vae.cogvideox import CausalVideoVAE
 from .vae.frame_vae import VideoVAE
 from .vae.load import load_vae, vae_file
+from .vae.small_decoder import use_decoder
 
 WEIGHTS = Path(__file__).with_name("weights")
 BUILT_IN = {"tiny": (WEIGHTS / "tiny.safetensors", WEIGHTS / "tiny_vae.safetensors")}
@@ -34,7 +36,8 @@ PUBLISHED_MODELS = [name for name, file in PUBLISHED.items() if file.folder == "
 class ModelFiles:
     """Where a model lies and what it needs; text_encoder is None for one with learned prompts.
 
-    loras: added to the network's weights, in this order.
+    loras: added to the network's weights, in this order. decoder: a small one in place of the VAE's
+    own.
     """
 
     model: Path
@@ -42,6 +45,7 @@ class ModelFiles:
     text_encoder: Path | None
     info: FileInfo
     loras: tuple[LoraFile, ...] = ()
+    decoder: Path | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -51,7 +55,8 @@ class ModelFiles:
     @property
     def sampling(self) -> SamplingDefaults:
         """The settings of the model file, or those that its last LoRA with settings asks for."""
-        return with_loras(SamplingDefaults(**(self.info.sampling or {})), self.loras)
+        loras = ((lora.strength, lora.sampling) for lora in self.loras)
+        return with_loras(SamplingDefaults(**(self.info.sampling or {})), loras)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,7 @@ class Model:
     """Everything that restores: network, VAE, positive and negative embeddings (1 l d).
 
     embeddings: by the prompts that they are of. sources: the files of network and VAE, or what
-    else tells their weights from others.
+    else tells their weights and how they compute from others.
     """
 
     star: StarModel
@@ -93,12 +98,14 @@ def find_model(
     text_encoder: str | None = None,
     models_dir: str | None = None,
     loras: Iterable[tuple[str, float]] = (),
+    decoder: str | None = None,
 ) -> ModelFiles:
     """The files of a model: built in, published (`light_deg`, `heavy_deg`) or named by its file.
 
     Nothing is loaded. A published model, and a `vae` and `text_encoder` that are not given, are
-    sought, see `model_files`. loras: files with their strengths. ValueError if the model is no STAR
-    network, if a file is missing, or if a LoRA is none.
+    sought, see `model_files`. loras: files with their strengths. decoder: a small one's file, see
+    `use_decoder`. ValueError if the model is no STAR network, if a file is missing, or if a LoRA is
+    none.
     """
     path, built_in_vae = BUILT_IN.get(name, (Path(name), None))
     if name in PUBLISHED_MODELS and not path.exists():
@@ -126,7 +133,16 @@ def find_model(
     else:
         text_path = None
     opened = tuple(open_lora(path, strength) for path, strength in loras)
-    return ModelFiles(model=path, vae=vae_path, text_encoder=text_path, info=info, loras=opened)
+    if decoder is not None and not Path(decoder).is_file():
+        raise ValueError(f"{decoder} does not exist: correct --decoder")
+    return ModelFiles(
+        model=path,
+        vae=vae_path,
+        text_encoder=text_path,
+        info=info,
+        loras=opened,
+        decoder=None if decoder is None else Path(decoder),
+    )
 
 
 def load(
@@ -136,21 +152,28 @@ def load(
     behaviour: Behaviour,
     device: torch.device | str,
     dtype: torch.dtype | None = None,
+    attention: str = "sdpa",
 ) -> Model:
     """Load a model and encode prompts, on `device`; the rest waits on the CPU.
 
     dtype: type of the network; it and the types of the other parts are those of
-    `Backbone.precision`.
-    ValueError for prompts to a model that takes none, and for a VAE or a LoRA that does not fit.
+    `Backbone.precision`. attention: see `attention_of`.
+    ValueError for prompts to a model that takes none, for a VAE or a LoRA that does not fit, and
+    for an attention whose package is missing.
     """
     precision = files.backbone.precision(device, dtype)
-    star = load_model(files.model, dtype=precision.network)
+    fused = attention_of(attention)
+    star = load_model(files.model, dtype=precision.network, attention=fused)
     for lora in files.loras:
         lora.apply(star.network)
     vae = load_vae(files.vae, scale=star.latents.scale, dtype=precision.vae)
     check_vae(vae, star.config, star.latents)
     loras = (part for lora in files.loras for part in (lora.path, f"strength {lora.strength}"))
-    model = Model(star=star, vae=vae, embeddings={}, sources=(files.model, files.vae, *loras))
+    sources = [files.model, files.vae, *loras, *([attention] if attention != "sdpa" else [])]
+    if files.decoder is not None:
+        use_decoder(vae, files.decoder)
+        sources.append(files.decoder)
+    model = Model(star=star, vae=vae, embeddings={}, sources=tuple(sources))
     add_prompts(model, files, prompts, behaviour=behaviour, device=device, dtype=dtype)
     return model
 

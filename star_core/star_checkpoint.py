@@ -166,6 +166,7 @@ def save_model(
     *,
     sampling: SamplingDefaults,
     latents: LatentFormat = SD_LATENTS,
+    weights: Mapping[str, Tensor] | None = None,
     prompts: LearnedPrompts | None = None,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -173,10 +174,11 @@ def save_model(
 ) -> None:
     """Writes a self-describing safetensors file that `load_model` can read.
 
-    dtype: of the weights and prompts; None keeps theirs. metadata: further text for the file's
-    metadata. Raises ValueError if the file exists while `overwrite` is off, or cannot be written.
+    weights: by the network's keys, in place of its own. dtype: of the weights and prompts; None
+    keeps theirs. metadata: further text for the file's metadata. Raises ValueError if the file
+    exists while `overwrite` is off, or cannot be written.
     """
-    tensors = network.state_dict()
+    tensors = dict(network.state_dict() if weights is None else weights)
     if prompts is not None:
         learned = prompts._asdict().items()
         tensors |= {_PROMPTS + name: value for name, value in learned if value is not None}

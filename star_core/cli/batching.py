@@ -21,7 +21,7 @@ SUFFIXES = (
     *(".wmv", ".flv", ".ogv", ".gif", ".y4m"),
 )
 # Options whose values are places on this machine, where they name one.
-_PLACES = ("source", "out", "model", "vae", "text_encoder", "models_dir", "shots")
+_PLACES = ("source", "out", "model", "vae", "decoder", "text_encoder", "models_dir", "shots")
 
 
 def add_batch(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,15 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .arguments import SIZE, add_metric_folder
+from .arguments import SIZE, add_metric_folder, add_parts
 from .degrading import RECIPES
 from .progress import Progress, clock
+
+if TYPE_CHECKING:
+    from ..training.distillation import DistillConfig
+    from ..training.videos import SampleSize
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
@@ -19,21 +24,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
         "and caption as in OpenVid-1M, or path and text)",
     )
     parser.add_argument("out", metavar="OUT", help="the folder for shards of clips (webdataset)")
-    parser.add_argument(
-        "--clip-frames",
-        nargs=2,
-        type=int,
-        default=(32, 64),
-        metavar=("MIN", "MAX"),
-        help="shortest and longest clip, in frames (default 32 64)",
-    )
-    parser.add_argument(
-        "--min-side",
-        type=int,
-        default=256,
-        metavar="N",
-        help="leave out videos of which a side is shorter, in pixels (default 256)",
-    )
+    _add_sample(parser)
     parser.add_argument(
         "--min-detail",
         type=float,
@@ -48,7 +39,46 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
         help="do not search for cuts, because every video is one shot, as in OpenVid-1M",
     )
     parser.add_argument(
-        "--per-shard", type=int, default=256, metavar="N", help="clips in a shard (default 256)"
+        "--per-shard",
+        type=int,
+        default=16,
+        metavar="N",
+        help="videos whose clips are in one shard (default 16)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that make a shard each (default 1)",
+    )
+
+
+def _add_sample(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--clip-frames", type=int, default=32, metavar="N", help="frames of a sample (default 32)"
+    )
+    parser.add_argument(
+        "--interval",
+        type=int,
+        default=2,
+        metavar="N",
+        help="take every Nth frame of a clip for a sample (default 2)",
+    )
+    parser.add_argument(
+        "--size",
+        type=SIZE,
+        default=(1280, 720),
+        metavar="WxH",
+        help="pixels of a sample (default 1280x720); smaller clips are left out",
+    )
+
+
+def _sample(args: argparse.Namespace) -> "SampleSize":
+    from ..training.videos import SampleSize
+
+    return SampleSize(
+        frames=args.clip_frames, interval=args.interval, size=(args.size[1], args.size[0])
     )
 
 
@@ -56,13 +86,16 @@ def run_dataset(args: argparse.Namespace) -> None:
     from ..shots import find_cuts
     from ..training.dataset import ClipFilter, make_dataset
 
-    progress = Progress(["videos"])
+    progress, sample = Progress(["videos"]), _sample(args)
     counts = make_dataset(
         Path(args.folder),
         Path(args.out),
-        ClipFilter(length=tuple(args.clip_frames), side=args.min_side, detail=args.min_detail),
+        ClipFilter(
+            length=(sample.length, 2 * sample.length), size=sample.size, detail=args.min_detail
+        ),
         find_cuts=None if args.single_shots else find_cuts,
         per_shard=args.per_shard,
+        workers=args.workers,
         on_video=lambda done, total: progress("videos", done, total),
     )
     print(", ".join(f"{name} {count}" for name, count in counts.items()))
@@ -107,20 +140,12 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="share of the samples that train the preset sharp, 0 (default) to 1; needs --start",
     )
     group = parser.add_argument_group("with --model")
-    group.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
-    group.add_argument(
-        "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
-    )
-    group.add_argument(
-        "--models-dir",
-        metavar="FOLDER",
-        help="a further folder to search for model files, besides that of the model and ComfyUI's",
-    )
+    add_parts(group)
     group.add_argument(
         "--trains",
-        choices=("star", "all", "lora"),
-        help="what is trained: ControlNet and LIEM (star, default), everything, or a LoRA (default "
-        "with --distill)",
+        choices=("star", "all", "lora", "decoder"),
+        help="what is trained: ControlNet and LIEM (star, default), everything, a LoRA (default "
+        "with --distill), or a small decoder for the VAE (decoder)",
     )
     group.add_argument(
         "--rank", type=int, default=16, metavar="N", help="rank of the LoRA (default 16)"
@@ -137,24 +162,19 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="the ControlNet gets no LoRA",
     )
     group.add_argument(
+        "--decoder-share",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="most compute of a decoder, as a share of that of the VAE's own (default 0.1)",
+    )
+    group.add_argument(
         "--recipe",
         choices=RECIPES,
         default="heavy",
         help="how clips are degraded, see the command degrade (default heavy)",
     )
-    group.add_argument(
-        "--clip-frames", type=int, default=32, metavar="N", help="frames of a sample (default 32)"
-    )
-    group.add_argument(
-        "--size",
-        type=SIZE,
-        default=(1280, 720),
-        metavar="WxH",
-        help="pixels of a sample (default 1280x720)",
-    )
-    group.add_argument(
-        "--interval", type=int, default=2, metavar="N", help="take every Nth frame (default 2)"
-    )
+    _add_sample(group)
     group.add_argument(
         "--batch",
         type=int,
@@ -163,7 +183,62 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="samples of a step in each process (default 1)",
     )
     group.add_argument(
-        "--learning-rate", type=float, default=5e-5, metavar="X", help="default 5e-5"
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="N",
+        help="batches whose gradients are added up for a step, for less memory (default 1)",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=4,
+        metavar="N",
+        help="processes with one thread each that read and degrade clips ahead, for each training "
+        "process (default 4)",
+    )
+    group.add_argument(
+        "--optimizer",
+        choices=("adamw", "muon"),
+        default="adamw",
+        help="adamw (default), or muon for large matrices and adamw for the rest",
+    )
+    group.add_argument(
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help="step size of the optimiser (default 5e-5, of a decoder 5e-4)",
+    )
+    group.add_argument(
+        "--warmup",
+        type=int,
+        default=0,
+        metavar="N",
+        help="steps in which the learning rate rises from 0 (default 0)",
+    )
+    group.add_argument(
+        "--decay-from",
+        type=int,
+        metavar="N",
+        help="step from which the learning rate falls to 0 along a cosine (default: it does not, "
+        "with a decoder from the middle on)",
+    )
+    group.add_argument(
+        "--weight-decay",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="decay of the weights (default 0.01)",
+    )
+    group.add_argument(
+        "--shard",
+        action="store_true",
+        help="spread weights, gradients and optimizer over all processes (FSDP2)",
+    )
+    group.add_argument(
+        "--average-on-cpu",
+        action="store_true",
+        help="keep the moving average of the weights in main memory",
     )
     group.add_argument(
         "--validate", metavar="FOLDER", help="shards that are not trained on, to measure the model"
@@ -174,6 +249,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         default=500,
         metavar="N",
         help="steps between two states that are saved (default 500)",
+    )
+    group.add_argument(
+        "--keep", type=int, default=2, metavar="N", help="states that are kept (default 2)"
     )
     group.add_argument(
         "--checkpointing",
@@ -201,7 +279,16 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     add_distillation(parser)
     group.add_argument(
-        "--plan", action="store_true", help="print the memory and the work of a step, and stop"
+        "--plan",
+        action="store_true",
+        help="print the memory and the work of a step, and stop; MODEL may then be i2vgenxl, "
+        "cogvideox-5b or cogvideox-2b, STAR's full sizes, which need no files",
+    )
+    group.add_argument(
+        "--tflops",
+        type=float,
+        metavar="X",
+        help="with --plan and --steps: what a GPU computes, in TFLOP a second, to tell the hours",
     )
 
 
@@ -248,7 +335,7 @@ def run_train(args: argparse.Namespace) -> None:
         raise ValueError(f"train needs {', '.join(missing)}")
     logging.getLogger(__name__.partition(".cli")[0]).setLevel(logging.INFO)
     if args.built_in:
-        from ..training.tiny import train_tiny
+        from ..training.tiny import STAGES, train_tiny
 
         train_tiny(
             Path(args.data),
@@ -260,6 +347,7 @@ def run_train(args: argparse.Namespace) -> None:
             metric_weights=Path(args.metric_folder) if args.metric_folder else None,
             bf16=args.bf16,
             on_step=_Report(),
+            on_progress=Progress(STAGES),
         )
         return
     if args.start or args.sharp:
@@ -267,29 +355,26 @@ def run_train(args: argparse.Namespace) -> None:
     from .. import degradation
     from ..losses import DFLossConfig
     from ..model import find_model
-    from ..training.distillation import DistillConfig
-    from ..training.finetune import DataConfig, finetune
+    from ..training.finetune import STAGES, DataConfig, finetune
     from ..training.objective import TrainConfig
+    from ..training.trainer import TrainExecution
 
     files = find_model(
         args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
     )
-    teacher = {name: getattr(args, name) for name in ("cfg", "cfg_rescale")}
-    options = {name: getattr(args, name) for name in ("solver_steps", "pixels", "sampler")}
-    teacher, options = (
-        {name: value for name, value in given.items() if value is not None}
-        for given in (teacher, options)
-    )
-    if args.distill is None and (given := next(iter((*teacher, *options)), None)):
-        raise ValueError(
-            f"--{given.replace('_', '-')} belongs to --distill: add it, or leave it out"
-        )
-    distill = None if args.distill is None else DistillConfig(evaluations=args.distill, **options)
+    distill, teacher = _distillation(args)
+    small = args.trains == "decoder"
+    if small and distill:
+        raise ValueError("--distill is for the network: leave out --trains decoder")
     config = TrainConfig(
         steps=args.steps,
         batch=args.batch,
-        trains=args.trains or ("lora" if distill else "star"),
-        learning_rate=args.learning_rate,
+        trains="all" if small else args.trains or ("lora" if distill else "star"),
+        optimizer=args.optimizer,
+        learning_rate=_default(args.learning_rate, 5e-4 if small else 5e-5),
+        warmup=args.warmup,
+        decay_from=args.steps // 2 if small and args.decay_from is None else args.decay_from,
+        weight_decay=args.weight_decay,
         noise_level=1000,
         early=0.0,
         ema=0.999,
@@ -297,16 +382,42 @@ def run_train(args: argparse.Namespace) -> None:
         bf16=args.bf16,
         checkpointing=args.checkpointing,
         df=DFLossConfig(alpha=args.df_alpha, beta=_default(args.df_beta, 0.0 if distill else 1.0)),
-        df_space=args.df_space or ("latents" if distill else "pixels"),
+        df_space=args.df_space or ("latents" if distill or small else "pixels"),
     )
     data = DataConfig(
         data=Path(args.data),
         recipe=degradation.PRESETS[args.recipe],
-        frames=args.clip_frames,
-        size=(args.size[1], args.size[0]),
-        interval=args.interval,
+        sample=_sample(args),
         validation_set=Path(args.validate) if args.validate else None,
     )
+    execution = TrainExecution(
+        workers=args.workers,
+        accumulate=args.accumulate,
+        average_on_cpu=args.average_on_cpu,
+        shard=args.shard,
+        keep=args.keep,
+    )
+    running = {
+        "every": args.every,
+        "on_step": _Report(),
+        "on_progress": Progress(STAGES),
+        "execution": execution,
+    }
+    if small:
+        from ..training.decoder import distil_decoder
+
+        latents = files.info.latents or {}
+        distil_decoder(
+            files.vae,
+            data,
+            Path(args.out),
+            config,
+            scale=latents.get("scale"),
+            share=args.decoder_share,
+            upsampling=files.sampling.upsample,
+            **running,
+        )
+        return
     finetune(
         files.model,
         files.vae,
@@ -319,9 +430,27 @@ def run_train(args: argparse.Namespace) -> None:
         lora_controlnet=not args.no_lora_controlnet,
         distill=distill,
         teacher=teacher,
-        every=args.every,
-        on_step=_Report(),
+        **running,
     )
+
+
+def _distillation(args: argparse.Namespace) -> "tuple[DistillConfig | None, dict[str, float]]":
+    """What is distilled, None for nothing, and settings of the teacher that replace the model's."""
+    from ..training.distillation import DistillConfig
+
+    teacher = {name: getattr(args, name) for name in ("cfg", "cfg_rescale")}
+    options = {name: getattr(args, name) for name in ("solver_steps", "pixels", "sampler")}
+    teacher, options = (
+        {name: value for name, value in given.items() if value is not None}
+        for given in (teacher, options)
+    )
+    if args.distill is not None:
+        return DistillConfig(evaluations=args.distill, **options), teacher
+    if given := next(iter((*teacher, *options)), None):
+        raise ValueError(
+            f"--{given.replace('_', '-')} belongs to --distill: add it, or leave it out"
+        )
+    return None, {}
 
 
 def _default(value: float | None, default: float) -> float:
@@ -394,40 +523,82 @@ def run_ablation(args: argparse.Namespace) -> None:
 
 
 def _print_plan(args: argparse.Namespace) -> None:
-    from ..model import BUILT_IN
-    from ..models.encoder import UNetConfig
-    from ..star_checkpoint import open_model
-    from ..training.plan import plan_training
+    from ..backbones import I2VGENXL, SIZES, backbone_of
+    from ..checkpoints.tensors import open_tensors
+    from ..model import find_model
+    from ..training.loading import AHEAD
+    from ..training.pixels import PixelCrop
+    from ..training.plan import GIB, plan_training
+    from ..vae.load import geometry_of
 
-    path = BUILT_IN[args.model][0] if args.model in BUILT_IN else args.model
-    config, frames, factor = UNetConfig(), args.clip_frames, 4 if args.model in BUILT_IN else 8
-    if path and Path(path).exists():
-        file = open_model(path)
-        config, frames = file.config, -(-args.clip_frames // file.latents.frames)
+    if args.trains == "decoder":
+        raise ValueError("--plan counts the training of networks: leave out --trains decoder")
+    if args.model is None:
+        raise ValueError("--plan is for --model: --built-in trains a small network of its own")
+    for name in ("data", "validate"):
+        if (folder := getattr(args, name)) and not Path(folder).is_dir():
+            raise ValueError(f"{folder} is no folder: correct --{name}")
+    text_encoder = 0
+    if args.model in SIZES:
+        config = SIZES[args.model]
+        vae = geometry_of(args.vae) if args.vae else backbone_of(config).geometry
+    else:
+        files = find_model(
+            args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
+        )
+        config, vae = files.info.size, geometry_of(files.vae)
+        if files.text_encoder:
+            each = 4 if files.backbone is I2VGENXL else 2  # T5 is loaded in bfloat16
+            text_encoder = each * sum(x.numel() for x in open_tensors(files.text_encoder).values())
+    sample, (distill, _) = _sample(args), _distillation(args)
+    df_space = args.df_space or ("latents" if distill else "pixels")
+    in_pixels = df_space == "pixels" and _default(args.df_beta, 0.0 if distill else 1.0)
+    height, width = (side // vae.factor for side in sample.size)
     plan = plan_training(
         config,
-        frames=frames,
-        height=args.size[1] // factor,
-        width=args.size[0] // factor,
-        trains=args.trains or "star",
+        frames=(sample.frames - 1) // vae.latent_frames + 1,
+        height=height,
+        width=width,
+        trains=args.trains or ("lora" if distill else "star"),
         rank=args.rank,
+        lora_layers=args.lora_layers or ("all" if distill else "attention"),
+        lora_controlnet=not args.no_lora_controlnet,
+        distill=distill,
         checkpointing=args.checkpointing,
+        bf16=args.bf16,
+        optimizer=args.optimizer,
+        batch=args.batch,
+        accumulate=args.accumulate,
+        average_on_cpu=args.average_on_cpu,
+        shard=args.shard,
+        vae=vae,
+        crop=PixelCrop() if in_pixels or (distill and distill.pixels) else None,
+        text_encoder=text_encoder,
     )
-    print(f"{plan}\n{plan.table()}")
+    table = plan.table(steps=args.steps, rate=args.tflops and args.tflops * 1e12)
+    print(f"{plan}\n{table}")
+    pair = sample.frames * 3 * sample.size[0] * sample.size[1] * 17 / 16
+    waiting = AHEAD * args.workers * args.batch * pair / GIB
+    print(
+        f"data, for each GPU: {args.workers} cores, {waiting:.1f} GiB of samples that wait"
+        + ("" if text_encoder or args.model not in SIZES else "; the text encoder is not counted")
+    )
 
 
 class _Report:
-    """A line on stderr every 50 steps. Time left is that of the run at hand."""
+    """A line on stderr every 50 steps or 30 seconds. Time left is that of the run at hand."""
 
     def __init__(self) -> None:
-        self.start, self.first, self.last = 0.0, 0, -1
+        self.start, self.first, self.last, self.shown = 0.0, 0, -1, 0.0
 
     def __call__(self, step: int, steps: int, parts: dict[str, float]) -> None:
         if step != self.last + 1:  # another run, or one that goes on
             self.start, self.first = time.monotonic(), step
-        self.last = step
-        if step % 50 and step < steps:
+            self.shown = self.start
+        self.last, now = step, time.monotonic()
+        if step % 50 and step < steps and now < self.shown + 30:
             return
+        self.shown = now
         left = (time.monotonic() - self.start) / max(step - self.first, 1) * (steps - step)
         losses = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
         sys.stderr.write(f"step {step}/{steps}, {losses}, {clock(left)} left\n")

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..devices import send
 from .schedule import NoiseSchedule
 from .shortcuts import DeepFeatures, Shortcuts, clear_unless_in_step
+from .step_cache import StepCache
 
 
 def guided_velocity(
@@ -68,7 +69,7 @@ class Denoiser:
     which halves the work. guidance_rescale: see `guided_velocity`.
     percentile, clamp: see `threshold`.
     dtype: dtype of the network's input; guidance and x_0 are computed in the dtype of x_in.
-    shortcuts: only its guidance and reuse are applied here.
+    shortcuts: only its guidance, reuse and cache are applied here.
     """
 
     network: Callable[..., Tensor]
@@ -86,6 +87,7 @@ class Denoiser:
     _deep: dict[range | None, tuple[DeepFeatures, DeepFeatures]] = field(
         default_factory=dict, init=False
     )
+    _caches: dict[range | None, StepCache] = field(default_factory=dict, init=False)
     _prompts: dict[int, Tensor] = field(default_factory=dict, init=False)  # where the network is
 
     def __call__(self, x_in: Tensor, edm_sigma: Tensor, window: range | None = None) -> Tensor:
@@ -96,6 +98,16 @@ class Denoiser:
         x_in is the whole clip.
         """
         t = self.schedule.model_timestep(edm_sigma).expand(len(x_in))
+        if not (limit := self.shortcuts.cache):
+            return self._x_0(x_in, t, window)
+        cache, timestep = self._caches.setdefault(window, StepCache(limit=limit)), int(t[0])
+        x_0 = cache.recall(timestep)
+        if x_0 is None:
+            x_0 = self._x_0(x_in, t, window)
+            cache.keep(timestep, x_0)
+        return x_0
+
+    def _x_0(self, x_in: Tensor, t: Tensor, window: range | None) -> Tensor:
         low, high = self.shortcuts.guidance
         scale = self.guidance_scale(t) if callable(self.guidance_scale) else self.guidance_scale
         guided = scale != 1 and bool(((low <= t) & (t < high)).all())

@@ -17,11 +17,14 @@ class Shortcuts:
         level; None for whole frames.
     reuse: features below the finest level are reused from an evaluation at most this many timesteps
         earlier (Ma et al. 2023, arXiv:2312.00858); 0 for no reuse.
+    cache: an evaluation is left out where the prediction is expected to have changed by at most
+        this fraction since the last one that was computed, see `step_cache`; 0 computes all.
     """
 
     guidance: tuple[int, int] = (0, 1000)
     attention_window: int | None = None
     reuse: int = 0
+    cache: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.guidance
@@ -36,6 +39,13 @@ class Shortcuts:
             )
         if not 0 <= self.reuse <= 1000:
             raise ValueError(f"reuse must be from 0 to 1000 timesteps, got {self.reuse}")
+        if not 0 <= self.cache <= 1:
+            raise ValueError(f"cache must be from 0 to 1, got {self.cache}")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether an evaluation depends on earlier ones of the same run."""
+        return bool(self.reuse or self.cache)
 
 
 # The preset of --fast. Its effect on the published weights has not been measured yet.

@@ -158,6 +158,7 @@ def run_block(
     for layer in block if isinstance(block, (nn.ModuleList, list)) else [block]:
         if isinstance(layer, ResBlock):
             x = layer(channels, emb, frames, slicing)
+            channels.clear()  # where hooks, as FSDP's, have given the layer a list of its own
         elif isinstance(layer, SpatialTransformer):
             x = layer(channels.pop(), context, slicing)
         elif isinstance(layer, TemporalTransformer):

@@ -29,7 +29,7 @@ from ..video_io import open_video
 from .linear_decoder import linear_decoder
 from .objective import Prompts, TrainingObjective
 from .pairs import LatentPairs
-from .tiny import NETWORK, RECIPE, first_samples, new_network
+from .tiny import NETWORK, RECIPE, SAMPLING, first_samples, new_network
 from .trainer import OnStep, train
 from .validation import Validation
 from .videos import enlarged
@@ -180,7 +180,7 @@ def run_variant(
         early=0.25,
         decay_from=ablation.steps // 2,
     )
-    validation = Validation((), vae, folder)
+    validation = Validation({}, vae, folder, sampling=SAMPLING)
 
     @torch.no_grad()
     def measure(out: Path, network: Any, prompts: Prompts | None, step: int) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -122,12 +122,14 @@ def train_vae(
     batch: int = 8,
     crop: int = 48,
     first: int = 400,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> None:
     """Trains the VAE and writes its averaged weights to `out`, a float16 safetensors file.
 
     clips: shards of uint8 clips (n f 3 h w). seed: of initial weights and crops. teacher: a VAE
     whose latents become this VAE's first channels. batch: crops in a step. crop: their side in
-    pixels. first: number of crops that the linear initialisation is fitted to.
+    pixels. first: number of crops that the linear initialisation is fitted to. on_step: called as
+    on_step(step, steps) after each step.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -160,6 +162,8 @@ def train_vae(
         schedule.step()
         optimizer.zero_grad()
         average.update_parameters(vae)
+        if on_step:
+            on_step(step + 1, steps)
         recent.append(error.detach().pow(2).mean().item() / 4)
         if step % 50 == 49 or step == steps - 1:
             psnr = -10 * math.log10(sum(recent[-50:]) / len(recent[-50:]))

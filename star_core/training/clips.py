@@ -1,7 +1,7 @@
 """Cuts training clips: small crops of videos, and camera moves over stills."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +31,21 @@ class ClipConfig:
     cut: float = 14.0
 
 
-def cut_clips(folder: Path, count: int, seed: int, config: ClipConfig) -> Tensor:
+def cut_clips(
+    folder: Path,
+    count: int,
+    seed: int,
+    config: ClipConfig,
+    *,
+    on_clip: Callable[[int], None] | None = None,
+) -> Tensor:
     """Returns up to `count` clips of all videos and stills below a folder: uint8 (n f 3 h w).
 
     Of every `config.candidates` random crops one with much detail and motion is chosen, never one
-    across a cut. Half of the clips are flipped, half mirrored, half reversed. ValueError if the
-    folder holds nothing that can be used.
+    across a cut. Half of the clips are flipped, half mirrored, half reversed.
+
+    on_clip: called with the number of clips so far. ValueError if the folder holds nothing that can
+    be used.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     videos = [path for path in files if path.suffix.lower() in VIDEOS]
@@ -46,11 +55,17 @@ def cut_clips(folder: Path, count: int, seed: int, config: ClipConfig) -> Tensor
     rng = SeededRandom(torch.Generator().manual_seed(seed))
     share = config.stills if videos and stills else float(not videos)
     from_stills = round(count * share)
-    clips = [_camera_move(rng, stills, config) for _ in range(from_stills)]
+    report = on_clip or (lambda clips: None)
+    clips: list[Tensor] = []
+    for _ in range(from_stills):
+        clips.append(_camera_move(rng, stills, config))
+        report(len(clips))
     for index, path in enumerate(videos):
         rest = count - from_stills
         share = rest * (index + 1) // len(videos) - rest * index // len(videos)
-        clips += _from_video(rng, open_video(path), share, config)
+        for clip in _from_video(rng, open_video(path), share, config):
+            clips.append(clip)
+            report(len(clips))
     if not clips:
         raise ValueError(
             f"no video in {folder} has {config.size[0]} frames of at least "
@@ -66,23 +81,23 @@ def _flipped(rng: SeededRandom, clip: Tensor) -> Tensor:
 
 def _from_video(
     rng: SeededRandom, source: VideoSource, count: int, config: ClipConfig
-) -> list[Tensor]:
-    """Returns up to `count` clips of one video, at full or half size, in one pass over it."""
+) -> Iterator[Tensor]:
+    """Yields up to `count` clips of one video, at full or half size, in one pass over it."""
     frames = config.size[0]
     moments = max(1, len(source) // frames)
     per_moment = math.ceil(count / moments)
-    clips: list[Tensor] = []
+    found = 0
     window: list[Tensor] = []
     for frame in source:
         window.append(frame[:3])
         if len(window) < frames:
             continue
-        for _ in range(min(per_moment, count - len(clips))):
+        for _ in range(min(per_moment, count - found)):
             clip = _best_crop(rng, torch.stack(window), config)
             if clip is not None:
-                clips.append(clip)
+                found += 1
+                yield clip
         window.clear()
-    return clips
 
 
 def _best_crop(rng: SeededRandom, shot: Tensor, config: ClipConfig) -> Tensor | None:
@@ -158,18 +173,33 @@ def _smooth_walk(rng: SeededRandom, steps: int, scale: float) -> Tensor:
 
 
 def clip_shards(
-    folder: Path, out: Path, shards: int, per_shard: int, seed: int, config: ClipConfig
+    folder: Path,
+    out: Path,
+    shards: int,
+    per_shard: int,
+    seed: int,
+    config: ClipConfig,
+    *,
+    on_clip: Callable[[int, int], None] | None = None,
 ) -> Iterator[Path]:
     """Yields the paths of `shards` files of `per_shard` clips; writes those that are missing.
 
     folder: of videos and stills, see `cut_clips`. out: folder of the files clips_NNN.pt. seed: of
-    the first file; each further one adds 1.
+    the first file; each further one adds 1. on_clip: called as on_clip(done, total) after each clip
+    that is cut.
     """
     out.mkdir(parents=True, exist_ok=True)
     for index in range(shards):
         path = out / f"clips_{index:03d}.pt"
         if not path.exists():
             temporary = path.with_suffix(".part")
-            torch.save(cut_clips(folder, per_shard, seed + index, config), temporary)
+
+            def report(clips: int, before: int = index * per_shard) -> None:
+                if on_clip:
+                    on_clip(before + clips, shards * per_shard)
+
+            torch.save(
+                cut_clips(folder, per_shard, seed + index, config, on_clip=report), temporary
+            )
             temporary.rename(path)
         yield path

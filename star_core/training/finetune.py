@@ -1,7 +1,7 @@
 """Trains the network of a model file on shards of clips: in part as STAR was, whole, or a LoRA."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,21 @@ from ..backbones import Network, backbone_of
 from ..degradation import Recipe
 from ..lora import LoraLayers, add_lora, write_lora
 from ..model import check_vae, open_text_encoder
+from ..progress import Progress
 from ..star_checkpoint import ModelFile, save_model
 from ..text.prompts import PromptDefaults, join_prompt
 from ..vae.cogvideox import CausalVideoVAE
 from ..vae.load import load_vae
 from .distillation import DistillationObjective, DistillConfig
-from .initialise import start_network
+from .initialise import completed, start_network
 from .objective import Prompts, TrainConfig, TrainingObjective, sample_generator
 from .pixels import decoder_of
-from .trainer import OnStep, start_accelerate, train
+from .trainer import DEFAULT_EXECUTION, OnStep, TrainExecution, start_accelerate, train
 from .validation import Validation
-from .videos import VideoSamples
+from .videos import SampleSize, VideoClips, VideoSamples
 
+STAGES = ("index", "validate")
+VALIDATED = 4  # random clips, or one for each process where there are more
 MODEL_FILE, LORA_FILE = "model.safetensors", "lora.safetensors"
 
 
@@ -32,14 +35,12 @@ MODEL_FILE, LORA_FILE = "model.safetensors", "lora.safetensors"
 class DataConfig:
     """Training data. data, validation_set: folders of shards (`make_dataset`).
 
-    recipe: degrades the clips. frames, size (height, width), interval: see `VideoSamples`.
+    recipe: degrades the clips. sample: size of the samples.
     """
 
     data: Path
     recipe: Recipe
-    frames: int = 32
-    size: tuple[int, int] = (720, 1280)
-    interval: int = 2
+    sample: SampleSize = SampleSize()
     validation_set: Path | None = None
 
 
@@ -58,6 +59,8 @@ def finetune(
     teacher: Mapping[str, Any] | None = None,
     every: int = 500,
     on_step: OnStep | None = None,
+    on_progress: Progress | None = None,
+    execution: TrainExecution = DEFAULT_EXECUTION,
 ) -> None:
     """Trains a model file, or resumes, and writes `out`/model.safetensors or lora.safetensors.
 
@@ -65,20 +68,27 @@ def finetune(
     VAE. text_encoder: None for models with learned prompts. rank, lora_layers, lora_controlnet: of
     a LoRA, see `add_lora`. distill: what the LoRA is distilled for; None to train on the clean
     clips. teacher: fields of `SamplingDefaults` that replace the file's for the teacher, such as
-    cfg. every: steps between checkpoints. on_step: see `train`. ValueError for files and sizes that
-    do not fit each other, and for a distillation that trains more than a LoRA.
+    cfg. every: steps between states. on_step, execution: see `train`. on_progress: called as
+    on_progress(stage, done, total) for the stages in `STAGES`, by the first process. ValueError for
+    files and sizes that do not fit each other, and for a distillation that trains more than a LoRA.
     """
     if distill is not None and config.trains != "lora":
         raise ValueError("a distillation trains a LoRA: leave out --trains, or choose lora")
-    device = start_accelerate().device
+    accelerator = start_accelerate()
+    device = accelerator.device
+    report = on_progress if accelerator.is_main_process else None
+
+    def progress(stage: str) -> Callable[[int, int], None] | None:
+        return report and partial(report, stage)
+
     network, file = start_network(model)
     vae = load_vae(vae_file, scale=file.latents.scale, device=device)
     check_vae(vae, file.config, file.latents)
-    network.check_size(*(side // vae.factor for side in data.size))
-    if (data.frames - 1) % vae.latent_frames:
+    network.check_size(*(side // vae.factor for side in data.sample.size))
+    if (data.sample.frames - 1) % vae.latent_frames:
         raise ValueError(
             f"the VAE takes 1 frame and a multiple of {vae.latent_frames} more, got "
-            f"{data.frames} frames"
+            f"{data.sample.frames} frames"
         )
     decoder = None
     if config.df_space == "pixels" or (distill and distill.pixels):
@@ -104,10 +114,11 @@ def finetune(
         def embedding(caption: str) -> Tensor:
             return (encoder.encode(caption) if caption else empty)[0].float()
 
-        encode, text = embedding, embedding("")[None]
+        with_quality_words = partial(_with_quality_words, embedding, defaults)
+        negative = embedding(defaults.negative or "")[None]
+        encode, text = embedding, (with_quality_words("")[None], negative)
         if distill is not None:  # guidance needs the prompts of a run
-            encode = partial(_with_quality_words, embedding, defaults)
-            text, negative = encode("")[None], embedding(defaults.negative or "")[None]
+            encode = with_quality_words
     student: dict[str, Any] = {}
     if config.trains == "lora":
         add_lora(network, rank, layers=lora_layers, controlnet=lora_controlnet, seed=config.seed)
@@ -120,53 +131,84 @@ def finetune(
         student = distill.sampling(sampling)
 
     def samples(folder: Path) -> VideoSamples:
-        return VideoSamples(
+        source = VideoClips(
             folder,
-            vae,
             data.recipe,
-            frames=data.frames,
-            size=data.size,
-            interval=data.interval,
-            upsampling=file.sampling.upsample,
-            text=encode,
+            data.sample,
             caption_dropout=defaults.caption_dropout,
+            on_shard=progress(STAGES[0]),
         )
+        return VideoSamples(source, vae, upsampling=file.sampling.upsample, text=encode)
 
+    learned = samples(data.data)
     validate = None
     if data.validation_set is not None:
         held_out = samples(data.validation_set)
-        count = min(4, len(held_out.clips))
-        pairs = [held_out.pair(sample_generator(0, i))[:2] for i in range(count)]
+        processes, rank = accelerator.num_processes, accelerator.process_index
+        numbers = range(rank, max(VALIDATED, processes) // processes * processes, processes)
+
+        def clip(number: int) -> tuple[Tensor, Tensor]:
+            clean, large = held_out.videos(held_out.source.draw(sample_generator(0, number)))
+            return clean.cpu(), large.cpu()
+
         validate = Validation(
-            pairs, vae, out, sampling=replace(file.sampling, **student), text=text
+            {number: clip(number) for number in numbers},
+            vae,
+            out,
+            sampling=replace(file.sampling, **student),
+            text=text,
+            bf16=config.bf16,
+            on_clip=progress(STAGES[1]),
         )
+    facts = {
+        "model": model.name,
+        "recipe": data.recipe.name,
+        **asdict(data.sample),
+        "clips": len(learned.source.clips),
+    }
+    if config.trains == "lora":
+        facts |= {"rank": rank, "LoRA layers": lora_layers, "LoRA ControlNet": lora_controlnet}
+    if distill is not None:
+        facts |= {f"distill.{name}": value for name, value in asdict(distill).items()}
+        facts |= {f"teacher.{name}": value for name, value in (teacher or {}).items()}
     train(
-        samples(data.data),
+        learned,
         objective,
         out,
-        write=_Writer(file, student),
+        write=_Writer(file, config.steps, student),
         validate=validate,
         on_step=on_step,
         every=every,
+        execution=execution,
+        facts=facts,
     )
 
 
 class _Writer:
     """Writes the trained network, or its LoRA, with the settings of the file that it came from.
 
+    Files are named by their step, the last one MODEL_FILE or LORA_FILE. What is not trained is
+    written as the file had it, because it may have been narrowed since.
     student: fields of `SamplingDefaults` that a distilled LoRA needs, {} for others.
     """
 
-    def __init__(self, file: ModelFile, student: Mapping[str, Any]) -> None:
-        self.file, self.student = file, student
+    def __init__(self, file: ModelFile, steps: int, student: Mapping[str, Any]) -> None:
+        self.file, self.steps, self.student = file, steps, student
 
     def __call__(self, out: Path, network: Network, prompts: Prompts | None, step: int) -> None:
+        def path(last: str) -> Path:
+            return out / (last if step == self.steps else last.replace(".", f"-{step:07d}."))
+
         if any(".lora_" in name for name, _ in network.named_parameters()):
-            write_lora(out / LORA_FILE, network, sampling=self.student, overwrite=True)
+            write_lora(path(LORA_FILE), network, sampling=self.student, overwrite=True)
             return
+        weights = network.state_dict()
+        begun = completed(self.file.tensors, weights)
+        frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
         save_model(
-            out / MODEL_FILE,
+            path(MODEL_FILE),
             network,
+            weights={key: begun[key] if key in frozen else weights[key] for key in weights},
             sampling=self.file.sampling,
             latents=self.file.latents,
             prompts=prompts and prompts.learned(),

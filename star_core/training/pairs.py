@@ -1,6 +1,6 @@
 """Pairs of latents to train on: clean clips and their degraded versions, encoded in advance."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,14 +18,21 @@ from .objective import Sample
 
 @torch.inference_mode()
 def encode_pairs(
-    clips: Tensor, vae: VideoVAE, recipes: Sequence[tuple[float, Recipe]], seed: int, out: Path
+    clips: Tensor,
+    vae: VideoVAE,
+    recipes: Sequence[tuple[float, Recipe]],
+    seed: int,
+    out: Path,
+    *,
+    on_clip: Callable[[int, int], None] | None = None,
 ) -> None:
     """Degrades and encodes clips, and writes float16 latents `hq` and `lq` (n c f h w) to a file.
 
     The degraded clip is enlarged to the clean one's size first, as in the pipeline.
 
     clips: uint8 (n f 3 h w). recipes: each with its share of the clips. seed: of the first clip;
-    each further one adds 1. out: a safetensors file.
+    each further one adds 1. out: a safetensors file. on_clip: called as on_clip(done, total) after
+    each clip.
     """
     hq, lq = [], []
     for index, clip in enumerate(clips):
@@ -38,6 +45,8 @@ def encode_pairs(
         latents = vae.encode(both).half()
         hq.append(latents[0])
         lq.append(latents[1])
+        if on_clip:
+            on_clip(index + 1, len(clips))
     temporary = out.with_suffix(".part")
     save_file({"hq": torch.stack(hq), "lq": torch.stack(lq)}, temporary)
     temporary.rename(out)

@@ -1,59 +1,98 @@
-"""Memory and compute of full-size training, counted with tensors on meta."""
+"""Memory and compute of a training run, counted with tensors on meta."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..backbones import Network, NetworkConfig, build_network
-from ..lora import add_lora
+from ..lora import LoraLayers, add_lora
+from ..planning.cost import Geometry, encoding
+from ..vae.cogvideox import CausalVideoVAE
 from .checkpointing import recompute
+from .distillation import DistillConfig
 from .objective import Trains
+from .pixels import PixelCrop
 from .trainer import choose_trained
+from .videos import PIXELS
 
 GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Memory and compute of one process for one sample.
+    """Memory and compute of training.
 
-    parameters, trained: how many there are and are trained. weights: bytes of the network, bfloat16
-    if frozen and float32 if trained. states: bytes of gradients, Adam's two moments and the moving
-    average. activations: bytes saved for the backward pass. block: largest number of bytes that
-    one recomputed block saves; 0 without checkpointing. flops: two for each multiply-add.
+    parameters, trained: how many there are and are trained. batch, accumulate: samples of a process
+    in a part of a step, and parts of a step. shard: see `TrainExecution`.
+    network: bytes that are sharded, by name: weights, gradients, states. others: bytes that every
+    process has, by name. stages: bytes that are needed in turn, by name. buckets: bytes in which
+    several processes exchange gradients. host: bytes in main memory of the first process.
+    state, model: bytes of a state and of a model on disk. flops: of a sample, two for each
+    multiply-add.
     """
 
     parameters: int
     trained: int
-    weights: int
-    states: int
-    activations: int
-    block: int
+    batch: int
+    accumulate: int
+    shard: bool
+    network: dict[str, int]
+    others: dict[str, int]
+    stages: dict[str, int]
+    buckets: int
+    host: int
+    state: int
+    model: int
     flops: int
 
-    @property
-    def memory(self) -> int:
-        """Bytes of all parts together."""
-        return self.weights + self.states + self.activations + self.block
+    def memory(self, processes: int = 1) -> int:
+        """Returns the bytes of the first process's device. processes: how many there are."""
+        network, buckets = sum(self.network.values()), 0 if processes == 1 else self.buckets
+        if self.shard:
+            network, buckets = -(-network // processes), 0
+        return network + buckets + sum(self.others.values()) + max(self.stages.values())
 
     def __str__(self) -> str:
-        sizes = ("weights", "states", "activations", "block", "memory")
-        figures = ", ".join(f"{name} {getattr(self, name) / GIB:.1f} GiB" for name in sizes)
+        def sizes(parts: dict[str, int]) -> str:
+            return ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items() if size)
+
         return (
             f"{self.parameters / 1e6:,.1f} M parameters, {self.trained / 1e6:,.3f} M trained\n"
-            f"{figures}\n{self.flops / 1e15:.3f} PFLOP a sample"
+            f"GiB on the device: {sizes(self.network | self.others)}\n"
+            f"GiB in turn: {sizes(self.stages)}\n"
+            f"GiB elsewhere: buckets of several processes {self.buckets / GIB:.1f}, main memory "
+            f"{self.host / GIB:.1f}, a state {self.state / GIB:.1f}, a model "
+            f"{self.model / GIB:.1f}\n"
+            f"{self.flops / 1e15:.3f} PFLOP a sample"
         )
 
-    def table(self, gpus: tuple[int, ...] = (1, 2, 4, 8), batch: int = 8) -> str:
-        """Returns a line for each number of GPUs with the share of a batch that each processes."""
-        lines = ["GPUs  samples in turn  PFLOP a step and GPU  GiB a GPU"]
+    def hours(self, steps: int, rate: float) -> float:
+        """Returns how long a number of steps takes. rate: FLOP a second of one GPU."""
+        return self.flops * self.batch * self.accumulate * steps / rate / 3600
+
+    def table(
+        self,
+        gpus: tuple[int, ...] = (1, 2, 4, 8),
+        *,
+        steps: int | None = None,
+        rate: float | None = None,
+    ) -> str:
+        """Returns a line for each number of GPUs with its samples, work and memory.
+
+        steps, rate: of the training, and FLOP a second of one GPU; with both, a line tells the
+        hours, which do not depend on the number of GPUs.
+        """
+        lines = ["GPUs  samples a step  PFLOP a step and GPU  GiB on the first GPU"]
         for count in gpus:
-            turns = -(-batch // count)
-            work, memory = self.flops * turns / 1e15, self.memory / GIB
-            lines.append(f"{count:4} {turns:16} {work:21.2f} {memory:10.1f}")
+            each = self.batch * self.accumulate
+            work, memory = self.flops * each / 1e15, self.memory(count) / GIB
+            lines.append(f"{count:4} {each * count:15} {work:21.2f} {memory:21.1f}")
+        if steps is not None and rate is not None:
+            hours = self.hours(steps, rate)
+            lines.append(f"{steps} steps at {rate / 1e12:g} TFLOP/s a GPU: {hours:.1f} hours")
         return "\n".join(lines)
 
 
@@ -65,64 +104,158 @@ def plan_training(
     width: int = 160,
     trains: Trains = "star",
     rank: int = 16,
+    lora_layers: LoraLayers = "attention",
+    lora_controlnet: bool = True,
+    distill: DistillConfig | None = None,
     checkpointing: bool = True,
+    bf16: bool = True,
+    optimizer: Literal["adamw", "muon"] = "adamw",
+    batch: int = 1,
+    accumulate: int = 1,
+    average_on_cpu: bool = False,
+    shard: bool = False,
+    vae: Geometry | None = None,
+    crop: PixelCrop | None = None,
+    text_encoder: int = 0,
 ) -> TrainingPlan:
-    """Counts memory and FLOPs of a training step in bfloat16 with data parallelism.
+    """Counts memory and FLOPs of the steps that `finetune` takes.
 
-    Attention is assumed to save only its inputs and output, as fused kernels do. VAE, text encoder
-    and losses in pixels are not counted.
+    Attention is assumed to save only its inputs and output, as fused kernels do. The text encoder's
+    work, and what libraries allocate inside an operation, are not counted.
 
     frames, height, width: of a sample, in latents; the defaults are STAR's (32 frames of 720p).
-    trains, checkpointing: see `TrainConfig`. rank: of a LoRA.
+    trains, checkpointing, bf16, optimizer, batch: see `TrainConfig`. rank, lora_layers,
+    lora_controlnet: of a LoRA, see `add_lora`. distill: counts the teacher's evaluations too; it is
+    taken to be guided. accumulate, average_on_cpu, shard: see `TrainExecution`. vae: sizes of the
+    VAE, which stays on the device; None for none. crop: what is decoded for a loss in pixels; None
+    for none.
+    text_encoder: bytes of its weights.
     """
+    dtype = torch.bfloat16 if bf16 else torch.float32
 
-    def run(checkpointing: bool) -> tuple["_SavedTensors", int, Network]:
+    def run(checkpointing: bool) -> tuple["_SavedTensors", int, int, Network]:
         attention = _FusedAttention()
-        network = build_network(config, attention=attention, device="meta", dtype=torch.bfloat16)
+        network = build_network(config, attention=attention, device="meta", dtype=dtype)
         if trains == "lora":
-            add_lora(network, rank)
+            add_lora(network, rank, layers=lora_layers, controlnet=lora_controlnet)
         choose_trained(network, trains)
         network.eval()  # no dropout
         saved = _SavedTensors(network)
         if checkpointing:
             recompute(network)
-        options: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
-        x = torch.empty(1, config.in_dim, frames, height, width, **options)
-        y = torch.empty(1, config.context_length, config.context_dim, **options)
-        t = torch.zeros(1, device="meta", dtype=torch.int64)
+        options: dict[str, Any] = {"device": "meta", "dtype": dtype}
+        x = torch.empty(batch, config.in_dim, frames, height, width, **options)
+        y = torch.empty(batch, config.context_length, config.context_dim, **options)
+        t = torch.zeros(batch, device="meta", dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
                 v = network(x, t, y, x)
+            forward = counter.get_total_flops() + attention.flops
             v.float().square().mean().backward()
-        return saved, counter.get_total_flops() + attention.flops, network
+        return saved, forward, counter.get_total_flops() + attention.flops, network
 
-    saved, flops, network = run(checkpointing)
+    saved, forward, flops, network = run(checkpointing)
+    if distill is not None:
+        # Two prompts of the teacher, and the student where its phase has not ended by then.
+        evaluations = 3 - distill.evaluations / distill.solver_steps
+        flops += round(evaluations * forward)
     block = run(False)[0].largest if checkpointing else 0
-    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
-    trained = sum(size for size, grad in sizes if grad)
-    parameters = sum(size for size, _ in sizes)
+    every = list(network.parameters())
+    trained = sum(p.numel() for p in every if p.requires_grad)
+    matrices = sum(p.numel() for p in every if p.requires_grad and p.ndim > 1)
+    narrow = sum(p.numel() for p in every if not p.requires_grad and p.ndim > 1) if bf16 else 0
+    parameters = sum(p.numel() for p in every)
+    average = 4 * trained
+    # Muon keeps one moment of a matrix, Adam two of everything.
+    moments = 4 * (2 * trained - (matrices if optimizer == "muon" else 0))
+    others = {"text encoder": text_encoder}
+    stages = {
+        # Autocasting keeps the trained matrices in bfloat16 until the backward pass has ended.
+        "activations": saved.bytes + block + (2 * matrices if bf16 else 0),
+        # AdamW's square roots of the second moments.
+        "optimizer step": 4 * trained,
+    }
+    flops = flops // batch
+    if vae is not None:
+        built = vae_on_meta(vae)
+        causal = isinstance(built, CausalVideoVAE)
+        others["VAE"] = 4 * sum(p.numel() for p in built.model.parameters())
+        factor, pixel_frames = vae.factor, (frames - 1) * vae.latent_frames + 1
+        size = height * factor, width * factor
+        once = encoding(vae, torch.float32, pixel_frames if causal else 1, *size)
+        at_a_time = 2 * batch if causal else max(1, PIXELS // (size[0] * size[1]))
+        clips = 2 * batch * pixel_frames * 3 * size[0] * size[1] * 4
+        stages["encoding"] = at_a_time * once.peak + 2 * clips
+        flops += 2 * once.flops * (1 if causal else pixel_frames)
+        if crop is not None:
+            kept, work = _decoding(vae, crop, (frames, height, width))
+            stages["activations"] += kept
+            flops += 4 * work  # of the result with its gradient, and of the clean clip
     return TrainingPlan(
         parameters=parameters,
         trained=trained,
-        weights=2 * (parameters - trained) + 4 * trained,
-        states=16 * trained,
-        activations=saved.bytes,
-        block=block,
+        batch=batch,
+        accumulate=accumulate,
+        shard=shard,
+        network={
+            "weights": 4 * parameters - 2 * narrow,
+            "gradients": 4 * trained,
+            "optimizer": moments,
+            "average": 0 if average_on_cpu else average,
+        },
+        others=others,
+        stages=stages,
+        buckets=4 * trained,
+        host=average if average_on_cpu else 0,
+        state=4 * trained + average + moments,
+        model=2 * (trained if trains == "lora" else parameters),
         flops=flops,
     )
+
+
+def vae_on_meta(geometry: Geometry) -> Any:
+    """Returns a VAE without weights, on the device "meta"."""
+    with torch.device("meta"):
+        vae: Any = geometry.build()
+    vae.model.to("meta")  # some weights ignore the context
+    return vae
+
+
+def _decoding(geometry: Geometry, crop: PixelCrop, size: tuple[int, int, int]) -> tuple[int, int]:
+    """Returns the bytes that decoding a crop of one sample saves, and its FLOPs.
+
+    size: frames, height and width of the latents.
+    """
+    vae = vae_on_meta(geometry)
+    vae.model.requires_grad_(False)
+    frames, height, width = (
+        min(side, part + around)
+        for side, part, around in zip(
+            size, (crop.frames, crop.height, crop.width), (0, *2 * [2 * crop.margin]), strict=True
+        )
+    )
+    z = torch.empty(1, vae.latent_channels, frames, height, width, device="meta")
+    saved = _SavedTensors(vae.model)
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor),
+        torch.device("meta"),
+    ):
+        vae.decode_window(z.requires_grad_())
+    return saved.bytes, counter.get_total_flops()
 
 
 class _SavedTensors:
     """Counts the bytes that autograd saves, each storage once and without weights.
 
-    largest: most bytes that one block saves.
+    largest: most bytes that one block of a network saves.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.known = {p.untyped_storage()._cdata for p in network.parameters()}
         self.alive: list[Tensor] = []  # or a new storage could get the address of a freed one
         self.bytes = self.largest = self._before = 0
-        for block in network.blocks:
+        for block in getattr(network, "blocks", ()):
             block.register_forward_pre_hook(self._begin)
             block.register_forward_hook(self._end)
 

@@ -14,6 +14,7 @@ from ..losses import DFLossConfig
 from ..metrics.lpips import load_lpips
 from ..models.encoder import UNetConfig
 from ..models.unet import ControlledVideoUNet
+from ..progress import Progress
 from ..sampling_defaults import LatentFormat, SamplingDefaults
 from ..star_checkpoint import LearnedPrompts, load_model, save_model
 from ..vae.load import load_frame_vae
@@ -28,6 +29,7 @@ from .trainer import OnStep, train
 
 logger = logging.getLogger(__name__)
 
+STAGES = ("clips", "VAE", "pairs")
 MODEL_FILE, VAE_FILE = "tiny.safetensors", "tiny_vae.safetensors"
 CROP = (12, 18, 20)
 TOKENS = 4
@@ -97,6 +99,7 @@ def train_tiny(
     metric_weights: Path | None = None,
     bf16: bool = False,
     on_step: OnStep | None = None,
+    on_progress: Progress | None = None,
 ) -> None:
     """Trains the built-in model on the videos and pictures below `data`.
 
@@ -108,7 +111,8 @@ def train_tiny(
     start: a folder with the two files of a model to start from, such as `star_core/weights`.
     sharp: share of samples that train the preset sharp with LPIPS; needs `start`.
     metric_weights: folder of LPIPS' weights. bf16: whether the network computes in bfloat16.
-    on_step: see `train`.
+    on_step: see `train`. on_progress: called as on_progress(stage, done, total) for the stages
+    before, in `STAGES`.
 
     ValueError if `sharp` lacks `start`, or `start` has no learned prompts.
     """
@@ -127,7 +131,9 @@ def train_tiny(
             raise ValueError(f"{start / MODEL_FILE} has no learned prompts: start from a tiny")
         if sharp and learned.sharp is None:
             learned = learned._replace(sharp=learned.positive)
-    clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, CLIPS))
+    report = on_progress or (lambda stage, done, total: None)
+    on_clip = partial(report, STAGES[0])
+    clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, CLIPS, on_clip=on_clip))
     teacher = None
     if start is not None and not vae_file.exists():
         teacher = load_frame_vae(start / VAE_FILE)
@@ -135,7 +141,14 @@ def train_tiny(
             shutil.copyfile(start / VAE_FILE, vae_file)
     if not vae_file.exists():
         opened = [torch.load(path, mmap=True, weights_only=True) for path in clips]
-        train_vae(opened, vae_file, steps=vae_steps, seed=seed, teacher=teacher)
+        train_vae(
+            opened,
+            vae_file,
+            steps=vae_steps,
+            seed=seed,
+            teacher=teacher,
+            on_step=partial(report, STAGES[1]),
+        )
     vae = load_frame_vae(vae_file)
     pairs = out / "pairs"
     pairs.mkdir(exist_ok=True)
@@ -144,7 +157,12 @@ def train_tiny(
         if not shard.exists():
             logger.info("encoding %s", path.name)
             part = torch.load(path, mmap=True, weights_only=True)
-            encode_pairs(part, vae, RECIPES, seed + 1_000_000 * (index + 1), shard)
+
+            def on_pair(done: int, total: int, before: int = index) -> None:
+                report(STAGES[2], before * total + done, len(clips) * total)
+
+            seeds = seed + 1_000_000 * (index + 1)
+            encode_pairs(part, vae, RECIPES, seeds, shard, on_clip=on_pair)
     opened = torch.load(clips[0], mmap=True, weights_only=True)
     latents = LatentFormat(scale=vae.scaling_factor, rgb=preview_rgb(vae, opened[:50]))
     latent_pairs = LatentPairs(pairs, CROP)

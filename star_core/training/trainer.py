@@ -5,29 +5,71 @@ run draws the same samples as an uninterrupted one, and several processes togeth
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..backbones import Network
+from .loading import Batches
 from .objective import (
     Batch,
     Objective,
     Prompts,
     Samples,
-    TrainConfig,
     Trains,
-    draw_batch,
     number_of,
 )
+from .optimizers import MovingAverage, learning_rate, make_optimizers
+from .processes import gathered
+from .sharding import gather_into, local, local_state, shard, skeleton, whole
+from .states import States, check_names, load_optimizers, run_description
 
 logger = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int, dict[str, float]], None]
+LOG_EVERY = 10  # steps
+RECENT = 100  # steps in which at most `TrainExecution.most_skipped` may be skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainExecution:
+    """How the steps of a training run are computed and kept.
+
+    workers: processes with one thread that draw samples ahead, for each training process; 0 draws
+    in the training process.
+    accumulate: parts that each process splits its share of a step into, `TrainConfig.batch` samples
+    each, so that a step has accumulate · batch · processes samples.
+    average_on_cpu: whether the moving average is kept in main memory.
+    shard: whether weights, gradients and optimizer states are spread over the processes.
+    keep: states that are kept, the newest ones.
+    most_skipped: training ends if of 100 steps more than these have gradients that are not finite.
+    """
+
+    workers: int = 0
+    accumulate: int = 1
+    average_on_cpu: bool = False
+    shard: bool = False
+    keep: int = 2
+    most_skipped: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("accumulate", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+
+
+DEFAULT_EXECUTION = TrainExecution()
 
 
 def choose_trained(network: Network, trains: Trains) -> None:
@@ -49,68 +91,20 @@ def choose_trained(network: Network, trains: Trains) -> None:
             parameter.requires_grad_(".lora_" in name)
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Returns the learning rate of a step (from 0): linear warm-up, then cosine decay to zero."""
-    rate = config.learning_rate * min(1.0, (step + 1) / config.warmup)
-    start = config.steps if config.decay_from is None else config.decay_from
-    if step >= start:
-        fraction = torch.tensor((step - start) / max(1, config.steps - start))
-        rate *= 0.5 * (1 + torch.cos(torch.pi * fraction).item())
-    return rate
+def narrow_frozen(module: nn.Module) -> None:
+    """Converts the matrices and kernels that are not trained to bfloat16, in place.
 
-
-class Muon(torch.optim.Muon):
-    """Torch's Muon for weights of any shape: all dimensions but the first are flattened.
-
-    weights: the parameters. lr, weight_decay: on the scale of AdamW's.
+    Autocasting would convert them at each use; the result is the same in half the memory.
     """
-
-    def __init__(self, weights: Sequence[nn.Parameter], *, lr: float, weight_decay: float) -> None:
-        self.weights = weights
-        self.matrices = [nn.Parameter(weight.detach().flatten(1)) for weight in weights]
-        super().__init__(
-            self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Resets the gradients; those of the weights themselves become None."""
-        super().zero_grad(set_to_none)
-        for weight in self.weights:
-            weight.grad = None
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Updates the weights by their gradients."""
-        for weight, matrix in zip(self.weights, self.matrices, strict=True):
-            # The matrix shares the weight's memory.
-            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
-        super().step(closure)
-
-
-def make_optimizers(
-    named: Mapping[str, nn.Parameter], config: TrainConfig
-) -> list[torch.optim.Optimizer]:
-    """Returns AdamW, or with config.optimizer "muon" AdamW and Muon.
-
-    Muon gets the weights that, flattened to matrices, have both sides longer than 16. named: the
-    trained parameters by name.
-    """
-    lr, decay = config.learning_rate, config.weight_decay
-    rest, matrices = list(named.values()), []
-    if config.optimizer == "muon":
-        matrices = [p for p in rest if p.ndim > 1 and min(len(p), p[0].numel()) > 16]
-        ids = {id(p) for p in matrices}
-        rest = [p for p in rest if id(p) not in ids]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr, weight_decay=decay)]
-    if matrices:
-        optimizers.append(Muon(matrices, lr=lr, weight_decay=decay))
-    return optimizers
+    for parameter in module.parameters():
+        if not parameter.requires_grad and parameter.ndim > 1:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    """Copies values into the parameters of the same names, in place."""
+    """Copies values into the parameters of the same names, or this process's parts, in place."""
     for name, parameter in parameters.items():
-        parameter.detach().copy_(values[name])
+        local(parameter).copy_(values[name])
 
 
 def train(
@@ -122,105 +116,230 @@ def train(
     validate: Callable[[Any, Prompts | None, int], dict[str, float]] | None = None,
     on_step: OnStep | None = None,
     every: int = 500,
+    execution: TrainExecution = DEFAULT_EXECUTION,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Trains the network of an objective, or resumes from `out`/state.pt.
+    """Trains the network of an objective, or resumes from the newest state in `out`.
 
     Several processes, started by torchrun or accelerate, each take `config.batch` samples of a
-    step; the first one writes.
+    step; the first one writes. A step whose gradient is not finite changes nothing and is counted.
 
     write: called as write(out, network, prompts, step) every `every` steps and at the end, with
-    the averaged weights in place. validate: called as validate(network, prompts, step) before
-    that; the figures that it returns are logged.
+    the averaged weights in place, by the first process. validate: called as
+    validate(network, prompts, step) before that, by all processes; the figures that it returns are
+    logged.
     Learned prompts are trained if all of the network is.
-    on_step: called as on_step(step, steps, parts of the loss) after each step. An exception from
-    it ends training; the steps since the last checkpoint are lost.
+    on_step: called as on_step(step, steps, parts of the loss) after each step by the first process.
+    An exception from it ends training; the steps since the last state are lost.
+    every: steps between two states. execution: how steps are computed and kept.
+    facts: what else the result depends on, such as the files; resuming with others is refused.
 
-    ValueError if accelerate is not installed.
+    ValueError if accelerate is not installed, if `every` is below 1, if a state in `out` cannot be
+    read, belongs to another run or is beyond the last step, and if too many steps are not finite.
     """
+    if every < 1:
+        raise ValueError(f"--every must be at least 1 step, got {every}")
     accelerator = start_accelerate()
     device = accelerator.device
+    processes, rank = accelerator.num_processes, accelerator.process_index
     out.mkdir(parents=True, exist_ok=True)
     network, prompts, config = objective.network, objective.prompts, objective.config
     choose_trained(network, config.trains)
     if prompts is not None:
         prompts.requires_grad_(config.trains == "all")
+    if config.bf16:
+        narrow_frozen(network)
     if config.checkpointing:
         from .checkpointing import recompute
 
         recompute(network)
+    complete = None
+    if execution.shard:
+        if prompts is not None and config.trains == "all":
+            raise ValueError("learned prompts cannot be sharded: leave out --shard")
+        if accelerator.is_main_process:
+            complete = skeleton(network)
+        shard(network.to(device), device)
     objective.to(device)
     named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     optimizers = make_optimizers(named, config)
-    average = {name: parameter.detach().float().clone() for name, parameter in named.items()}
-    update_average = get_ema_multi_avg_fn(config.ema)
-    state_file, first = out / "state.pt", 0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True, map_location=device)
+    average = None
+    keeps = accelerator.is_main_process or execution.shard
+    if keeps:  # the others need no average: only the first process writes
+        average = MovingAverage(named, config.ema, "cpu" if execution.average_on_cpu else None)
+    samples = config.batch * execution.accumulate * processes
+    shards = processes if execution.shard else 1
+    description = run_description(config, samples, {"shards": shards, **(facts or {})})
+    part = f"-{rank}" if execution.shard else ""
+    states = States(out, description, keep=execution.keep, part=part)
+    first = skipped = 0
+    if state := states.load():
+        check_names(named, state["trained"])
         assign(named, state["trained"])
-        for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(stored)
-        average, first = state["average"], state["step"]
+        load_optimizers(optimizers, state["optimizers"])
+        if average:
+            for name, value in average.values.items():
+                value.copy_(state["average"][name])
+        first, skipped = state["step"], state["skipped"]
+        del state  # and with it the mapped file
         logger.info("resuming at step %d", first)
-    wrapped, *optimizers = accelerator.prepare(objective, *optimizers)
+    if first > config.steps:
+        raise ValueError(
+            f"{out} has a state of step {first} already: ask for more than {config.steps} steps, "
+            "or choose another folder"
+        )
+    wrapped: Any = objective
+    if not execution.shard:
+        wrapped, *optimizers = accelerator.prepare(objective, *optimizers)
     log = Log(out / "log") if accelerator.is_main_process else None
 
-    def save(step: int) -> None:
-        trained = {name: parameter.detach().clone() for name, parameter in named.items()}
-        assign(named, average)
-        figures = validate(network, prompts, step) if validate else {}
-        write(out, network, prompts, step)
-        assign(named, trained)
-        if log:
-            log.scalars(step, figures)
-        state = {
-            "step": step,
-            "trained": trained,
-            "average": average,
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        }
-        temporary = state_file.with_suffix(".part")
-        torch.save(state, temporary)
-        temporary.replace(state_file)
+    def share_weights() -> None:
+        """Gives all processes the weights of the first one."""
+        if processes > 1 and validate and not execution.shard:
+            for parameter in named.values():
+                torch.distributed.broadcast(parameter.detach(), src=0)
 
-    processes, rank = accelerator.num_processes, accelerator.process_index
+    def finish(step: int) -> None:
+        """Validates and writes the averaged weights."""
+        if average:
+            average.exchange()
+        share_weights()
+        figures = validate(network, prompts, step) if validate else {}
+        if execution.shard:
+            gather_into(complete, network)
+        if accelerator.is_main_process:
+            write(out, complete or network, prompts, step)
+        if complete:
+            complete.to("meta")
+        if average:
+            average.exchange()
+        share_weights()
+        if log and figures:
+            log.scalars(step, figures)
+            logger.info("step %d: %s", step, _in_words(figures))
+        accelerator.wait_for_everyone()
+
+    if first == config.steps:
+        finish(first)
+
+    def begin_of(step: int, part: int) -> int:
+        """Returns the number of the first sample of a part."""
+        return ((step * execution.accumulate + part) * processes + rank) * config.batch
+
+    numbers = [
+        range(begin, begin + config.batch)
+        for step in range(first, config.steps)
+        for part in range(execution.accumulate)
+        for begin in [begin_of(step, part)]
+    ]
+    loader = Batches(data, numbers, config, workers=execution.workers)
+    batches = iter(loader)
+    recent: deque[bool] = deque(maxlen=RECENT)
+    began, logged, waited = time.monotonic(), first, 0.0
     for step in range(first, config.steps):
+        rate = learning_rate(step, config)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
-        begin = (step * processes + rank) * config.batch
-        batch = draw_batch(data, range(begin, begin + config.batch), config)
-        for optimizer in optimizers:
+                group["lr"] = rate
             optimizer.zero_grad()
-        with torch.random.fork_rng():
-            # Dropout takes no generator.
-            torch.manual_seed(number_of(config.seed, "dropout", begin))
-            on_device: list[Any] = [v.to(device) if isinstance(v, Tensor) else v for v in batch]
-            loss, parts = wrapped(Batch(*on_device))
-            accelerator.backward(loss)
-        parts["gradient"] = float(accelerator.clip_grad_norm_(list(named.values()), config.clip))
-        for optimizer in optimizers:
-            optimizer.step()
-        values = [parameter.detach().float() for parameter in named.values()]
-        update_average([average[name] for name in named], values, step)
-        if log and (step + 1) % 10 == 0:
-            log.scalars(step + 1, parts)
-        if on_step is not None:
+        losses: list[dict[str, float]] = []
+        for part in range(execution.accumulate):
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
+            is_last = part + 1 == execution.accumulate
+            with (
+                torch.random.fork_rng(),
+                nullcontext() if is_last else accelerator.no_sync(wrapped),
+            ):
+                # Dropout takes no generator.
+                torch.manual_seed(number_of(config.seed, "dropout", begin_of(step, part)))
+                on_device: list[Any] = [v.to(device) if isinstance(v, Tensor) else v for v in batch]
+                loss, parts = wrapped(Batch(*on_device))
+                accelerator.backward(loss / execution.accumulate)
+            losses.append(parts)
+        # Processes share their gradients, so all of them find the same norm.
+        norm = float(whole(accelerator.clip_grad_norm_(list(named.values()), config.clip)))
+        recent.append(not math.isfinite(norm))
+        if recent[-1]:
+            skipped += 1
+            logger.warning(
+                "step %d is skipped: its gradient is not finite (%d so far)", step + 1, skipped
+            )
+        else:
+            for optimizer in optimizers:
+                optimizer.step()
+            if average:
+                average.update(step)
+        if sum(recent) > execution.most_skipped:
+            good = [path.name for path in states.paths()]
+            raise ValueError(
+                f"{sum(recent)} of the last {len(recent)} steps up to {step + 1} have gradients "
+                "that are not finite: lower --learning-rate, leave out --bf16 or check the data. "
+                + (f"The last good state is {out / good[-1]}" if good else "No state was kept yet")
+            )
+        parts = mean_parts(losses) | {"gradient": norm}
+        if log and (step + 1) % LOG_EVERY == 0:
+            seconds = time.monotonic() - began
+            speed = samples * (step + 1 - logged) / max(seconds, 1e-9)
+            run = {
+                "learning rate": rate,
+                "samples a second": speed,
+                "share of time waiting for data": waited / max(seconds, 1e-9),
+                "skipped steps": skipped,
+            }
+            log.scalars(step + 1, parts | run)
+            began, logged, waited = time.monotonic(), step + 1, 0.0
+        if on_step is not None and accelerator.is_main_process:
             on_step(step + 1, config.steps, parts)
         if (step + 1) % every == 0 or step + 1 == config.steps:
-            if accelerator.is_main_process:
-                save(step + 1)
-            accelerator.wait_for_everyone()
+            if average:
+                state = {
+                    "step": step + 1,
+                    "skipped": skipped,
+                    "trained": {name: local(p) for name, p in named.items()},
+                    "average": average.values,
+                    "optimizers": [local_state(optimizer) for optimizer in optimizers],
+                }
+                states.save(step + 1, state)
+            finish(step + 1)
+    if replaced := sum((Counter(each) for each in gathered([loader.replaced])), Counter()):
+        logger.warning(
+            "clips that could not be used: %d; others took their place %d times",
+            len(replaced),
+            replaced.total(),
+        )
     if log:
         log.close()
+
+
+def mean_parts(losses: list[dict[str, float]]) -> dict[str, float]:
+    """Returns the means of the parts of the loss over all processes, by name.
+
+    losses: of this process. A part that is nowhere a number is nan.
+    """
+    losses = gathered(losses)
+    names = dict.fromkeys(name for parts in losses for name in parts)
+    finite = {
+        name: [p[name] for p in losses if name in p and math.isfinite(p[name])] for name in names
+    }
+    return {name: sum(v) / len(v) if v else math.nan for name, v in finite.items()}
 
 
 def start_accelerate() -> Any:
     """Returns an `Accelerator`; ValueError if accelerate is not installed."""
     try:
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
     except ImportError as error:
         raise ValueError("training needs accelerate: `pip install accelerate`") from error
-    return Accelerator()
+    # The others wait while the first process writes, and where clips of validation are unequal.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    return Accelerator(kwargs_handlers=[patience])
+
+
+def _in_words(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
 class Log:

@@ -1,10 +1,15 @@
-"""Samples of clips in shards, degraded and encoded when they are drawn."""
+"""Samples of clips in shards, degraded when they are drawn and then encoded."""
 
+import json
+import logging
 import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -17,141 +22,259 @@ from ..video_io import open_video
 from ..windows.geometry import upsample
 from .objective import Sample
 
+logger = logging.getLogger(__name__)
+
+TRIES = 10  # clips that are tried for one sample, as in the reference
+TEXTS = 512  # embeddings that are cached
+PIXELS = 2**20  # that a VAE of frames encodes at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSize:
+    """Size of a sample: `frames` frames of `size` (height, width), every `interval`-th of a clip.
+
+    The defaults are STAR's.
+    """
+
+    frames: int = 32
+    interval: int = 2
+    size: tuple[int, int] = (720, 1280)
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.interval, *self.size) < 1:
+            raise ValueError(
+                f"frames, interval and size must be at least 1, got {self.frames}, "
+                f"{self.interval}, {self.size[1]}x{self.size[0]}"
+            )
+
+    @property
+    def length(self) -> int:
+        """Frames that a clip needs."""
+        return (self.frames - 1) * self.interval + 1
+
+    def objection(self, frames: int, size: tuple[int, int]) -> str | None:
+        """Returns why a clip of `frames` frames of `size` (height, width) is too small, or None."""
+        if size[0] < self.size[0] or size[1] < self.size[1]:
+            return f"smaller than {self.size[1]}x{self.size[0]}"
+        return f"shorter than {self.length} frames" if frames < self.length else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredClip:
-    """A clip inside a .tar file. offset, size: of the video, in bytes. suffix: without the dot."""
+    """A clip inside a .tar file.
+
+    name: of the member. offset, size: of the video, in bytes. frames, shape (height, width): as the
+    shard's records state them, None if there is no record.
+    """
 
     shard: Path
+    name: str
     offset: int
     size: int
-    suffix: str
     caption: str
+    frames: int | None = None
+    shape: tuple[int, int] | None = None
 
 
-def stored_clips(folder: Path) -> list[StoredClip]:
+def stored_clips(
+    folder: Path, *, on_shard: Callable[[int, int], None] | None = None
+) -> list[StoredClip]:
     """Lists the clips of all webdataset shards (*.tar) below a folder. ValueError if there is none.
 
-    Members whose names are equal up to the first dot belong together.
+    Members whose names are equal up to the first dot belong together. on_shard: called as
+    on_shard(done, shards) after each shard.
     """
-    clips = []
-    for shard in sorted(folder.rglob("*.tar")):
+    clips, shards = [], sorted(folder.rglob("*.tar"))
+    for number, shard in enumerate(shards):
         videos: dict[str, tarfile.TarInfo] = {}
-        captions: dict[str, str] = {}
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                if suffix in ("mp4", "mkv", "mov", "webm"):
-                    videos[key] = member
-                elif suffix == "txt":
-                    text = tar.extractfile(member)
-                    captions[key] = text.read().decode() if text else ""
-        clips += [
-            StoredClip(
-                shard=shard,
-                offset=member.offset_data,
-                size=member.size,
-                suffix=member.name.rpartition(".")[2],
-                caption=captions.get(key, ""),
+        texts: dict[tuple[str, str], str] = {}
+        try:
+            with tarfile.open(shard) as tar:
+                for member in tar:
+                    key, _, suffix = member.name.partition(".")
+                    if suffix in ("mp4", "mkv", "mov", "webm"):
+                        videos[key] = member
+                    elif suffix in ("txt", "json"):
+                        text = tar.extractfile(member)
+                        texts[key, suffix] = text.read().decode() if text else ""
+        except (tarfile.TarError, OSError) as error:
+            raise ValueError(f"{shard} is damaged ({error}): write or copy it again") from None
+        for key, member in videos.items():
+            record = _record(texts.get((key, "json"), ""))
+            clips.append(
+                StoredClip(
+                    shard=shard,
+                    name=member.name,
+                    offset=member.offset_data,
+                    size=member.size,
+                    caption=texts.get((key, "txt"), ""),
+                    frames=record and record[0],
+                    shape=record and record[1],
+                )
             )
-            for key, member in videos.items()
-        ]
+        if on_shard:
+            on_shard(number + 1, len(shards))
     if not clips:
         raise ValueError(f"{folder} holds no shards with clips: write them by the command dataset")
     return clips
 
 
-def read_window(clip: StoredClip, frames: int, interval: int, generator: torch.Generator) -> Tensor:
-    """Returns frames (f 3 h w) in [0, 1] of a clip from a random position.
+def _record(text: str) -> tuple[int, tuple[int, int]] | None:
+    """Returns frames and (height, width) of a clip's record; None if it has another form."""
+    try:
+        record = json.loads(text)
+        (start, stop), (width, height) = record["frames"], record["size"]
+        return stop - start, (height, width)
+    except (ValueError, TypeError, LookupError):
+        return None
 
-    interval: distance of neighbouring frames in the clip; less if the clip is too short for it.
-    ValueError if the clip has fewer than `frames` frames.
+
+def read_window(clip: StoredClip, sample: SampleSize, generator: torch.Generator) -> Tensor:
+    """Returns frames (f 3 h w) in [0, 1], a random window and crop of a clip.
+
+    ValueError if the clip cannot be read, or is shorter or smaller than the sample.
     """
     with TemporaryDirectory() as folder:
-        path = Path(folder) / f"clip.{clip.suffix}"
+        path = Path(folder) / Path(clip.name).name
         with clip.shard.open("rb") as file:
             file.seek(clip.offset)
             path.write_bytes(file.read(clip.size))
-        total = len(open_video(path))
-        if total < frames:
-            raise ValueError(f"a clip in {clip.shard} has {total} frames, training needs {frames}")
-        interval = max(1, min(interval, (total - 1) // max(frames - 1, 1)))
-        length = (frames - 1) * interval + 1
-        start = int(torch.randint(total - length + 1, (), generator=generator))
-        video = open_video(path, frames=(start, start + length))
-        return torch.stack([frame[:3] for i, frame in enumerate(video) if i % interval == 0])
+        video = open_video(path)
+        if objection := sample.objection(len(video), (video.info.height, video.info.width)):
+            raise ValueError(f"it is {objection}")
+        start = int(torch.randint(len(video) - sample.length + 1, (), generator=generator))
+        window = video.cut(range(start, start + sample.length))
+        frames = torch.stack([frame[:3] for frame in window.every(sample.interval)])
+        return random_part(frames, sample.size, generator)
 
 
 def random_part(video: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Returns a random crop of `size` (height, width), the same in all frames (f c h w).
-
-    ValueError if the frames are smaller.
-    """
+    """Returns a random crop of `size` (height, width), the same in all frames (f c h w)."""
     room = [side - length for side, length in zip(video.shape[-2:], size, strict=True)]
-    if min(room) < 0:
-        height, width = video.shape[-2:]
-        raise ValueError(f"a clip has {width}x{height} pixels, training needs {size[1]}x{size[0]}")
     top, left = (int(torch.randint(space + 1, (), generator=generator)) for space in room)
     return video[..., top : top + size[0], left : left + size[1]]
 
 
-class VideoSamples:
-    """Random clips that are degraded anew every time they are drawn.
+class Pair(NamedTuple):
+    """A clean clip (f 3 h w) and a degraded, smaller one, both uint8, and the caption.
 
-    folder: shards, see `stored_clips`. frames, size (height, width), interval: of a sample, in
-    frames and pixels of the clean video; the defaults are STAR's. upsampling: mode in which the
-    degraded clip is enlarged. text: caption -> embedding (l d); None if prompts are learned.
-    caption_dropout: probability of an empty caption. ValueError if there are no clips.
+    replaced: the clips that were drawn before this one and could not be read, with the reasons.
+    """
+
+    clean: Tensor
+    degraded: Tensor
+    caption: str
+    replaced: tuple[str, ...] = ()
+
+
+class VideoClips:
+    """Random clips that are degraded anew every time they are drawn; needs no VAE and no device.
+
+    folder: shards, see `stored_clips`. Clips that their records call shorter or smaller than a
+    sample are left out, with a warning. caption_dropout: probability of an empty caption. on_shard:
+    see `stored_clips`.
+    ValueError if there are no clips of this size.
     """
 
     def __init__(
         self,
         folder: Path,
-        vae: VideoVAE | CausalVideoVAE,
         recipe: Recipe,
+        sample: SampleSize,
         *,
-        frames: int = 32,
-        size: tuple[int, int] = (720, 1280),
-        interval: int = 2,
+        caption_dropout: float = 0.5,
+        on_shard: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.recipe, self.sample, self.caption_dropout = recipe, sample, caption_dropout
+        self.clips: list[StoredClip] = []
+        left_out = Counter[str]()
+        for clip in stored_clips(folder, on_shard=on_shard):
+            objection = None
+            if clip.frames is not None and clip.shape is not None:
+                objection = sample.objection(clip.frames, clip.shape)
+            if objection is None:
+                self.clips.append(clip)
+            else:
+                left_out[objection] += 1
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        if not self.clips:
+            raise ValueError(
+                f"no clip in {folder} is large enough ({reasons}): lower --size, --clip-frames or "
+                "--interval"
+            )
+        if reasons:
+            logger.warning("%s: clips left out: %s", folder, reasons)
+
+    def draw(self, generator: torch.Generator) -> Pair:
+        """Returns a random clip, clean and degraded.
+
+        In place of a clip that cannot be read, another one is drawn, the same one in every process.
+        ValueError if many in a row cannot be read.
+        """
+        replaced = []
+        for _ in range(TRIES):
+            clip = self.clips[int(torch.randint(len(self.clips), (), generator=generator))]
+            state = generator.get_state()
+            try:
+                video = read_window(clip, self.sample, generator)
+                break
+            except (ValueError, OSError) as error:
+                replaced.append(f"{clip.shard.name}, {clip.name}: {error}")
+                generator.set_state(state)
+        else:
+            raise ValueError(f"{TRIES} clips in a row cannot be used, the last {replaced[-1]}")
+        seed = int(torch.randint(2**62, (), generator=generator))
+        target = clean_target(video, self.recipe)
+        small, _ = degrade_video(target, replace(self.recipe, sharpen=False), seed)
+        dropped = torch.rand((), generator=generator).item() < self.caption_dropout
+        clean, degraded = ((x * 255).round().clamp(0, 255).byte() for x in (target, small))
+        return Pair(clean, degraded, "" if dropped else clip.caption, tuple(replaced))
+
+
+class VideoSamples:
+    """Latents of the clips that a source draws.
+
+    source: clips. upsampling: mode in which the degraded clip is enlarged. text: caption ->
+    embedding (l d), cached here; None if prompts are learned.
+    """
+
+    def __init__(
+        self,
+        source: VideoClips,
+        vae: VideoVAE | CausalVideoVAE,
+        *,
         upsampling: str = "bicubic",
         text: Callable[[str], Tensor] | None = None,
-        caption_dropout: float = 0.5,
     ) -> None:
-        self.clips = stored_clips(folder)
-        self.vae, self.recipe, self.text, self.caption_dropout = vae, recipe, text, caption_dropout
-        self.frames, self.size, self.interval = frames, size, interval
-        self.upsampling = upsampling
+        self.source, self.vae, self.upsampling = source, vae, upsampling
+        self._text = text and lru_cache(TEXTS)(lambda caption: text(caption).float().cpu())
 
-    def pair(self, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
-        """Returns a clean and a degraded clip of one size (f 3 h w) in [0, 1], and the caption.
-
-        ValueError if the clip is shorter or smaller than a sample.
-        """
-        clip = self.clips[int(torch.randint(len(self.clips), (), generator=generator))]
-        video = read_window(clip, self.frames, self.interval, generator)
-        video = random_part(video, self.size, generator)
-        seed = int(torch.randint(2**62, (), generator=generator))
-        small, _ = degrade_video(video, self.recipe, seed)
-        return (
-            clean_target(video, self.recipe),
-            enlarged(small, self.size, self.upsampling),
-            clip.caption,
-        )
+    def videos(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Returns a clean clip and its degraded version enlarged, (f 3 h w) in [0, 1]."""
+        device = self.vae.model.device
+        clean, small = (x.to(device).float() / 255 for x in (pair.clean, pair.degraded))
+        return clean, enlarged(small, (clean.shape[-2], clean.shape[-1]), self.upsampling)
 
     @torch.no_grad()
-    def sample(self, generator: torch.Generator) -> Sample:
-        """Returns the latents of a clean and a degraded clip, with the text if prompts need it.
+    def encode(self, pairs: Sequence[Pair]) -> list[Sample]:
+        """Returns the latents of clips, encoded together, with the text if prompts need it."""
+        videos = torch.cat([torch.stack(self.videos(pair)) for pair in pairs])
+        hq, lq = self._encoded(videos * 2 - 1).cpu().unflatten(0, (len(pairs), 2)).unbind(1)
+        texts = [self._text(pair.caption) if self._text else None for pair in pairs]
+        return [Sample(*sample) for sample in zip(hq, lq, texts, strict=True)]
 
-        ValueError if the clip is shorter or smaller than a sample.
-        """
-        clean, large, caption = self.pair(generator)
-        both = rearrange(torch.stack([clean, large]) * 2 - 1, "b f c h w -> b c f h w")
-        hq, lq = self.vae.encode(both).cpu()
-        if self.text is None:
-            return Sample(hq, lq)
-        if torch.rand((), generator=generator).item() < self.caption_dropout:
-            caption = ""
-        return Sample(hq, lq, self.text(caption).float().cpu())
+    def _encoded(self, videos: Tensor) -> Tensor:
+        """Returns the latents (b c f h w) of videos (b f 3 h w) in [-1, 1]."""
+        if isinstance(self.vae, CausalVideoVAE):
+            return self.vae.encode(rearrange(videos, "b f c h w -> b c f h w"))
+        count = max(1, PIXELS // (videos.shape[-2] * videos.shape[-1]))
+        frames = rearrange(videos, "b f c h w -> (b f) c h w").split(count)
+        latents = torch.cat([self.vae.encode_frame(part) for part in frames])
+        return rearrange(latents, "(b f) c h w -> b c f h w", b=len(videos))
+
+    def sample(self, generator: torch.Generator) -> Sample:
+        """Returns a random sample, the same for the same state of the generator."""
+        return self.encode([self.source.draw(generator)])[0]
 
 
 def enlarged(small: Tensor, size: tuple[int, int], mode: str) -> Tensor:

@@ -1,14 +1,14 @@
 """Reads video one frame at a time, upright, in square pixels, as R'G'B'."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,9 +17,13 @@ from ..resume import hash_of
 from ..windows.canvas import cut, region_of
 from .color import Color
 from .excerpt import WHOLE, Excerpt
+from .form import Form
 from .images import SUFFIXES, is_pattern, sequence_files, still_paths
 from .survey import Header, Survey, survey
 from .timing import Timing
+
+if TYPE_CHECKING:
+    from av import VideoFrame
 
 # The deinterlacer compares a frame with the one before and the one after.
 _NEIGHBOURS = 1
@@ -124,6 +128,16 @@ class VideoSource:
         """True if the file's timestamps jump, as in recordings that were joined byte by byte."""
         return self._survey.is_joined
 
+    def frames_at(self, numbers: list[int]) -> Iterator[Tensor]:
+        """Yields frames by their ascending numbers; those of one key frame are decoded once."""
+        start = self.frames.start
+        for group in self._survey.by_key_frame([start + number for number in numbers]):
+            wanted = set(group)
+            span = range(group[0], group[-1] + 1)
+            for number, frame in zip(span, self.cut(span), strict=True):
+                if number in wanted:
+                    yield frame
+
     def cut(self, frames: range) -> "VideoSource":
         """Returns a video of some of the excerpt's frames, without decoding the file again."""
         return VideoSource(
@@ -134,24 +148,31 @@ class VideoSource:
         return len(self.frames)
 
     def __iter__(self) -> Iterator[Tensor]:
+        return self.every(1)
+
+    def every(self, step: int) -> Iterator[Tensor]:
+        """Yields the first and every `step`-th frame after it; others are decoded only."""
         lead = min(_NEIGHBOURS, self.frames.start) if self._deinterlace else 0
         first, count = self.frames.start - lead, 0
         with closing(self._survey.decode(first)) as decoded:
-            runs = (
-                form.upright(
-                    (frame for _, frame in run),
-                    alpha=self.info.has_alpha,
-                    deinterlace=self._deinterlace,
-                )
-                for form, run in groupby(decoded, key=itemgetter(0))
-            )
-            for frame in islice(chain.from_iterable(runs), lead, lead + len(self)):
+            if self._deinterlace:  # which needs neighbours
+                chosen = islice(self._converted(decoded), lead, lead + len(self), step)
+            else:
+                chosen = self._converted(islice(decoded, 0, len(self), step))
+            for frame in chosen:
                 yield self._displayed(frame)
                 count += 1
-        if count < len(self):
+        if count < len(range(0, len(self), step)):
             raise ValueError(
                 f"{self.path.name} could not be read to its end: check whether it has changed "
                 "meanwhile"
+            )
+
+    def _converted(self, decoded: "Iterable[tuple[Form, VideoFrame]]") -> Iterator[Tensor]:
+        for form, run in groupby(decoded, key=itemgetter(0)):
+            frames = (frame for _, frame in run)
+            yield from form.upright(
+                frames, alpha=self.info.has_alpha, deinterlace=self._deinterlace
             )
 
     def _displayed(self, frame: Tensor) -> Tensor:

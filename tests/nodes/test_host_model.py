@@ -587,12 +587,13 @@ def test_latent_previews_show_the_picture_in_colour(host):
     assert left[0] > left[2] + 20 and right[2] > right[0] + 20
 
 
-def test_a_trained_lora_is_loaded_by_the_host_and_does_what_the_core_does(host, tmp_path):
+@pytest.mark.parametrize("layers", ["attention", "all"])
+def test_a_trained_lora_is_loaded_by_the_host_and_does_what_the_core_does(host, tmp_path, layers):
     import comfy.sd  # pyright: ignore[reportMissingImports]
     import comfy.utils  # pyright: ignore[reportMissingImports]
 
     network = load_model(BUILT_IN["tiny"][0], dtype=torch.float32).network
-    add_lora(network, 2, alpha=4.0)
+    add_lora(network, 2, layers=layers, alpha=4.0)
     for key, parameter in network.named_parameters():
         if "lora_up" in key:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -602,10 +603,55 @@ def test_a_trained_lora_is_loaded_by_the_host_and_does_what_the_core_does(host, 
     assert len(patched.patches) == len(lora) // 3
     merge_lora(network)
     merged = network.state_dict()
-    for key in list(patched.patches)[:5]:
+    convolutions = [key for key in patched.patches if "conv" in key or "in_layers" in key]
+    assert bool(convolutions) == (layers == "all")
+    for key in [*list(patched.patches)[:5], *convolutions[:5]]:
         patched.patch_weight_to_device(key)
         weight = patched.model.state_dict()[key]
         torch.testing.assert_close(
             weight.float(), merged[key.removeprefix("diffusion_model.")], rtol=2e-3, atol=2e-3
         )
     patched.unpatch_model()
+
+
+def test_the_settings_of_a_lora_reach_the_nodes_through_the_hosts_own_loader(host, tmp_path):
+    import comfy.sd  # pyright: ignore[reportMissingImports]
+    import comfy.utils  # pyright: ignore[reportMissingImports]
+
+    sampling = host.sampling
+    network = load_model(BUILT_IN["tiny"][0], dtype=torch.float32).network
+    add_lora(network, 2)
+    own = sampling.sampling_of(host.model)
+
+    def loaded(model, strength, **settings):
+        path = tmp_path / "lora.safetensors"
+        write_lora(path, network, sampling=settings, overwrite=True)
+        lora = comfy.utils.load_torch_file(str(path))
+        return comfy.sd.load_lora_for_models(model, None, lora, strength, 0.0)[0]
+
+    few = loaded(host.model, 0.8, steps=2, sampler="lcm", cfg=1.0)
+    assert sampling.sampling_of(few) == replace(own, steps=2, sampler="lcm", cfg=1.0)
+    assert sampling.sampling_of(few, steps=3).steps == 3
+    four = loaded(few, 1.0, steps=4)
+    assert sampling.sampling_of(four) == replace(own, steps=4, sampler="lcm", cfg=1.0)
+    assert sampling.sampling_of(loaded(host.model, 0.0, steps=2)) == own
+    assert sampling.sampling_of(loaded(host.model, 1.0)) == own
+    assert sampling.sampling_of(host.model) == own
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("sampler", ["euler", "lcm"])
+def test_few_steps_begin_at_the_same_levels_with_the_hosts_scheduler_and_sampler(
+    host, sampler, steps
+):
+    import comfy.samplers  # pyright: ignore[reportMissingImports]
+
+    few = host.sampling.sampling_of(host.model, steps=steps, sampler=sampler)
+    levels = host.sampling.finite_sigmas(few)
+    simple = comfy.samplers.calculate_sigmas(
+        host.model.get_model_object("model_sampling"), "simple", steps
+    )
+    torch.testing.assert_close(simple, levels, rtol=1e-3, atol=0)
+    ours = host.run(host.model, host.sampling.star_sampler(sampler, "frame"), levels, cfg=1.0)
+    theirs = host.ksampler(host.model, sampler, "simple", steps=steps, cfg=1.0)
+    assert likeness(theirs, ours) > 0.98

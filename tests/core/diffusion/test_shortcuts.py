@@ -260,6 +260,8 @@ def test_each_shortcut_saves_work_by_itself(shortcut):
         {"attention_window": 0},
         {"reuse": -1},
         {"reuse": 1001},
+        {"cache": -0.1},
+        {"cache": 1.5},
     ],
 )
 def test_impossible_shortcuts_are_refused(wrong):

@@ -64,7 +64,18 @@ def train_command(folder, out, *more):
     files = ["--model", write_model(folder), "--vae", write_vae(folder)]
     text = folder / "t5"
     files += ["--text-encoder", text if text.exists() else write_t5(folder)]
-    what = ["--data", folder / "shards", "--out", out, "--steps", 2, "--recipe", "fixed-mild"]
+    what = [
+        "--data",
+        folder / "shards",
+        "--out",
+        out,
+        "--steps",
+        2,
+        "--recipe",
+        "fixed-mild",
+        "--workers",
+        0,
+    ]
     size = ["--clip-frames", 5, "--size", "32x32", "--interval", 1, "--df-space", "latents"]
     return [str(word) for word in ("train", *files, *what, *size, *more)]
 
@@ -78,7 +89,7 @@ def shards(tmp_path):
         for index in range(6):
             sink.write((0.5 + 0.4 * torch.sin(columns + index / 3)).expand(3, 32, 48))
     (videos / "a.txt").write_text("a good bike")
-    make_dataset(videos, tmp_path / "shards", ClipFilter(length=(5, 6), side=32, detail=0.0))
+    make_dataset(videos, tmp_path / "shards", ClipFilter(length=(5, 6), size=(32, 32), detail=0.0))
     return tmp_path
 
 
@@ -93,7 +104,7 @@ def test_the_command_trains_both_backbones_alike(shards, tmp_path):
         given.config, given.sampling, given.latents,
     )  # fmt: skip
     old = given.network.state_dict()
-    learned = torch.load(tmp_path / "out" / "state.pt", weights_only=True)["trained"]
+    learned = torch.load(tmp_path / "out" / "state-0000002.pt", weights_only=True)["trained"]
     new = {key.removeprefix("network."): value for key, value in learned.items()}
     assert all(any(part in key for part in given.network.star_parts) for key in new)
     assert all((value != old[key]).any() for key, value in new.items() if "proj" in key)
@@ -116,11 +127,15 @@ def test_what_the_second_backbones_vae_cannot_do_is_told(shards, tmp_path, capsy
 
 def test_the_plan_of_training_counts_the_second_backbone(tmp_path, capsys):
     plan = ["train", "--plan", "--clip-frames", "5", "--size", "64x32", "--checkpointing"]
-    assert main([*plan, "--model", str(write_model(tmp_path))]) == 0
+    model = ["--model", str(write_model(tmp_path))]
+    assert main([*plan, *model]) == 2
+    assert "no VAE found" in capsys.readouterr().err
+    files = ["--vae", str(write_vae(tmp_path)), "--text-encoder", str(write_t5(tmp_path))]
+    assert main([*plan, *model, *files]) == 0
     parameters = sum(p.numel() for p in build_network(CONFIG, device="meta").parameters())
     assert f"{parameters / 1e6:,.1f} M parameters" in capsys.readouterr().out
-    kept = [
-        plan_training(CONFIG, frames=3, height=4, width=6, checkpointing=again).activations
+    work = [
+        plan_training(CONFIG, frames=3, height=4, width=6, checkpointing=again).flops
         for again in (False, True)
     ]
-    assert 0 < kept[1] < kept[0]
+    assert 0 < work[0] < work[1]

@@ -1,4 +1,4 @@
-from fractions import Fraction
+import shutil
 
 import pytest
 import torch
@@ -8,25 +8,18 @@ from star_core.cli import main
 from star_core.lora import open_lora
 from star_core.model import BUILT_IN
 from star_core.star_checkpoint import load_model
-from star_core.training.dataset import ClipFilter, make_dataset
-from star_core.video_io import open_sink
+from tests.films import write_shards
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("films")
-    columns = torch.arange(64) / 5
-    with open_sink(folder / "a.mkv", width=64, height=48, fps=Fraction(25)) as sink:
-        for index in range(4):
-            sink.write((0.5 + 0.4 * torch.sin(columns + index / 3)).expand(3, 48, 64))
-    out = folder / "shards"
-    make_dataset(folder, out, ClipFilter(length=(2, 4), side=32, detail=0.0))
-    return out
+    return write_shards(tmp_path_factory.mktemp("clips"))
 
 
 def arguments(shards, out, *more):
     common = ["train", "--model", "tiny", "--data", str(shards), "--out", str(out), "--steps", "2"]
-    return [*common, "--clip-frames", "2", "--size", "32x24", "--recipe", "fixed-mild", *more]
+    data = ["--clip-frames", "2", "--size", "32x24", "--recipe", "fixed-mild", "--workers", "0"]
+    return [*common, *data, *more]
 
 
 def test_star_training_of_a_model_file_writes_a_model_that_loads(shards, tmp_path):
@@ -39,6 +32,19 @@ def test_star_training_of_a_model_file_writes_a_model_that_loads(shards, tmp_pat
     changed = {key for key in old if not torch.equal(old[key], new[key])}
     assert changed and all("VideoControlNet" in k or ".local" in k for k in changed)
     assert list((tmp_path / "validation").glob("*.mp4"))
+
+
+def test_a_published_model_and_its_vae_are_found(shards, tmp_path, capsys):
+    for folder, name, source in zip(
+        ("diffusion_models", "vae"), ("light_deg", "svd_vae"), BUILT_IN["tiny"], strict=True
+    ):
+        (tmp_path / "models" / folder).mkdir(parents=True)
+        shutil.copyfile(source, tmp_path / "models" / folder / f"{name}.safetensors")
+    command = arguments(shards, tmp_path / "out", "--models-dir", str(tmp_path / "models"))
+    command[2] = "light_deg"
+    assert main(command) == 0
+    assert load_model(tmp_path / "out" / "model.safetensors").prompts is not None
+    assert "1/2 index 1/1" in capsys.readouterr().err
 
 
 def test_a_lora_is_written_alone(shards, tmp_path):
@@ -87,4 +93,8 @@ def test_the_plan_tells_memory_and_work_without_training(tmp_path, capsys):
     plan = ["train", "--model", "tiny", "--plan", "--clip-frames", "2", "--size", "32x24"]
     assert main(plan) == 0
     out = capsys.readouterr().out
-    assert "PFLOP a step" in out and "GiB a GPU" in out
+    assert "PFLOP a step" in out and "GiB on the first GPU" in out and "VAE" in out
+    assert "4 cores" in out
+    for option, value in (("--vae", "none.pt"), ("--data", "none"), ("--model", "none.pt")):
+        assert main([*plan, option, value]) == 2
+        assert value in capsys.readouterr().err

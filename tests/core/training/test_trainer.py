@@ -29,6 +29,7 @@ from star_core.training.objective import (
     draw_batch,
     draw_timestep,
 )
+from star_core.training.optimizers import Muon, learning_rate
 from star_core.training.pairs import LatentPairs, encode_pairs
 from star_core.training.pixels import Decoder, PixelCrop
 from star_core.training.tiny import (
@@ -40,7 +41,7 @@ from star_core.training.tiny import (
     widened,
     write_tiny,
 )
-from star_core.training.trainer import Muon, choose_trained, learning_rate, train
+from star_core.training.trainer import choose_trained, train
 from star_core.vae.load import load_frame_vae
 from star_core.vae.patch import patch_vae
 from star_core.video_io import open_sink
@@ -421,7 +422,7 @@ def test_two_ranks_give_the_weights_of_one_with_twice_the_batch(pairs, tmp_path)
     both = replace(CONFIG, batch=2, steps=2)
     train(pairs, objective(network, both, prompts), tmp_path / "one", write=write)
     ranks, one = (
-        torch.load(tmp_path / name / "state.pt", weights_only=True)["trained"]
+        torch.load(tmp_path / name / "state-0000002.pt", weights_only=True)["trained"]
         for name in ("ranks", "one")
     )
     assert ranks.keys() == one.keys()
@@ -542,7 +543,15 @@ def test_the_built_in_model_is_made_and_then_sharpened_from_a_folder_of_videos(
     monkeypatch.setattr(tiny, "load_lpips", lambda *_, **__: Distance())
     small: Any = {"vae_steps": 1, "shards": 1, "per_shard": 2}
     first, second = tmp_path / "first", tmp_path / "second"
-    tiny.train_tiny(folder, first, steps=1, **small)
+    seen: list[tuple[str, int, int]] = []
+    tiny.train_tiny(folder, first, steps=1, **small, on_progress=lambda *at: seen.append(at))
+    assert seen == [
+        ("clips", 1, 2),
+        ("clips", 2, 2),
+        ("VAE", 1, 1),
+        ("pairs", 1, 2),
+        ("pairs", 2, 2),
+    ]
     made = load_model(first / MODEL_FILE, dtype=torch.float32)
     assert made.prompts is not None and made.prompts.presets == ("faithful",)
     tiny.train_tiny(folder, second, steps=3, start=first, sharp=0.9, **small)
