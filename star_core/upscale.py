@@ -85,12 +85,13 @@ class ShotSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A job and everything that it is to be done with. dtype: see `model.load`."""
+    """A job and everything that it is to be done with. dtype, attention: see `model.load`."""
 
     job: Job
     files: ModelFiles
     whole: ShotSettings
     dtype: torch.dtype | None = None
+    attention: str = "sdpa"
     get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None = None
 
     @property

@@ -90,9 +90,7 @@ def device_of(args: argparse.Namespace) -> "torch.device":
     import torch
 
     from ..devices import best_device
-    from ..memory import keep_freed_memory
 
-    keep_freed_memory()
     name = args.device
     try:
         device = best_device() if name == "auto" else torch.device(name)
@@ -100,6 +98,7 @@ def device_of(args: argparse.Namespace) -> "torch.device":
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name} cannot be used ({reason}): try --device cpu") from None
+    torch.backends.cudnn.benchmark = True  # a run has few sizes: the fastest algorithm of each
     return device
 
 

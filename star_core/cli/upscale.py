@@ -243,6 +243,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="leave out evaluations where the prediction is expected to change by at most this "
         "fraction, such as 0.02; 0 (default) computes all",
     )
+    group.add_argument(
+        "--attention",
+        choices=("sdpa", "flash", "sage"),
+        default="sdpa",
+        help="torch's own attention (sdpa, default), or that of the package flash-attn or "
+        "sageattention, on GPUs and in 16 bits; sage rounds to 8 bit within",
+    )
     add_compute(group)
 
     group = parser.add_argument_group("models")
@@ -297,7 +304,7 @@ def run_upscale(args: argparse.Namespace) -> None:
     result = upscale(
         run.job,
         run.whole,
-        lambda prompts: load(run.files, prompts, **run.loading),
+        lambda prompts: load(run.files, prompts, attention=run.attention, **run.loading),
         get_shots=run.get_shots,
         on_progress=Progress(),
     )
@@ -327,6 +334,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     Raises ValueError for everything that can be refused without opening the video.
     """
     from ..model import check_prompts, find_model
+    from ..models.attention import attention_of
     from ..models.slicing import Slicing
     from ..parity import DEFAULT
     from ..pipeline import Execution, Settings
@@ -334,6 +342,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     from ..windows.chunking import ChunkConfig, usual_overlap
 
     device, dtype = compute(args)
+    attention_of(args.attention)
     files = find_model(
         args.model,
         vae=args.vae,
@@ -403,6 +412,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
         files=files,
         whole=whole,
         dtype=dtype,
+        attention=args.attention,
         get_shots=lambda source: options.shot_settings(source, job),
     )
     return run, options
