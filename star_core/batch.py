@@ -137,12 +137,12 @@ class Worker:
         files, loading = run.files, run.loading
         loras = [(lora.path, lora.strength) for lora in files.loras]
         key = (files.model, files.vae, files.decoder, files.text_encoder, loras)
-        key = (*key, run.attention, loading)
+        key = (*key, run.computing, loading)
 
         def get(prompts: Sequence[Prompts]) -> Model:
             if self._model is None or self._model[0] != key:
                 self._model = None  # or both would be in memory
-                model = load(files, prompts, attention=run.attention, **loading)
+                model = load(files, prompts, **run.computing, **loading)
                 self._model = key, model
             add_prompts(self._model[1], files, prompts, **loading)
             return self._model[1]

@@ -35,6 +35,17 @@ def supports(device: torch.device | str, dtype: torch.dtype) -> bool:
     return True
 
 
+def check_compiler(device: torch.device | str) -> None:
+    """Raises ValueError unless torch can compile code for a device."""
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=device))
+    except Exception as error:  # of many kinds: no compiler, no Triton, not on this system
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"torch cannot compile here, leave out --compile: {reason}") from None
+    # Blocks of several widths share their code.
+    torch._dynamo.config.cache_size_limit = 64  # pyright: ignore
+
+
 def device_name(device: torch.device) -> str:
     """Returns the name of a GPU, or CPU."""
     if device.type in ("cuda", "xpu"):

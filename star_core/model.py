@@ -11,6 +11,7 @@ from torch import Tensor
 from .backbones import BACKBONES, I2VGENXL, Backbone, NetworkConfig
 from .checkpoints.download import PUBLISHED
 from .checkpoints.find import find_published, find_text_encoder, find_vae
+from .devices import check_compiler
 from .file_info import FileInfo, describe
 from .lora import LoraFile, open_lora, with_loras
 from .models.attention import attention_of
@@ -153,11 +154,13 @@ def load(
     device: torch.device | str,
     dtype: torch.dtype | None = None,
     attention: str = "sdpa",
+    compiled: bool = False,
 ) -> Model:
     """Load a model and encode prompts, on `device`; the rest waits on the CPU.
 
     dtype: type of the network; it and the types of the other parts are those of
-    `Backbone.precision`. attention: see `attention_of`.
+    `Backbone.precision`. attention: see `attention_of`. compiled: whether torch compiles the
+    network's blocks, which takes minutes when they first run.
     ValueError for prompts to a model that takes none, for a VAE or a LoRA that does not fit, and
     for an attention whose package is missing.
     """
@@ -166,6 +169,9 @@ def load(
     star = load_model(files.model, dtype=precision.network, attention=fused)
     for lora in files.loras:
         lora.apply(star.network)
+    if compiled:
+        check_compiler(device)
+        star.network.compile_blocks()
     vae = load_vae(files.vae, scale=star.latents.scale, dtype=precision.vae)
     check_vae(vae, star.config, star.latents)
     loras = (part for lora in files.loras for part in (lora.path, f"strength {lora.strength}"))

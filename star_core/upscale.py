@@ -85,13 +85,17 @@ class ShotSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A job and everything that it is to be done with. dtype, attention: see `model.load`."""
+    """A job and everything that it is to be done with.
+
+    dtype, attention, compiled: see `model.load`.
+    """
 
     job: Job
     files: ModelFiles
     whole: ShotSettings
     dtype: torch.dtype | None = None
     attention: str = "sdpa"
+    compiled: bool = False
     get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None = None
 
     @property
@@ -104,6 +108,11 @@ class RunSpec:
         """How `load` is to load."""
         behaviour, device = self.whole.settings.behaviour, self.whole.execution.device
         return {"behaviour": behaviour, "device": device, "dtype": self.dtype}
+
+    @property
+    def computing(self) -> dict[str, Any]:
+        """How the network that `load` returns is to compute."""
+        return {"attention": self.attention, "compiled": self.compiled}
 
 
 @dataclass(frozen=True, kw_only=True)

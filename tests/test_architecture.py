@@ -39,6 +39,8 @@ LEVELS = [
 ]
 EVERYWHERE = {"torch", "einops", "numpy", "safetensors", *sys.stdlib_module_names}
 OWNERS = {
+    "flash_attn": ["models.attention"],
+    "sageattention": ["models.attention"],
     "PIL": ["drawing"],
     "accelerate": ["training.trainer"],
     "av": [f"video_io.{name}" for name in ("decoding", "form", "planes", "reader", "survey")],

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -250,6 +251,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="torch's own attention (sdpa, default), or that of the package flash-attn or "
         "sageattention, on GPUs and in 16 bits; sage rounds to 8 bit within",
     )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="let torch compile the network's blocks, which takes minutes before the first frame "
+        "and needs a C++ compiler or Triton; for long runs",
+    )
     add_compute(group)
 
     group = parser.add_argument_group("models")
@@ -303,15 +310,18 @@ def run_upscale(args: argparse.Namespace) -> None:
     from ..model import load
     from ..upscale import upscale
 
-    start = time.monotonic()
+    start, first = time.monotonic(), []
     run, options = run_spec(args)
     result = upscale(
         run.job,
         run.whole,
-        lambda prompts: load(run.files, prompts, attention=run.attention, **run.loading),
+        lambda prompts: load(run.files, prompts, **run.computing, **run.loading),
         get_shots=run.get_shots,
         on_progress=Progress(),
+        on_frame=lambda frame: first.append(time.monotonic() - start) if not first else None,
     )
+    if args.compile:
+        sys.stderr.write(f"the first frame was ready after {first[0]:.0f} seconds\n")
     if args.json:
         settings = run.whole.settings
         shots = options.report or [report_of(options.shot(None))]
@@ -328,6 +338,7 @@ def run_upscale(args: argparse.Namespace) -> None:
             "dtype": str(run.precision.network).removeprefix("torch."),
             "vae_dtype": str(run.precision.vae).removeprefix("torch."),
             "seconds": round(time.monotonic() - start, 3),
+            "seconds_to_first_frame": round(first[0], 3),
         }
         print(json.dumps(report))
 
@@ -417,6 +428,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
         whole=whole,
         dtype=dtype,
         attention=args.attention,
+        compiled=args.compile,
         get_shots=lambda source: options.shot_settings(source, job),
     )
     return run, options

@@ -88,6 +88,11 @@ class CogVideoXDiT(nn.Module):
         """The modules that gradient checkpointing recomputes as units."""
         return iter(self.transformer_blocks)
 
+    def compile_blocks(self) -> None:
+        """Lets torch compile the transformer blocks, which share code, when they first run."""
+        for block in self.transformer_blocks:
+            block.compile(dynamic=True)
+
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError for latents that do not divide into whole patches."""
         if height % PATCH or width % PATCH:

@@ -27,6 +27,7 @@ from .encoder import (
 )
 from .slicing import Slicing, over_frames
 from .unet_blocks import (
+    BasicTransformerBlock,
     Factory,
     ResBlock,
     SpatialTransformer,
@@ -141,6 +142,17 @@ class ControlledVideoUNet(nn.Module):
         """The modules that gradient checkpointing recomputes as units."""
         kinds = ResBlock, SpatialTransformer, TemporalTransformer
         return (module for module in self.modules() if isinstance(module, kinds))
+
+    def compile_blocks(self) -> None:
+        """Lets torch compile transformer blocks and the spatial half of residual blocks.
+
+        Layers of one shape share their code. It is compiled when it first runs.
+        """
+        for module in self.modules():
+            if isinstance(module, BasicTransformerBlock):
+                module.compile(dynamic=True)
+            elif isinstance(module, ResBlock):
+                module._spatial = torch.compile(module._spatial, dynamic=True)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError for latents whose skips would not fit (specification, 2.6)."""
