@@ -35,6 +35,13 @@ def supports(device: torch.device | str, dtype: torch.dtype) -> bool:
     return True
 
 
+def device_name(device: torch.device) -> str:
+    """Returns the name of a GPU, or CPU."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).get_device_name(device)
+    return device.type.upper()
+
+
 def total_memory(device: torch.device) -> int | None:
     """Returns the bytes of memory that belong to a device, None if it uses main memory."""
     if device.type == "cuda":

@@ -292,8 +292,7 @@ class PerFrameRestorer(ShotRestorer):
                 falling = 1 - ramp(group.shared)
                 done = self._denoised(name, group, hint, before.get("x_0s"), falling, handed_on)
                 if self.work:
-                    self.work.keep(name, done)
-                    self.work.forget(f"{name}-*")
+                    self.work.finish(name, done)
             # What the next piece has too, it finishes.
             finished = slice(len(group.frames) - handed_on)
             both = (done[kind][:, :, finished].unbind(2) for kind in ("latents", "hint"))
@@ -359,8 +358,7 @@ class PerWindowRestorer(ShotRestorer):
                 given, weight = (held, torch.ones(held.shape[3])) if len(held) else (None, held)
                 done = self._denoised(name, group, hint, given, weight, 0)
                 if self.work:
-                    self.work.keep(name, done)
-                    self.work.forget(f"{name}-*")
+                    self.work.finish(name, done)
             video = self._video(done["latents"])[:, :, : len(window)]
             yield {**done, "video": video}
 

@@ -85,12 +85,13 @@ class ShotSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A job and everything that it is to be done with. dtype: see `model.load`."""
+    """A job and everything that it is to be done with. dtype, attention: see `model.load`."""
 
     job: Job
     files: ModelFiles
     whole: ShotSettings
     dtype: torch.dtype | None = None
+    attention: str = "sdpa"
     get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None = None
 
     @property
@@ -210,11 +211,9 @@ def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]
     source = job.open()
     scale = growth(job, source.info)
 
-    def frame(i: int) -> Tensor:
-        return next(iter(source.cut(range(i, i + 1))))[:3]
-
     def measured(shot: range) -> Degradation:
-        return estimate(torch.stack([frame(shot[i]) for i in spread(len(shot))]))
+        frames = source.frames_at([shot[i] for i in spread(len(shot))])
+        return estimate(torch.stack([frame[:3] for frame in frames]))
 
     return [(measured(shot), scale) for shot in shots]
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import SIZE, add_metric_folder
+from .arguments import SIZE, add_metric_folder, add_parts
 from .degrading import RECIPES
 from .progress import Progress, clock
 
@@ -140,15 +140,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="share of the samples that train the preset sharp, 0 (default) to 1; needs --start",
     )
     group = parser.add_argument_group("with --model")
-    group.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
-    group.add_argument(
-        "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
-    )
-    group.add_argument(
-        "--models-dir",
-        metavar="FOLDER",
-        help="a further folder to search for model files, besides that of the model and ComfyUI's",
-    )
+    add_parts(group)
     group.add_argument(
         "--trains",
         choices=("star", "all", "lora", "decoder"),
