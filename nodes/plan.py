@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..star_core.planning.duration import duration, stored_machine
 from ..star_core.planning.plan import Task
 from ..star_core.planning.predict import fitting, predict
 from ..star_core.planning.report import report
@@ -64,7 +65,9 @@ class StarPlan(io.ComfyNode):
             limit = memory_limit(memory)
             chunk, gpu = task.usual_chunk(merged=task.frames), model.load_device.type != "cpu"
             plan = fitting(task, limit, chunk=chunk, gpu=gpu)
-            text = report(plan, predict(plan), limit)
+            prediction = predict(plan)
+            seconds = duration(prediction, task, stored_machine(model.load_device))
+            text = report(plan, prediction, limit, seconds=seconds)
             if plan.tile is not None:
                 text += (
                     f"\n\nSet tile_size {plan.tile.size} and tile_overlap {plan.tile.overlap} in "

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from .allocator import keep_freed_memory
 from .memory import is_out_of_memory
 from .model import Model, Prompts, add_prompts, load
 from .upscale import RunSpec, ShotSettings, store_segment, survey, upscale
@@ -57,6 +58,7 @@ class Worker:
     """
 
     def __init__(self, open_run: OpenRunSpec) -> None:
+        keep_freed_memory()  # a worker on a cluster has a process of its own
         self._open_run = open_run
         self._model: tuple[Any, Model] | None = None
         self._done = 0.0
@@ -140,12 +142,14 @@ class Worker:
     def _get_model(self, run: RunSpec) -> Callable[[Sequence[Prompts]], Model]:
         files, loading = run.files, run.loading
         loras = [(lora.path, lora.strength) for lora in files.loras]
-        key = (files.model, files.vae, files.decoder, files.text_encoder, loras, loading)
+        key = (files.model, files.vae, files.decoder, files.text_encoder, loras)
+        key = (*key, run.attention, loading)
 
         def get(prompts: Sequence[Prompts]) -> Model:
             if self._model is None or self._model[0] != key:
                 self._model = None  # or both would be in memory
-                self._model = key, load(files, prompts, **loading)
+                model = load(files, prompts, attention=run.attention, **loading)
+                self._model = key, model
             add_prompts(self._model[1], files, prompts, **loading)
             return self._model[1]
 

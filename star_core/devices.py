@@ -3,6 +3,7 @@
 What differs between devices is asked of them, so that code elsewhere names none.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -32,6 +33,13 @@ def supports(device: torch.device | str, dtype: torch.dtype) -> bool:
     except (RuntimeError, TypeError, AssertionError):  # the last if torch lacks such devices
         return False
     return True
+
+
+def device_name(device: torch.device) -> str:
+    """Returns the name of a GPU, or CPU."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).get_device_name(device)
+    return device.type.upper()
 
 
 def total_memory(device: torch.device) -> int | None:
@@ -75,6 +83,35 @@ def send(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None
     device = torch.device(device)
     no_wait = device.type == "cuda" and x.device.type == "cpu"
     return x.to(device=device, dtype=dtype or x.dtype, non_blocking=no_wait)
+
+
+def fetch(x: Tensor, device: torch.device | str) -> Callable[[], Tensor]:
+    """Begins to copy x to a device; the function that it returns gives the copy.
+
+    On CUDA, x is copied from main memory while the device goes on with what it has to do. Only the
+    device waits for the copy, when the function is called.
+    """
+    device = torch.device(device)
+    if device.type != "cuda" or x.device.type != "cpu":
+        copy = send(x, device)
+        return lambda: copy
+    main, side = torch.cuda.current_stream(device), _copying_stream(device)
+    copy = torch.empty(x.shape, dtype=x.dtype, device=device)
+    side.wait_stream(main)  # earlier work may still use that memory
+    with torch.cuda.stream(side):
+        copy.copy_(x, non_blocking=True)
+    copy.record_stream(side)  # it may be freed before it is full
+
+    def arrived() -> Tensor:
+        main.wait_stream(side)
+        return copy
+
+    return arrived
+
+
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def stash(x: Tensor) -> Tensor:

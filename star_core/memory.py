@@ -4,9 +4,7 @@ The order in which memory is saved is the same for planning (`next_smaller`). A 
 places weights by itself.
 """
 
-import ctypes
 import logging
-import platform
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -242,17 +240,3 @@ class MemoryLimits:
 
     def _in_latents(self, tile: Tile | None) -> Tile | None:
         return tile and tile.in_latents(self._factor, step=self._step)
-
-
-def keep_freed_memory() -> None:
-    """Makes this process reuse freed main memory instead of returning it to the system.
-
-    glibc returns every block above 32 MB, and the system clears it anew for the next layer: on a
-    virtual machine that took as long as the layers themselves. For a process of one purpose; other
-    C libraries are left as they are.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)

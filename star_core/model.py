@@ -13,6 +13,7 @@ from .checkpoints.download import PUBLISHED
 from .checkpoints.find import find_published, find_text_encoder, find_vae
 from .file_info import FileInfo, describe
 from .lora import LoraFile, open_lora, with_loras
+from .models.attention import attention_of
 from .models.cogvideox_weights import CogVideoXConfig
 from .parity import Behaviour
 from .resume import cached_hash
@@ -76,7 +77,7 @@ class Model:
     """Everything that restores: network, VAE, positive and negative embeddings (1 l d).
 
     embeddings: by the prompts that they are of. sources: the files of network and VAE, or what
-    else tells their weights from others.
+    else tells their weights and how they compute from others.
     """
 
     star: StarModel
@@ -151,21 +152,24 @@ def load(
     behaviour: Behaviour,
     device: torch.device | str,
     dtype: torch.dtype | None = None,
+    attention: str = "sdpa",
 ) -> Model:
     """Load a model and encode prompts, on `device`; the rest waits on the CPU.
 
     dtype: type of the network; it and the types of the other parts are those of
-    `Backbone.precision`.
-    ValueError for prompts to a model that takes none, and for a VAE or a LoRA that does not fit.
+    `Backbone.precision`. attention: see `attention_of`.
+    ValueError for prompts to a model that takes none, for a VAE or a LoRA that does not fit, and
+    for an attention whose package is missing.
     """
     precision = files.backbone.precision(device, dtype)
-    star = load_model(files.model, dtype=precision.network)
+    fused = attention_of(attention)
+    star = load_model(files.model, dtype=precision.network, attention=fused)
     for lora in files.loras:
         lora.apply(star.network)
     vae = load_vae(files.vae, scale=star.latents.scale, dtype=precision.vae)
     check_vae(vae, star.config, star.latents)
     loras = (part for lora in files.loras for part in (lora.path, f"strength {lora.strength}"))
-    sources = [files.model, files.vae, *loras]
+    sources = [files.model, files.vae, *loras, *([attention] if attention != "sdpa" else [])]
     if files.decoder is not None:
         use_decoder(vae, files.decoder)
         sources.append(files.decoder)

@@ -4,13 +4,15 @@ Here a clip is restored shot by shot; `shot_run` holds the steps of one.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, closing
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from .backbones import NetworkConfig
+from .background import ahead
 from .diffusion.noise import FrameNoise, ReferenceNoise
 from .diffusion.samplers import refuse_crashes
 from .memory import DevicePlacement, MemoryLimits
@@ -26,7 +28,7 @@ from .windows.canvas import Canvas
 _LOG = logging.getLogger(__name__)
 MANY_TOKENS = 50_000
 
-__all__ = ["Execution", "Frames", "Settings", "ShotJob", "store_latents", "restore"]
+__all__ = ["Execution", "Frames", "Settings", "ShotJob", "placement_of", "restore", "store_latents"]
 
 
 @torch.inference_mode()
@@ -40,12 +42,13 @@ def restore(
     work: Work | None = None,
     placement: DevicePlacement | None = None,
     on_progress: Progress | None = None,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Restores a clip; yields the wanted frames (c h w) in [0, 1] on the CPU, one by one.
 
     frames: those that the shots need, (c h w) in [0, 1], iterable twice; alpha (c = 4) is enlarged.
-    shots: in order, of one behaviour and device. work: what it has is not done again, and what is
-    done is kept in it. seat: where modules work, one of the shots' device if none is given.
+    A thread reads them. shots: in order, of one behaviour and device. work: what it has is not done
+    again, and what is done is kept in it. placement: where modules work, and stay afterwards; None
+    for the shots' device, which they leave in the end.
     on_progress(stage, done, total) is called often, from 0 done, in the stages encode, denoise and
     decode, which take turns in a long clip; an exception from it ends the run.
     """
@@ -54,9 +57,11 @@ def restore(
     _warn_of_long_attention(shots, model.config, canvas, vae.factor)
     count = Counter(_totals(shots), on_progress)
     start = shots[0].span.needed.start
-    to_encode = Frames(frames, start, held=_read_again(shots))
-    for_colors = Frames(frames, start)
-    with placement or _placement(shots[0].execution) as placement:
+    with ExitStack() as stack:
+        to_encode, for_colors = (stack.enter_context(closing(ahead(frames))) for _ in range(2))
+        to_encode = Frames(to_encode, start, held=_read_again(shots))
+        for_colors = Frames(for_colors, start)
+        placement = placement or stack.enter_context(placement_of(shots[0].execution))
         for number, shot in enumerate(shots):
             restorer = _restorer(number, shot, model, vae, canvas, work, placement, count)
             yield from restorer.frames(to_encode, for_colors)
@@ -81,8 +86,8 @@ def store_latents(
     shot = shots[number]
     _refuse_crashes(shot)
     count = Counter(_totals([shot]), on_progress)
-    to_encode = Frames(frames, shot.span.needed.start, held=_read_again([shot]))
-    with _placement(shot.execution) as placement:
+    with closing(ahead(frames)) as coming, placement_of(shot.execution) as placement:
+        to_encode = Frames(coming, shot.span.needed.start, held=_read_again([shot]))
         restorer = _restorer(number, shot, model, vae, canvas, work, placement, count)
         for _ in restorer.restore_latents(to_encode) if shot.settings.strength else ():
             pass
@@ -95,7 +100,8 @@ def _read_again(shots: Sequence[ShotJob]) -> int:
     return max([0, *between, *(group.shared for span in parts for group in span.groups)])
 
 
-def _placement(execution: Execution) -> DevicePlacement:
+def placement_of(execution: Execution) -> DevicePlacement:
+    """Returns where the modules of a run work."""
     return DevicePlacement(execution.device, one_at_a_time=execution.slicing.offload)
 
 

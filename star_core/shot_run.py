@@ -95,7 +95,7 @@ class ShotRestorer(ABC):
         return self.shot.settings
 
     def frames(self, to_encode: Frames, for_colors: Frames) -> Iterator[Tensor]:
-        """Restored frames (c h w) in [0, 1]."""
+        """Restored frames (c h w) in [0, 1], on the CPU."""
         canvas, strength, wanted = self.canvas, self.settings.strength, self.shot.span.requested
         fix = COLOR_FIXES[self.settings.sampling.color_fix]
 
@@ -105,7 +105,7 @@ class ShotRestorer(ABC):
         def fixed(video: Tensor, source: Tensor) -> Tensor:
             whole = self.settings.behaviour.color_reference == "source"
             reference = source[:3] if whole else canvas.crop(self._enlarged(source))
-            result = (canvas.unpadded(video) / 2 + 0.5).clamp(0, 1)
+            result = (canvas.unpadded(self._on_device(video)) / 2 + 0.5).clamp(0, 1)
             return canvas.result(fix(result, reference))
 
         restored = unchanged = iter(())
@@ -114,24 +114,29 @@ class ShotRestorer(ABC):
         elif strength:
             found, given = tee(self.restore_latents(to_encode))
             restored, unchanged = self.decode(found, "latents"), self.decode(given, "hint")
-        for source in for_colors.read(wanted):
-            frame = bicubic(source)
-            if strength:
-                result = fixed(next(restored), source)
+        for source in map(self._on_device, for_colors.read(wanted)):
+            if not strength:
+                frame = bicubic(source)
+            else:
+                frame = fixed(next(restored), source)
                 if strength < 1:
                     # Whatever the VAE adds or takes must be gone at strength 0.
-                    lost = frame[:3] - fixed(next(unchanged), source)
-                    result = (result + (1 - strength) * lost).clamp(0, 1)
-                frame = torch.cat([result, frame[3:]])
+                    lost = bicubic(source[:3]) - fixed(next(unchanged), source)
+                    frame = (frame + (1 - strength) * lost).clamp(0, 1)
+                if len(source) > 3:
+                    frame = torch.cat([frame, bicubic(source[3:])])
             self.count.begin("decode")
-            yield frame
+            yield frame.cpu()
             self.count.add("decode")
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        return send(x, self.placement.device)
 
     def _enlarged(self, frame: Tensor) -> Tensor:
         return upsample(frame[:3], self.canvas.size, self.settings.sampling.upsample).clamp(0, 1)
 
     def _by_vae(self, work: Callable[[], Tensor]) -> Tensor:
-        """Returns what the VAE makes in `work`, on the CPU; in float32 where float16 overflows.
+        """Returns what the VAE makes in `work`, in float32 where float16 overflows.
 
         ValueError if the result is not finite.
         """
@@ -141,7 +146,7 @@ class ShotRestorer(ABC):
             return work()
 
         while True:
-            result = retry_on_oom(load_and_work, self.limits.shrink_vae).cpu()
+            result = retry_on_oom(load_and_work, self.limits.shrink_vae)
             if is_finite(result):
                 return result
             if not self.placement.widen(self.vae.model):
@@ -157,11 +162,12 @@ class ShotRestorer(ABC):
 
     @abstractmethod
     def decode(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
-        """Wanted frames (3 h w) of what was found, on the CPU. kind: latents or hint."""
+        """Wanted frames (3 h w) of what was found. kind: latents or hint."""
 
     def _vae_input(self, source: Tensor) -> Tensor:
-        """What is encoded (1 3 h w) of a frame, in [-1, 1]."""
-        enlarged = self._enlarged(shrunk(source[:3], self.settings.shrink))
+        """What is encoded (1 3 h w) of a frame, in [-1, 1], on the device."""
+        source = self._on_device(source[:3])
+        enlarged = self._enlarged(shrunk(source, self.settings.shrink))
         return self.canvas.network_input(enlarged * 2 - 1, self.settings.behaviour)[None]
 
     def _sample(self, frames: range, size: Sequence[int]) -> Tensor | None:
@@ -287,8 +293,7 @@ class PerFrameRestorer(ShotRestorer):
                 falling = 1 - ramp(group.shared)
                 done = self._denoised(name, group, hint, before.get("x_0s"), falling, handed_on)
                 if self.work:
-                    self.work.keep(name, done)
-                    self.work.forget(f"{name}-*")
+                    self.work.finish(name, done)
             # What the next piece has too, it finishes.
             finished = slice(len(group.frames) - handed_on)
             both = (done[kind][:, :, finished].unbind(2) for kind in ("latents", "hint"))
@@ -307,7 +312,7 @@ class PerFrameRestorer(ShotRestorer):
             def encode(look: Tensor = look, sample: Tensor | None = sample) -> Tensor:
                 return self.vae.encode_frame(look, noise=sample, tile=self.limits.vae_tile)
 
-            z_lq.append(self._by_vae(encode))
+            z_lq.append(self._by_vae(encode).cpu())
             self.count.add("encode")
         return torch.stack(z_lq, dim=2)
 
@@ -341,7 +346,8 @@ class PerWindowRestorer(ShotRestorer):
                 self.count.add("denoise", self.settings.evaluations)
             else:
                 self.count.begin("encode")
-                looks = torch.stack([self._vae_input(s) for s in sources.read(window)], dim=2)
+                looks = [self._vae_input(s).cpu() for s in sources.read(window)]
+                looks = torch.stack(looks, dim=2)
                 hint = self._encoded(looks, window.start)
                 self.count.add("encode", new)
                 held = torch.empty(0)
@@ -353,8 +359,7 @@ class PerWindowRestorer(ShotRestorer):
                 given, weight = (held, torch.ones(held.shape[3])) if len(held) else (None, held)
                 done = self._denoised(name, group, hint, given, weight, 0)
                 if self.work:
-                    self.work.keep(name, done)
-                    self.work.forget(f"{name}-*")
+                    self.work.finish(name, done)
             video = self._video(done["latents"])[:, :, : len(window)]
             yield {**done, "video": video}
 
@@ -365,10 +370,14 @@ class PerWindowRestorer(ShotRestorer):
         count = (looks.shape[2] - 1) // self.vae.latent_frames + 1
         noise = self._sample(range(first, first + count), looks.shape[-2:])
 
-        return self._by_vae(lambda: self.vae.encode(looks, noise=noise, tile=self.limits.vae_tile))
+        def encode() -> Tensor:
+            return self.vae.encode(looks, noise=noise, tile=self.limits.vae_tile)
+
+        return self._by_vae(encode).cpu()
 
     def _video(self, latents: Tensor) -> Tensor:
-        return self._by_vae(lambda: self.vae.decode(latents, tile=self.limits.vae_tile))
+        """The frames (1 3 f h w) of a window, in main memory, because they are many."""
+        return self._by_vae(lambda: self.vae.decode(latents, tile=self.limits.vae_tile)).cpu()
 
     def decode(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
         span = self.shot.span

@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from .backbones import Precision
+from .background import behind
 from .degradation.estimate import Degradation, estimate, spread
 from .memory import DevicePlacement
 from .model import Model, ModelFiles, Prompts
-from .pipeline import Execution, Settings, ShotJob, restore, store_latents
+from .pipeline import Execution, Settings, ShotJob, placement_of, restore, store_latents
 from .progress import Progress
 from .resume import Work, hash_of, identity_of, tensor_hash, work_folder
 from .video_io import (
@@ -84,12 +85,13 @@ class ShotSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A job and everything that it is to be done with. dtype: see `model.load`."""
+    """A job and everything that it is to be done with. dtype, attention: see `model.load`."""
 
     job: Job
     files: ModelFiles
     whole: ShotSettings
     dtype: torch.dtype | None = None
+    attention: str = "sdpa"
     get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None = None
 
     @property
@@ -209,11 +211,9 @@ def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]
     source = job.open()
     scale = growth(job, source.info)
 
-    def frame(i: int) -> Tensor:
-        return next(iter(source.cut(range(i, i + 1))))[:3]
-
     def measured(shot: range) -> Degradation:
-        return estimate(torch.stack([frame(shot[i]) for i in spread(len(shot))]))
+        frames = source.frames_at([shot[i] for i in spread(len(shot))])
+        return estimate(torch.stack([frame[:3] for frame in frames]))
 
     return [(measured(shot), scale) for shot in shots]
 
@@ -232,10 +232,10 @@ def upscale(
 
     get_scenes: the shots of the whole source in order, with the behaviour, device and seed of
     `whole`; None for this one alone, which stills always are. get_model: is given
-    the prompts of the scenes. seat, on_progress: see `restore`. on_frame: is given each restored
-    frame (c h w) in [0, 1]. An exception from either ends the job; the same job goes on with what
-    it had finished. Returns frames, width, height and fps of the result. ValueError for whatever a
-    user can mend.
+    the prompts of the scenes. placement, on_progress: see `restore`. on_frame: is given each
+    restored frame (c h w) in [0, 1], which a thread writes meanwhile. An exception from either ends
+    the job; the same job goes on with what it had finished. Returns frames, width, height and fps
+    of the result. ValueError for whatever a user can mend.
     """
     with ExitStack() as stack:
         work, shot_settings = None, [whole]
@@ -247,6 +247,8 @@ def upscale(
             clips = [_clip(source, job.out, job, whole.settings, scratch=work.folder)]
             shot_settings = get_shots(source) if get_shots else shot_settings
         model = get_model([shot.prompts for shot in shot_settings])
+        if placement is None:  # one for all clips
+            placement = stack.enter_context(placement_of(shot_settings[0].execution))
         for clip in clips:
             canvas, shots = clip.plan(shot_settings, model)
             if work:
@@ -262,9 +264,9 @@ def upscale(
                 placement=placement,
                 on_progress=on_progress,
             )
-            with clip.sink as sink:
+            with clip.sink as sink, closing(frames), behind(sink.write) as write:
                 for frame in frames:
-                    sink.write(frame)
+                    write(frame)
                     if on_frame:
                         on_frame(frame)
     first = clips[0]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -33,7 +34,8 @@ def run(data, out, config=CONFIG, **options):
     """Trains a small network anew; returns it."""
     network, prompts = new_network(SMALL, 0)
     objective = TrainingObjective(network, config, prompts=prompts)
-    train(data, objective, out, **{"write": write} | options)
+    options: dict[str, Any] = {"write": write} | options
+    train(data, objective, out, **options)
     return network
 
 

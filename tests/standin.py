@@ -6,8 +6,11 @@ tensor that was moved to "cuda" carries a mark, as does every result computed fr
 operations on tensors of both devices, `numpy()` of a tensor on the card. What makes the host wait
 for a card is counted. The numbers are those of the CPU, to the last bit.
 
+What is copied in a stream beside the main one must not be used before the main stream has waited
+for it; that is an error too.
+
 Marks are attributes of Python objects and not a class of their own, so that parameters stay
-parameters, in inference mode too. Not simulated: streams, random generators of the card, memory,
+parameters, in inference mode too. Not simulated: random generators of the card, memory, other
 functions of torch.cuda, and what the autograd engine does.
 """
 
@@ -15,6 +18,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +59,21 @@ def _is_card(device: object) -> bool:
     return device is not None and torch.device(device).type == "cuda"  # pyright: ignore
 
 
+class Stream:
+    """A stream of the card. arriving: tensors copied in it that no other stream has waited for."""
+
+    def __init__(self, device: object = None) -> None:
+        self.arriving: list[Tensor] = []
+
+    def wait_stream(self, other: "Stream") -> None:
+        for x in other.arriving:
+            del x._arrives_in  # pyright: ignore
+        other.arriving.clear()
+
+
+MAIN = Stream()
+
+
 def _getter(name: str) -> Any:
     return getattr(torch.Tensor, name).__get__
 
@@ -74,14 +93,15 @@ _FROM_HOST_VALUES = {_T.new_tensor, torch.tensor, torch.as_tensor, torch.asarray
 class StandIn(TorchFunctionMode):
     """Counts in `counts`: operations, to_card and from_card (copies), synchronisations.
 
-    A copy synchronises too unless it is non_blocking, as in torch. `places` counts the lines of
-    this package that copy or wait.
+    A copy synchronises too unless it is non_blocking, as in torch. beside: copies in another stream
+    than the main one. `places` counts the lines of this package that copy or wait.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
         self.places: Counter[str] = Counter()
+        self._stream = MAIN
         self.before_copy: Callable[[Tensor], object] = lambda tensor: None  # may raise
 
     def __enter__(self) -> "StandIn":
@@ -95,7 +115,19 @@ class StandIn(TorchFunctionMode):
         self._patch = MonkeyPatch()
         properties = SimpleNamespace(total_memory=MEMORY)
         self._patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        self._patch.setattr(torch.cuda, "Stream", Stream)
+        self._patch.setattr(torch.cuda, "current_stream", lambda device=None: self._stream)
+        self._patch.setattr(torch.cuda, "stream", self._in_stream)
+        self._patch.setattr(torch.Tensor, "record_stream", lambda x, stream: None)
         return self
+
+    @contextmanager
+    def _in_stream(self, stream: Stream) -> Iterator[None]:
+        before, self._stream = self._stream, stream
+        try:
+            yield
+        finally:
+            self._stream = before
 
     def __exit__(self, *error: Any) -> None:
         self._patch.undo()
@@ -107,6 +139,9 @@ class StandIn(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         self._name = getattr(func, "__name__", str(func))
+        for x in _tensors([args, kwargs]):
+            if getattr(x, "_arrives_in", self._stream) is not self._stream:
+                raise RuntimeError(f"{self._name}: a tensor is used before it has arrived")
         if handler := self._handlers.get(func):
             return handler(self, func, *args, **kwargs)
         if "pin_memory" in kwargs:
@@ -205,6 +240,10 @@ class StandIn(TorchFunctionMode):
         if isinstance(source, Tensor) and on_card(to) != on_card(source):
             self._copied("to_card" if on_card(to) else "from_card", waits=not non_blocking)
         to.copy_(source)
+        if self._stream is not MAIN:
+            self.counts["beside"] += 1
+            to._arrives_in = self._stream  # pyright: ignore[reportAttributeAccessIssue]
+            self._stream.arriving.append(to)
         return to
 
     def _indexed(self, func: Any, x: Tensor, *rest: Any) -> Any:

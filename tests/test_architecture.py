@@ -16,7 +16,17 @@ from tests.paths import ROOT
 LEVELS = [
     (0, "models.attention", "models.liem", "models.temporal_conv", "diffusion", "windows"),
     (0, "devices", "checkpoints.deepspeed", "checkpoints.kinds", "checkpoints.quantization"),
-    (0, "color_fix", "drawing", "losses", "parity", "planning.meta_memory", "plots"),
+    (
+        0,
+        "allocator",
+        "background",
+        "color_fix",
+        "drawing",
+        "losses",
+        "parity",
+        "planning.meta_memory",
+        "plots",
+    ),
     (0, "progress", "resume", "sampling_defaults", "seeded_random", "shots", "text.prompts"),
     (1, "checkpoints", "models", "memory", "video_io"),
     (1, "degradation", "evaluation.curves", "lora", "packages", "settings"),

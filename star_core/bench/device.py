@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..demo import DATA, DEGRADED
-from ..devices import release_cached_memory, total_memory
+from ..devices import device_name, release_cached_memory, total_memory
 from ..memory import DevicePlacement, MemoryLimits, retry_on_oom
 from ..model import BUILT_IN, find_model, load
 from ..models.slicing import Slicing
@@ -133,13 +133,10 @@ def measure(device: torch.device, sizes: Sizes | None = None) -> dict[str, Any]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Returns the names and versions by which figures are compared."""
-    name = "CPU"
-    if device.type in ("cuda", "xpu"):
-        name = getattr(torch, device.type).get_device_name(device)
     memory = total_memory(device)
     return {
         "device": str(device),
-        "name": name,
+        "name": device_name(device),
         "memory_gib": memory and round(memory / GIB, 2),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..allocator import keep_freed_memory
 from ..models.slicing import Slicing
 from ..models.unet import ControlledVideoUNet, UNetConfig
 
@@ -180,7 +181,8 @@ def memory_of_forward(case: Case, device: str, dtype: torch.dtype) -> int | None
 
     It is measured in a process of its own, because a process's peak never falls.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=keep_freed_memory) as pool:
         return pool.submit(_memory_of_forward, case, device, dtype).result()
 
 

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from .. import metrics as measures
+from ..allocator import keep_freed_memory
 from ..bench.speed import resident
 from ..progress import Counter, Progress
 from ..video_io import open_video
@@ -136,7 +137,8 @@ def _available(name: str, report: Callable[[str], None]) -> bool:
 
 def _restore(method: str, source: Path, out: Path, folder: Path, threads: int) -> Cost:
     out.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=keep_freed_memory) as pool:
         return pool.submit(restore_here, method, source, out, folder, threads).result()
 
 

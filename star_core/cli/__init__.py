@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
+from ..allocator import keep_freed_memory
 from .batching import add_batch, run_batch
 from .benchmarking import add_benchmark, run_benchmark
 from .comparing import add_compare, add_votes, run_compare, run_votes
@@ -63,6 +64,7 @@ _COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0 on success, 2 for user errors, 130 after Ctrl-C."""
     args = parser().parse_args(arguments)
+    keep_freed_memory()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         return args.run(args) or SUCCESS

@@ -45,6 +45,26 @@ def LORA(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
+def add_size(parser: argparse._ActionsContainer) -> None:
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--scale", type=float, metavar="S", help="enlarge by S, 1 or more (default 4)"
+    )
+    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="enlarge to this size in pixels")
+
+
+def add_parts(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
+    parser.add_argument(
+        "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
+    )
+    parser.add_argument(
+        "--models-dir",
+        metavar="FOLDER",
+        help="a further folder to search for model files, besides that of the model and ComfyUI's",
+    )
+
+
 def add_lora(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--lora",
@@ -70,9 +90,7 @@ def device_of(args: argparse.Namespace) -> "torch.device":
     import torch
 
     from ..devices import best_device
-    from ..memory import keep_freed_memory
 
-    keep_freed_memory()
     name = args.device
     try:
         device = best_device() if name == "auto" else torch.device(name)
@@ -80,6 +98,7 @@ def device_of(args: argparse.Namespace) -> "torch.device":
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name} cannot be used ({reason}): try --device cpu") from None
+    torch.backends.cudnn.benchmark = True  # a run has few sizes: the fastest algorithm of each
     return device
 
 

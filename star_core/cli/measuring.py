@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -90,12 +91,16 @@ def run_bench(args: argparse.Namespace) -> None:
         print(json.dumps(report) if args.json else table_of(report))
         return
     from ..backbones import I2VGENXL
+    from ..bench.machine import measure as measure_machine
     from ..bench.speed import run
     from ..file_info import describe
     from ..model import BUILT_IN
     from ..models.unet import UNetConfig
+    from ..planning.duration import store_machine
 
-    device, dtype = compute(args)
-    dtype = I2VGENXL.precision(device, dtype).network
+    device, chosen = compute(args)
+    dtype = I2VGENXL.precision(device, chosen).network
     tiny = UNetConfig(**(describe(BUILT_IN["tiny"][0]).config or {}))
     run(tiny, rounds=args.rounds, device=str(device), dtype=dtype, as_json=args.json)
+    file = store_machine(device, measure_machine(device, chosen))
+    sys.stderr.write(f"plan and upscale now tell how long a run takes: {file}\n")

@@ -3,9 +3,12 @@
 import argparse
 import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .arguments import MEMORY, SIZE, add_compute, add_json
+from .arguments import MEMORY, SIZE, add_compute, add_json, add_size
+
+if TYPE_CHECKING:
+    from ..planning.duration import Machine
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -15,11 +18,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=SIZE, required=True, metavar="WxH", help="size of the input in pixels"
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--scale", type=float, metavar="S", help="enlarge by S, 1 or more (default 4)"
-    )
-    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="enlarge to this size in pixels")
+    add_size(parser)
     parser.add_argument(
         "--memory",
         type=MEMORY,
@@ -71,6 +70,7 @@ def run_plan(args: argparse.Namespace) -> None:
     from ..devices import best_device
     from ..diffusion.shortcuts import FAST, Shortcuts
     from ..parity import DEFAULT
+    from ..planning.duration import duration
     from ..planning.plan import Task
     from ..planning.plot import growth
     from ..planning.predict import fitting, predict
@@ -107,8 +107,9 @@ def run_plan(args: argparse.Namespace) -> None:
     chunk = task.usual_chunk(args.chunk_frames)
     plan = fitting(task, args.memory, offload=not args.no_offload, chunk=chunk, gpu=device != "cpu")
     prediction = predict(plan)
+    seconds = duration(prediction, task, _machine(device))
     if not args.json:
-        print(report(plan, prediction, args.memory))
+        print(report(plan, prediction, args.memory, seconds=seconds))
         return
     tera = {stage: flops / 1e12 for stage, flops in prediction.flops.items()}
     answer = {
@@ -118,6 +119,7 @@ def run_plan(args: argparse.Namespace) -> None:
         "tflop": sum(tera.values()),
         **{f"tflop_{stage}": value for stage, value in tera.items()},
         "passes": prediction.passes,
+        "seconds": seconds,
         "chunk_frames": plan.chunk.length,
         "chunk_overlap": plan.chunk.overlap,
         "windows": plan.window_frames,
@@ -134,6 +136,18 @@ def run_plan(args: argparse.Namespace) -> None:
         },
     }
     print(json.dumps(answer))
+
+
+def _machine(name: str) -> "Machine | None":
+    """What is known of a device, None for one that this machine does not have."""
+    import torch
+
+    from ..planning.duration import stored_machine
+
+    try:
+        return stored_machine(torch.device(name))
+    except (RuntimeError, AssertionError):
+        return None
 
 
 def _model(name: str, vae: str | None) -> dict[str, Any]:

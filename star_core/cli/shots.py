@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..backbones import Precision
     from ..model import ModelFiles
     from ..pipeline import Execution, Settings
+    from ..planning.duration import Machine
     from ..planning.plan import Plan
     from ..upscale import Job, ShotSettings
     from ..video_io import VideoSource
@@ -86,6 +87,9 @@ class RunOptions:
 
     def shot_settings(self, source: "VideoSource", job: "Job") -> "list[ShotSettings]":
         """The settings of each shot of a source, in order."""
+        import torch
+
+        from ..planning.duration import stored_machine
         from ..upscale import growth
 
         shots, overrides = self._shots(source)
@@ -95,8 +99,10 @@ class RunOptions:
         if self._args.auto:
             for i, (advice, measurement) in enumerate(self._advice(job, shots, overrides)):
                 advised[i], measured[i] = advice, measurement
-        if self._memory is not None or self._gpu:
+        machine = stored_machine(torch.device(self._execution.device))
+        if self._memory is not None or self._gpu or machine:
             plan = self._plan(source, job, max(map(len, shots)))
+            self._tell(plan, machine, source, job)
             self._common = replace(self._common, **plan.settings())
             self._execution = replace(self._execution, slicing=plan.slicing)
         settings = [
@@ -114,8 +120,7 @@ class RunOptions:
 
         from ..devices import usable_memory
         from ..planning.plan import Plan, Task
-        from ..planning.predict import fitting, predict, suited_to_gpu
-        from ..planning.report import report
+        from ..planning.predict import fitting, suited_to_gpu
         from ..vae.load import geometry_of
         from ..windows.geometry import output_size
 
@@ -132,19 +137,37 @@ class RunOptions:
             behaviour=whole.behaviour,
             shortcuts=whole.shortcuts,
         )
-        common, execution = self._common, self._execution
-        if self._memory is None:
-            plan = Plan(
-                task=task,
-                chunk=common.chunk,
-                slicing=execution.slicing,
-                tile=common.tile,
-                latent_tile=common.latent_tile,
-            )
-            return suited_to_gpu(plan, usable_memory(torch.device(execution.device)))
-        plan = fitting(task, self._memory, chunk=common.chunk, gpu=self._gpu)
-        sys.stderr.write(f"{report(plan, predict(plan), self._memory)}\n")
-        return plan
+        if self._memory is not None:
+            return fitting(task, self._memory, chunk=self._common.chunk, gpu=self._gpu)
+        plan = Plan(
+            task=task,
+            chunk=self._common.chunk,
+            slicing=self._execution.slicing,
+            tile=self._common.tile,
+            latent_tile=self._common.latent_tile,
+        )
+        memory = usable_memory(torch.device(self._execution.device))
+        return suited_to_gpu(plan, memory) if self._gpu else plan
+
+    def _tell(
+        self, plan: "Plan", machine: "Machine | None", source: "VideoSource", job: "Job"
+    ) -> None:
+        """Says what the plan takes, and how long if that is known for the device."""
+        from ..planning.duration import duration
+        from ..planning.predict import predict
+        from ..planning.report import report, time_text
+
+        prediction, seconds = predict(plan), None
+        if self._options.get("strength") != 0 and job.crop is None:
+            seconds = duration(prediction, plan.task, machine)
+        if seconds is not None and machine:  # of the longest shot; the others are like it
+            first, stop = job.frames or (0, None)
+            count = (source.info.frame_count if stop is None else stop) - first
+            seconds = machine.start + (seconds - machine.start) * count / plan.task.frames
+        if self._memory is not None:
+            sys.stderr.write(f"{report(plan, prediction, self._memory, seconds=seconds)}\n")
+        elif seconds is not None:
+            sys.stderr.write(f"{time_text(seconds)}\n")
 
     def _shots(self, source: "VideoSource") -> tuple[list[range], list[dict[str, Any]]]:
         """The frames of each shot, and the options that a file overrides in it."""
@@ -188,9 +211,9 @@ class RunOptions:
         shots = []
         for number, shot in enumerate(read_list(path, "shots"), 1):
             where = f"{path.name}, shot {number}"
-            if not isinstance(shot, dict) or not isinstance(shot.get("start"), int):
+            if not isinstance(shot, dict) or type(shot.get("start")) is not int:
                 raise ValueError(f'{where} must be like {{"start": 0}}')
-            if unknown := next((name for name in shot if name not in known), None):
+            if unknown := next((n for n in shot if n.replace("-", "_") not in known), None):
                 raise ValueError(f"{where}, {unknown}: a shot takes {', '.join(known)}")
             overrides = {name: value for name, value in shot.items() if name != "start"}
             shots.append(

@@ -7,7 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import CROP, FRAMES, MEMORY, SIZE, TILE, add_compute, add_json, add_lora, compute
+from .arguments import (
+    CROP,
+    FRAMES,
+    MEMORY,
+    TILE,
+    add_compute,
+    add_json,
+    add_lora,
+    add_parts,
+    add_size,
+    compute,
+)
 from .progress import Progress
 from .shots import RunOptions, add_shots, report_of
 
@@ -39,11 +50,7 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how to restore, whichever files."""
     group = parser.add_argument_group("size and part")
-    size = group.add_mutually_exclusive_group()
-    size.add_argument(
-        "--scale", type=float, metavar="S", help="enlarge by S, 1 or more (default 4)"
-    )
-    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="enlarge to this size in pixels")
+    add_size(group)
     group.add_argument(
         "--frames",
         type=FRAMES,
@@ -236,6 +243,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="leave out evaluations where the prediction is expected to change by at most this "
         "fraction, such as 0.02; 0 (default) computes all",
     )
+    group.add_argument(
+        "--attention",
+        choices=("sdpa", "flash", "sage"),
+        default="sdpa",
+        help="torch's own attention (sdpa, default), or that of the package flash-attn or "
+        "sageattention, on GPUs and in 16 bits; sage rounds to 8 bit within",
+    )
     add_compute(group)
 
     group = parser.add_argument_group("models")
@@ -246,19 +260,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="tiny (built in, default), light_deg, heavy_deg, or a file",
     )
     add_lora(group)
-    group.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
+    add_parts(group)
     group.add_argument(
         "--decoder",
         metavar="FILE",
         help="a small decoder in place of the VAE's own: of train --trains decoder, or TAESD's",
-    )
-    group.add_argument(
-        "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
-    )
-    group.add_argument(
-        "--models-dir",
-        metavar="FOLDER",
-        help="a further folder to search for model files, besides that of the model and ComfyUI's",
     )
 
     group = parser.add_argument_group("files")
@@ -298,7 +304,7 @@ def run_upscale(args: argparse.Namespace) -> None:
     result = upscale(
         run.job,
         run.whole,
-        lambda prompts: load(run.files, prompts, **run.loading),
+        lambda prompts: load(run.files, prompts, attention=run.attention, **run.loading),
         get_shots=run.get_shots,
         on_progress=Progress(),
     )
@@ -328,6 +334,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     Raises ValueError for everything that can be refused without opening the video.
     """
     from ..model import check_prompts, find_model
+    from ..models.attention import attention_of
     from ..models.slicing import Slicing
     from ..parity import DEFAULT
     from ..pipeline import Execution, Settings
@@ -335,6 +342,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     from ..windows.chunking import ChunkConfig, usual_overlap
 
     device, dtype = compute(args)
+    attention_of(args.attention)
     files = find_model(
         args.model,
         vae=args.vae,
@@ -404,6 +412,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
         files=files,
         whole=whole,
         dtype=dtype,
+        attention=args.attention,
         get_shots=lambda source: options.shot_settings(source, job),
     )
     return run, options

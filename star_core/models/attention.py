@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from einops import rearrange
 from torch import Tensor
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # (q, k, v, heads) -> out
+
+ATTENTIONS = {"sdpa": "torch", "flash": "flash-attn", "sage": "sageattention"}  # packages
 
 # CUDA kernels index batch times heads in a grid dimension of 65535; temporal attention has one row
 # per pixel, which exceeds that for outputs of about 8 megapixels or more.
@@ -27,6 +30,45 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
     return in_rows(attend, q, k, v, heads)
+
+
+def attention_of(name: str) -> Attention:
+    """Returns the attention of a package by its name.
+
+    sdpa: torch's own. flash: FlashAttention (Dao 2023, arXiv:2307.08691). sage: SageAttention
+    (Zhang et al. 2024, arXiv:2410.02367), which rounds queries and keys to 8 bit. Raises ValueError
+    for another name and if the package is not installed; so does the attention itself unless it
+    gets float16 or bfloat16.
+    """
+    if name == "sdpa":
+        return scaled_dot_product
+    try:
+        if name == "flash":
+            from flash_attn import flash_attn_func as fused  # pyright: ignore
+        elif name == "sage":
+            from sageattention import sageattn  # pyright: ignore
+
+            fused = partial(sageattn, tensor_layout="NHD")
+        else:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTIONS)}, got {name!r}")
+    except ImportError:
+        raise ValueError(
+            f"--attention {name} needs a package: pip install {ATTENTIONS[name]}"
+        ) from None
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        if q.dtype not in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"--attention {name} computes in 16 bits: choose --dtype float16 or bfloat16"
+            )
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (rearrange(x, "b n (h d) -> b n h d", h=heads) for x in (q, k, v))
+            return rearrange(fused(q, k, v), "b n h d -> b n (h d)")
+
+        return in_rows(attend, q, k, v, heads)
+
+    return attention
 
 
 def in_rows(

@@ -1,6 +1,6 @@
 """STAR's network on I2VGen-XL: a video UNet with a ControlNet (specification, section 2)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..devices import send
+from ..devices import fetch, send
 from ..diffusion.schedule import star_schedule
 from ..diffusion.shortcuts import BatchedFeatures, DeepFeatures
 from ..windows.tiling import Tile, blend_tiles
@@ -260,20 +260,30 @@ class ControlledVideoUNet(nn.Module):
         blocks = [list(block.children()) for block in self.output_blocks]
         ascent = [blocks[-finest - 1].pop()] if len(blocks) > finest else []
 
+        arriving: list[Callable[[], Tensor]] = []
+
+        def fetch_skip() -> None:
+            if skips:
+                arriving.append(fetch(skips.pop(), x.device))
+
         def decode(blocks: list[list[nn.Module]]) -> None:
-            for block in blocks:
-                channels.append(send(skips.pop(), x.device))
-                channels.append(run_block(block, channels, *conditioning))
+            for first, *rest in blocks:
+                channels.append(arriving.pop()())
+                channels.append(run_block([first], channels, *conditioning))
+                fetch_skip()  # the residual block has freed the one before
+                channels.append(run_block(rest, channels, *conditioning))
 
         if cached is None:
             h = run_block(self.middle_block, channels, *conditioning)
             channels.append(_add_control(h, *next(controls), slicing))
             del h
+            fetch_skip()
             decode(blocks[:-finest])
             if deep:
                 deep.keep(place, t, offloaded(channels[0]))
         else:
             channels[:] = [send(cached, x.device)]
+            fetch_skip()
         del controls
         channels.append(run_block(ascent, channels, *conditioning))
         decode(blocks[-finest:])

@@ -161,13 +161,16 @@ def vae_memory(plan: Plan, stage: VAEStage) -> Bytes:
     if stage == "encode":
         # Mean and variance of each latent.
         values = 2 * vae.latent_channels * (-(-(frames - 1) // vae.latent_frames) + 1)
-        size, host = 4 * values / vae.factor**2, clip + frames * frame + previous
+        size, host, idle = 4 * values / vae.factor**2, clip + previous, frames * frame
     else:
         # The clip before and after, and the previous window, whose last frames are blended.
-        size, host = 4 * 3 * frames, 3 * clip + frames * frame * (calls.total() > 1)
+        size, host, idle = 4 * 3 * frames, 3 * clip, frames * frame * (calls.total() > 1)
+    if vae.latent_frames > 1:  # long windows are in main memory
+        host, idle = host + idle, 0
     cost, dtype = VAE_COST[stage], plan.task.vae_type
     peak = max(cost(vae, dtype, frames, *side).peak for side in set(tiles))
-    return _with_weights(plan, peak + _blended(tiles, plan.task.padded, size), host, "vae")
+    peak += _blended(tiles, plan.task.padded, size) + idle
+    return _with_weights(plan, peak, host, "vae")
 
 
 def denoise_memory(plan: Plan) -> Bytes:

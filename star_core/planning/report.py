@@ -6,10 +6,17 @@ from .predict import Prediction, skip_traffic
 GIB, PETA = 2**30, 10**15
 
 
-def report(plan: Plan, prediction: Prediction, memory: int | None = None) -> str:
+def report(
+    plan: Plan,
+    prediction: Prediction,
+    memory: int | None = None,
+    *,
+    seconds: float | None = None,
+) -> str:
     """Returns the plan as text: totals, a table of stages and a table of choices.
 
-    memory: bytes that the plan was made for, None for no limit.
+    memory: bytes that the plan was made for, None for no limit. seconds: how long it takes, None
+    if that is not known.
     """
     task, peak, flops = plan.task, prediction.peak, prediction.flops
     (width, height), (rows, columns) = task.size, task.padded
@@ -29,8 +36,22 @@ def report(plan: Plan, prediction: Prediction, memory: int | None = None) -> str
         f"computed at {columns}x{rows}.",
         f"{verdict}, weights included; what drivers and libraries take is not counted.",
         f"{_peta(sum(flops.values()))} in {prediction.passes} passes of the network.",
+        f"{time_text(seconds)}.",
     ]
     return "\n".join([*lines, "", *_table(stages), "", *_table(_choices(plan))])
+
+
+def time_text(seconds: float | None) -> str:
+    """Returns how long a run takes, in words, or how that can be found out."""
+    if seconds is None:
+        return (
+            "How long it takes is known after `python -m star_core bench` has measured the device"
+        )
+    if seconds < 90:
+        return f"Takes about {seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"Takes about {seconds / 60:.0f} minutes"
+    return f"Takes about {seconds / 3600:.1f} hours"
 
 
 def _choices(plan: Plan) -> list[tuple[str, str]]:

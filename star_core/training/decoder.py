@@ -16,22 +16,22 @@ from ..progress import Progress
 from ..vae.cogvideox import CausalVideoVAE
 from ..vae.frame_vae import FrameGeometry, VideoVAE
 from ..vae.load import load_vae
-from ..vae.small_decoder import SmallDecoder, SmallDecoderConfig, save_decoder
+from ..vae.small_decoder import SmallDecoder, SmallDecoderConfig, save_decoder, save_with_decoder
 from .autoencoder import at, fit, put
 from .finetune import STAGES, VALIDATED, DataConfig
 from .objective import Batch, Objective, Sample, TrainConfig, sample_generator
+from .plan import vae_on_meta
 from .trainer import DEFAULT_EXECUTION, OnStep, TrainExecution, start_accelerate, train
 from .videos import VideoClips, VideoSamples
 
-DECODER_FILE = "decoder.safetensors"
+DECODER_FILE, VAE_FILE = "decoder.safetensors", "vae.safetensors"
 FITTED = 8  # samples that the linear part is fitted to
 
 
 def decoding_flops(decode: Callable[[Tensor], Any], channels: int) -> int:
     """Returns the FLOPs of decoding 3 frames of 32x32 latents (1 c f h w), counted on meta."""
-    latents = torch.empty(1, channels, 3, 32, 32, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        decode(latents)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+        decode(torch.empty(1, channels, 3, 32, 32))
     return counter.get_total_flops()
 
 
@@ -40,8 +40,7 @@ def small_decoder(geometry: FrameGeometry, share: float) -> SmallDecoder:
 
     share: from 0 to 1. ValueError if no decoder is as small.
     """
-    with torch.device("meta"):
-        vae = geometry.build()
+    vae = vae_on_meta(geometry)
     allowed = share * decoding_flops(vae.decode_window, vae.latent_channels)
 
     def sized(width: int) -> SmallDecoder:
@@ -119,10 +118,12 @@ def distil_decoder(
 ) -> None:
     """Trains a small decoder for a VAE, or resumes, and writes `out`/decoder.safetensors.
 
-    vae_file, scale: see `load_vae`. data: clips; a sample's frames are decoded together. share: most
-    compute of the decoder, as a share of that of the VAE's own. upsampling: of degraded clips, whose
-    latents are decoded too. every, on_step, execution: see `train`. on_progress: called for the
-    first of `finetune.STAGES`. config: its settings of noise levels and DF loss are not used.
+    At the end `out`/vae.safetensors is the VAE with this decoder in it.
+
+    vae_file, scale: see `load_vae`. data: clips; a sample's frames are decoded together. share:
+    most compute of the decoder, as a share of that of the VAE's own. upsampling: of degraded clips,
+    whose latents are decoded too. every, on_step, execution: see `train`. on_progress: called for
+    the first of `finetune.STAGES`. config: its settings of noise levels and DF loss are not used.
     ValueError for the VAE of CogVideoX, and for files and sizes that do not fit each other.
     """
     accelerator = start_accelerate()
@@ -155,6 +156,8 @@ def distil_decoder(
 
     def write(out: Path, network: Any, prompts: Any, step: int) -> None:
         save_decoder(out / DECODER_FILE, network, metadata={"steps": str(step)}, overwrite=True)
+        if step == config.steps:
+            save_with_decoder(out / VAE_FILE, vae_file, network, overwrite=True)
 
     facts = {"VAE": vae_file.name, "share": share, "clips": len(learned.source.clips)}
     train(
@@ -188,14 +191,14 @@ def compare_decoders(
     def shown(video: Tensor) -> Tensor:
         return (rearrange(video[0], "c f h w -> f c h w") / 2 + 0.5).clamp(0, 1).cpu()
 
+    def mean_psnr(a: Tensor, b: Tensor) -> float:
+        return sum(map(psnr, a, b)) / len(a)
+
     def figures() -> Iterator[tuple[float, float, float]]:
         for video, z in zip(clean, latents, strict=True):
             z = z[None].to(vae.model.device)
             small, own = shown(_decoded(decoder, z)), shown(vae.decode_window(z))
-            yield tuple(  # pyright: ignore[reportReturnType]
-                sum(map(psnr, a, b)) / len(a)
-                for a, b in ((small, own), (small, video), (own, video))
-            )
+            yield mean_psnr(small, own), mean_psnr(small, video), mean_psnr(own, video)
 
     sums = [sum(column) / len(clean) for column in zip(*figures(), strict=True)]
     names = ("small to own psnr", "small psnr", "own psnr")

@@ -22,7 +22,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return rate
 
 
-class Muon(torch.optim.Muon if HAS_MUON else torch.optim.Optimizer):
+class Muon(torch.optim.Muon if HAS_MUON else torch.optim.Optimizer):  # pyright: ignore
     """Torch's Muon for weights of any shape: all dimensions but the first are flattened.
 
     weights: the parameters. lr, weight_decay: on the scale of AdamW's. Needs torch 2.9.

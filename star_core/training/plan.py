@@ -28,8 +28,8 @@ class TrainingPlan:
     parameters, trained: how many there are and are trained. batch, accumulate: samples of a process
     in a part of a step, and parts of a step. shard: see `TrainExecution`.
     network: bytes that are sharded, by name: weights, gradients, states. others: bytes that every
-    process has, by name. stages: bytes that are needed in turn, by name. gradients: bytes of the
-    buckets in which processes exchange gradients. host: bytes in main memory of the first process.
+    process has, by name. stages: bytes that are needed in turn, by name. buckets: bytes in which
+    several processes exchange gradients. host: bytes in main memory of the first process.
     state, model: bytes of a state and of a model on disk. flops: of a sample, two for each
     multiply-add.
     """
@@ -177,7 +177,7 @@ def plan_training(
     }
     flops = flops // batch
     if vae is not None:
-        built = _on_meta(vae)
+        built = vae_on_meta(vae)
         causal = isinstance(built, CausalVideoVAE)
         others["VAE"] = 4 * sum(p.numel() for p in built.model.parameters())
         factor, pixel_frames = vae.factor, (frames - 1) * vae.latent_frames + 1
@@ -213,9 +213,12 @@ def plan_training(
     )
 
 
-def _on_meta(geometry: Geometry) -> Any:
+def vae_on_meta(geometry: Geometry) -> Any:
+    """Returns a VAE without weights, on the device "meta"."""
     with torch.device("meta"):
-        return geometry.build()
+        vae: Any = geometry.build()
+    vae.model.to("meta")  # some weights ignore the context
+    return vae
 
 
 def _decoding(geometry: Geometry, crop: PixelCrop, size: tuple[int, int, int]) -> tuple[int, int]:
@@ -223,7 +226,7 @@ def _decoding(geometry: Geometry, crop: PixelCrop, size: tuple[int, int, int]) -
 
     size: frames, height and width of the latents.
     """
-    vae = _on_meta(geometry)
+    vae = vae_on_meta(geometry)
     vae.model.requires_grad_(False)
     frames, height, width = (
         min(side, part + around)
@@ -236,6 +239,7 @@ def _decoding(geometry: Geometry, crop: PixelCrop, size: tuple[int, int, int]) -
     with (
         FlopCounterMode(display=False) as counter,
         torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor),
+        torch.device("meta"),
     ):
         vae.decode_window(z.requires_grad_())
     return saved.bytes, counter.get_total_flops()

@@ -18,9 +18,11 @@ from . import cogvideox, svd
 from .cogvideox import CausalVAEGeometry, CausalVideoVAE
 from .frame_vae import FrameGeometry, VideoVAE
 from .patch import PatchGeometry, patch_vae
+from .small_decoder import METADATA as DECODER_METADATA
+from .small_decoder import PREFIX, VAE_METADATA, use_decoder
 from .svd import SVDGeometry
 
-METADATA = "star_vae"  # metadata key of a file for its configuration as JSON
+METADATA = VAE_METADATA  # metadata key of a file for its configuration as JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,14 @@ class _OpenVAE:
     """A VAE on the meta device and its weights.
 
     stated: whether the configuration is stated in the file or its folder, or else inferred.
+    has_decoder: whether the file holds a small decoder.
     """
 
     vae: VideoVAE | CausalVideoVAE
     weights: Mapping[str, Tensor]
     path: Path
     stated: bool
+    has_decoder: bool
 
 
 def load_vae(
@@ -90,7 +94,8 @@ def load_vae(
     path: a file, or a diffusers folder (the VAE's own, or its parent with a folder `vae`). The file
     may use diffusers' names or those of the original code, alone or in the checkpoint of a whole
     model. Its configuration comes from config.json beside it, from its metadata (JSON under
-    `star_vae`), or from the shapes of its weights.
+    `star_vae`), or from the shapes of its weights. If it holds a small decoder (`small_decoder`),
+    that one decodes.
     scale: scaling factor of a CogVideoX VAE whose file does not state one.
     device, dtype: device and dtype of the weights.
     Raises ValueError for a file that is not such a VAE or is incomplete.
@@ -99,6 +104,8 @@ def load_vae(
     vae = opened.vae
     load_into(vae.model, opened.weights, device=device, dtype=dtype, name=str(opened.path))
     vae.model.eval().requires_grad_(False)
+    if opened.has_decoder:
+        use_decoder(vae, opened.path)
     if scale is not None and not opened.stated and isinstance(vae, CausalVideoVAE):
         vae.scaling_factor = scale
     return vae
@@ -160,7 +167,9 @@ def _open(path: str | os.PathLike[str]) -> _OpenVAE:
     file = open_tensors(file_path)
     kind = identify(file)
     family = _FAMILIES.get(kind, _SVD)
-    weights = family.weights(file)
+    weights = {
+        key: tensor for key, tensor in family.weights(file).items() if not key.startswith(PREFIX)
+    }
     if family is _SVD and "decoder.time_conv_out.weight" not in weights:
         raise ValueError(
             f"{path} contains no video VAE, it seems to be a {kind.title}: use the VAE of "
@@ -182,4 +191,10 @@ def _open(path: str | os.PathLike[str]) -> _OpenVAE:
     check_fields(family.geometry, config, where)
     with torch.device("meta"):
         vae = build_checked(lambda: family.build(config), where)
-    return _OpenVAE(vae=vae, weights=weights, path=file_path, stated=stated)
+    return _OpenVAE(
+        vae=vae,
+        weights=weights,
+        path=file_path,
+        stated=stated,
+        has_decoder=DECODER_METADATA in file.metadata,
+    )

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from .frame_vae import VideoVAE
 from .patch import Residual
 
 METADATA = "star_decoder"  # metadata key of a file for its configuration as JSON
+VAE_METADATA = "star_vae"  # the same of a VAE
+PREFIX = "small_decoder."  # of its weights in the file of a VAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +159,8 @@ def use_decoder(vae: VideoVAE | CausalVideoVAE, path: str | os.PathLike[str]) ->
     """
     if isinstance(vae, CausalVideoVAE):
         raise ValueError("the VAE of CogVideoX takes no small decoder: leave out --decoder")
+    if isinstance(vae.model, SmallDecodedModel):  # from a file that holds one
+        vae.model = vae.model.model
     decoder = load_decoder(path, device=vae.model.device, dtype=vae.model.dtype)
     is_taesd = isinstance(decoder, TaesdDecoder)
     channels = decoder[1].in_channels if is_taesd else decoder.config.latent_channels
@@ -176,12 +181,13 @@ def load_decoder(
 ) -> SmallDecoder | TaesdDecoder:
     """Loads a small decoder.
 
-    path: a file of `save_decoder`, or one of TAESD in the original naming (taesd_decoder) or in
-    diffusers' (AutoencoderTiny). ValueError for any other file.
+    path: a file of `save_decoder` or `save_with_decoder`, or one of TAESD in the original naming
+    (taesd_decoder) or in diffusers' (AutoencoderTiny). ValueError for any other file.
     """
     file = open_tensors(path)
-    tensors: Mapping[str, Tensor] = file
     if METADATA in file.metadata:
+        held = [key for key in file if key.startswith(PREFIX)]
+        tensors = {key.removeprefix(PREFIX): file[key] for key in held or file}
         where = f"{path}, {METADATA}"
         content = read_object(file.metadata[METADATA], where)
         config = dataclass_from_json(SmallDecoderConfig, content, where)
@@ -231,3 +237,25 @@ def save_decoder(
         metadata={**(metadata or {}), METADATA: json.dumps(asdict(decoder.config))},
         overwrite=overwrite,
     )
+
+
+def save_with_decoder(
+    path: str | os.PathLike[str],
+    vae_file: str | os.PathLike[str],
+    decoder: SmallDecoder,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes the file of a VAE with a small decoder in it, by which `load_vae` lets it decode.
+
+    The VAE's own weights stay as they are. ValueError if `path` exists while `overwrite` is off.
+    """
+    file = open_tensors(vae_file)
+    tensors = {key: tensor for key, tensor in file.items() if not key.startswith(PREFIX)}
+    small = {PREFIX + key: tensor.half() for key, tensor in decoder.state_dict().items()}
+    metadata = {key: text for key, text in file.metadata.items() if key != "format"}
+    config_file = Path(vae_file).with_name("config.json")
+    if config_file.is_file() and VAE_METADATA not in metadata:
+        metadata[VAE_METADATA] = config_file.read_text(encoding="utf-8")
+    metadata[METADATA] = json.dumps(asdict(decoder.config))
+    write_tensors(path, tensors | small, metadata=metadata, overwrite=overwrite)

@@ -120,6 +120,16 @@ class VideoSource:
         """True if the file's timestamps jump, as in recordings that were joined byte by byte."""
         return self._survey.is_joined
 
+    def frames_at(self, numbers: list[int]) -> Iterator[Tensor]:
+        """Yields frames by their ascending numbers; those of one key frame are decoded once."""
+        start = self.frames.start
+        for group in self._survey.by_key_frame([start + number for number in numbers]):
+            wanted = set(group)
+            span = range(group[0], group[-1] + 1)
+            for number, frame in zip(span, self.cut(span), strict=True):
+                if number in wanted:
+                    yield frame
+
     def cut(self, frames: range) -> "VideoSource":
         """Returns a video of some of the excerpt's frames, without decoding the file again."""
         return VideoSource(

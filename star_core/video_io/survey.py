@@ -8,11 +8,12 @@ time that restoring takes, so it is done for the whole before any work begins.
 import functools
 import logging
 import re
-from collections.abc import Generator, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ class Survey:
     interlaced: bool = False
     is_joined: bool = False
 
-    @property
+    @functools.cached_property
     def bit_depth(self) -> int:
         """The bits of a component as stored, the most of all frames."""
         formats = {frame.form.pixel_format for frame in self.frames}
@@ -120,7 +121,7 @@ class Survey:
                 with opened(path) as file:
                     yield from decode(file, None)
             return
-        keys = [k for k in range(first + 1) if self.frames[k].is_key]
+        keys = self._keys[: bisect_right(self._keys, first)]
         if len(keys) > 1 and self._can_seek:
             with opened(self.files[0]) as file:
                 frames = self._decode_after_seeking(file, first, keys)
@@ -150,6 +151,18 @@ class Survey:
             # The file's index led too far, or the frame needs others before the key frame.
             keys, step = keys[:-step], 2 * step
         return None
+
+    def by_key_frame(self, numbers: Iterable[int]) -> list[list[int]]:
+        """Groups ascending frame numbers by the key frame from which they are decoded."""
+
+        def key_of(number: int) -> int:
+            return bisect_right(self._keys, number) if self._can_seek else 0
+
+        return [list(group) for _, group in groupby(numbers, key=key_of)]
+
+    @functools.cached_property
+    def _keys(self) -> list[int]:
+        return [number for number, frame in enumerate(self.frames) if frame.is_key]
 
     @functools.cached_property
     def _can_seek(self) -> bool:
@@ -354,6 +367,8 @@ def _header(name: str, file: "InputContainer", log: Log) -> Header:
     if stream is None:
         kinds = ", ".join(sorted({s.type for s in file.streams}))
         raise ValueError(f"{name} has no video stream, only {kinds}: choose a video")
+    if not stream.codec_context:
+        raise _refusal(name, log, "no decoder for its video")
     if len(file.streams.video) > 1:
         _LOG.warning("%s has further video streams or a cover, which are left out", name)
     return Header(

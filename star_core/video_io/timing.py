@@ -32,10 +32,10 @@ class Timing:
 
     def cut(self, start: int, stop: int) -> "Timing":
         """Returns the timing of frames start..stop-1, the first at 0."""
-        times = (*self.timestamps, self.end)
+        *times, end = (*self.timestamps[start : stop + 1], self.end)[: stop - start + 1]
         return Timing(
-            timestamps=tuple(time - times[start] for time in times[start:stop]),
-            end=times[stop] - times[start],
+            timestamps=tuple(time - times[0] for time in times),
+            end=end - times[0],
             fps=self.fps,
             constant_rate=self.constant_rate,
             time_base=self.time_base,

@@ -19,8 +19,8 @@ from star_core.upscale import Clip, ShotSettings
 from star_core.video_io import open_video
 from star_core.windows.canvas import FrameSpan
 from star_core.windows.chunking import ChunkConfig
-
-from .test_cli import ROOT, refused, run, write_clip
+from tests.command_line import refused, run, write_clip
+from tests.paths import ROOT
 
 QUICK = ["--scale", "2", "--solver-mode", "normal", "--steps", "2"]
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from star_core.allocator import keep_freed_memory
 from star_core.memory import (
     SMALL_SLICES,
     DevicePlacement,
     is_out_of_memory,
-    keep_freed_memory,
     next_smaller,
     retry_on_oom,
 )

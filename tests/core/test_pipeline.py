@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from star_core import pipeline
+from star_core import pipeline, shot_run
 from star_core.diffusion.shortcuts import Shortcuts
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig, hint_prior_velocity
@@ -473,3 +473,25 @@ def test_long_attention_is_warned_of_with_its_remedy(changing, caplog, monkeypat
     monkeypatch.setattr(pipeline, "MANY_TOKENS", 64)
     run(clip, changing)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("strength", "alpha", "enlarged"), [(1.0, False, []), (0.5, False, [3]), (1.0, True, [1])]
+)
+def test_the_bicubic_picture_is_made_only_where_it_is_used(
+    changing, monkeypatch, strength, alpha, enlarged
+):
+    channels = []
+    monkeypatch.setattr(
+        shot_run,
+        "upsample",
+        lambda x, size, mode: (
+            (mode == "bicubic" and channels.append(len(x))) or upsample(x, size, mode)
+        ),
+    )
+    clip = clip_of(1, 12, 16)
+    clip = torch.cat([clip, clip[:, :1]], dim=1) if alpha else clip
+    sampling = replace(SAMPLING, upsample="bilinear")
+    settings = Settings(sampling=sampling, strength=strength)
+    assert len(run(clip, changing, settings=settings)[0]) == 3 + alpha
+    assert channels == enlarged

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from star_core.cli import main
+from star_core.devices import fetch
 from star_core.diffusion.shortcuts import Shortcuts
+from star_core.memory import DevicePlacement
 from star_core.model import BUILT_IN
 from star_core.models.slicing import Slicing
 from star_core.parity import DEFAULT
@@ -81,6 +83,16 @@ def test_a_module_moves_to_the_card_and_back():
         assert made_there(torch.ones(1, 2, device="cuda")).is_cuda
 
 
+def test_what_is_copied_beside_must_have_arrived_before_it_is_used():
+    with StandIn() as card:
+        there = fetch(torch.ones(2), CARD)
+        assert card.counts["beside"] == 1 and not card.counts["synchronisations"]
+        early = there.__closure__[0].cell_contents  # pyright: ignore
+        with pytest.raises(RuntimeError, match="before it has arrived"):
+            early + 1
+        assert ((there() + 1) == 2).all() and there() is early
+
+
 def forward(model: StarModel, device: str, *, slicing: Slicing = FINE) -> torch.Tensor:
     config, generator = model.config, torch.Generator().manual_seed(0)
     noisy, hint = torch.randn(2, 1, config.in_dim, 4, 10, 8, generator=generator)
@@ -105,6 +117,8 @@ def test_a_forward_on_the_card_equals_that_on_the_cpu(name, request):
     # Bits depend on where buffers begin in memory.
     torch.testing.assert_close(on_the_card, plain, rtol=1e-5, atol=1e-5)
     assert counts["operations"] > 500
+    # Skip connections come back while the card works: one for each block of the decoder.
+    assert counts["beside"] == len(getattr(model.network, "output_blocks", ()))
 
 
 def restored(
@@ -258,3 +272,18 @@ def test_the_demo_runs_on_the_card(tmp_path):
         arguments = ["--quick", "--device", "cuda", "--dtype", "float32", "--out", str(tmp_path)]
         assert main(["demo", *arguments]) == 0
     assert card.counts["operations"] > 500 and (tmp_path / "restored.mp4").is_file()
+
+
+def test_stills_are_restored_with_weights_that_stay_on_the_card(tmp_path, monkeypatch):
+    with open_sink(tmp_path / "in", width=20, height=12, fps=Fraction(1)) as sink:
+        for picture in torch.rand(3, 3, 12, 20, generator=torch.Generator().manual_seed(0)):
+            sink.write(picture)
+    moved, move = [], DevicePlacement._move
+    monkeypatch.setattr(
+        DevicePlacement, "_move", lambda self, m, homes: moved.append(m) or move(self, m, homes)
+    )
+    with StandIn():
+        options = ["--stills", "--device", "cuda", "--scale", "2"]
+        assert main(["upscale", str(tmp_path / "in"), str(tmp_path / "out"), *options]) == 0
+    assert len(moved) == len(set(moved)) == 2  # network and VAE
+    assert len(list((tmp_path / "out").iterdir())) == 3

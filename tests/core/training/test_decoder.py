@@ -6,6 +6,7 @@ import torch
 from star_core.cli import main
 from star_core.model import BUILT_IN
 from star_core.training.decoder import _decoded, decoding_flops, small_decoder
+from star_core.training.plan import vae_on_meta
 from star_core.training.videos import stored_clips
 from star_core.vae.load import load_frame_vae
 from star_core.vae.patch import PatchGeometry
@@ -19,8 +20,7 @@ from tests.films import write_shards
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_a_decoder_takes_the_share_of_compute_that_it_is_given(geometry, share):
     decoder = small_decoder(geometry, share)
-    with torch.device("meta"):
-        vae = geometry.build()
+    vae = vae_on_meta(geometry)
     own = decoding_flops(vae.decode_window, vae.latent_channels)
     small = decoding_flops(partial(_decoded, decoder), vae.latent_channels)
     assert small <= share * own
@@ -42,10 +42,14 @@ def test_a_trained_decoder_shows_what_the_own_one_shows_and_upscale_takes_it(tmp
     own, small, nothing = vae.decode_window(z), _decoded(decoder, z), vae.decode_window(flat)
     assert (small - own).abs().mean() < 0.5 * (nothing - own).abs().mean()
     source = next((tmp_path / "films").glob("*.mkv"))
-    for name, more in (("own", []), ("small", ["--decoder", str(path)])):
+    whole = ["--vae", str(path.with_name("vae.safetensors"))]
+    for name, more in (("own", []), ("small", ["--decoder", str(path)]), ("whole", whole)):
         out = tmp_path / f"{name}.mkv"
         assert main(["upscale", str(source), str(out), "--scale", "1", *more]) == 0
-    pictures = [next(iter(open_video(tmp_path / f"{name}.mkv"))) for name in ("own", "small")]
+    pictures = [
+        next(iter(open_video(tmp_path / f"{name}.mkv"))) for name in ("own", "small", "whole")
+    ]
+    assert torch.equal(pictures[1], pictures[2])
     assert 0 < (pictures[0] - pictures[1]).abs().mean() < 0.1
     assert main(["upscale", str(source), str(tmp_path / "b.mkv"), "--decoder", "none.pt"]) == 2
     assert "correct --decoder" in capsys.readouterr().err

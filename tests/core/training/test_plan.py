@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from star_core.training.pixels import PixelCrop
 from star_core.training.plan import plan_training
 from star_core.training.tiny import NETWORK
 from star_core.vae.patch import PatchGeometry
+from star_core.vae.svd import SVDGeometry
 
 CONFIG = replace(NETWORK, dim_mult=(1, 2), attn_scales=(1.0,))
-SIZE = {"frames": 3, "height": 10, "width": 8}
+SIZE: dict[str, Any] = {"frames": 3, "height": 10, "width": 8}
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,8 @@ def test_vae_and_pixels_are_counted():
     assert none.flops < latents.flops < pixels.flops
     assert latents.stages["activations"] < pixels.stages["activations"]
     assert latents.stages["encoding"] > 0
+    svd = SVDGeometry(block_out_channels=(32, 32, 32))
+    assert plan_training(CONFIG, **SIZE, vae=svd, crop=PixelCrop()).flops > pixels.flops
 
 
 def test_checkpointing_keeps_less_and_computes_more(plans):

@@ -8,7 +8,11 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from safetensors.torch import save_file
 from torch import nn
 
+from star_core.checkpoints.find import find_vae, first_of
+from star_core.checkpoints.kinds import VAE_PATCH
+from star_core.model import BUILT_IN
 from star_core.vae.cogvideox import causal_vae
+from star_core.vae.load import load_frame_vae
 from star_core.vae.patch import PatchGeometry
 from star_core.vae.small_decoder import (
     SmallDecoder,
@@ -16,6 +20,7 @@ from star_core.vae.small_decoder import (
     TaesdDecoder,
     load_decoder,
     save_decoder,
+    save_with_decoder,
     use_decoder,
 )
 from star_core.vae.svd import svd_vae
@@ -70,6 +75,23 @@ def test_the_scaling_factor_stays_outside_of_a_small_decoder(tmp_path):
     with torch.no_grad():
         expected = decoder(latents[:, :, 0], 1)
     torch.testing.assert_close(vae.decode(latents)[:, :, 0], expected, rtol=0.02, atol=0.02)
+
+
+def test_the_file_of_a_vae_may_hold_its_decoder(tmp_path):
+    decoder, path = random(SmallDecoder(CONFIG)), tmp_path / "vae.safetensors"
+    tiny = BUILT_IN["tiny"][1]
+    save_with_decoder(path, tiny, decoder)
+    vae, own = load_frame_vae(path), load_frame_vae(tiny)
+    picture, z = torch.rand(1, 3, 8, 8) * 2 - 1, torch.randn(1, 32, 2, 4, 4)
+    assert torch.equal(vae.encode_frame(picture), own.encode_frame(picture))
+    apart = load_frame_vae(tiny)
+    use_decoder(apart, path)
+    again = load_frame_vae(path)
+    use_decoder(again, path)
+    video = vae.decode_window(z)
+    assert torch.equal(video, apart.decode_window(z)) and torch.equal(video, again.decode_window(z))
+    assert not torch.allclose(video, own.decode_window(z))
+    assert find_vae(path) == path and first_of([path], (VAE_PATCH,)) == path
 
 
 def test_taesd_is_read_in_both_namings(tmp_path):
