@@ -227,6 +227,7 @@ class ShotRestorer(ABC):
             guidance_rescale=sampling.cfg_rescale,
             dtype=next(network.parameters()).dtype,
             shortcuts=settings.shortcuts,
+            last=sigmas[-2],
         )
 
         def denoise_window(x_in: Tensor, sigma: Tensor, window: range) -> Tensor:

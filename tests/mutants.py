@@ -111,6 +111,11 @@ MUTANTS = [
         ("layer.strength * layer.alpha / layer.rank", "layer.alpha"),
     ),
     *_mutants(
+        "diffusion/denoiser",
+        "diffusion/step_cache",
+        ("None if is_last else cache", "None if False else cache"),
+    ),
+    *_mutants(
         "diffusion/step_cache",
         "diffusion/step_cache",
         ("self._timestep - timestep) > self.limit", "self._timestep - timestep) > 0.1"),
