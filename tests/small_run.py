@@ -48,8 +48,8 @@ def run(data, out, config=CONFIG, **options):
     """Trains a small network anew; returns it."""
     network, prompts = new_network(SMALL, 0)
     objective = TrainingObjective(network, config, prompts=prompts)
-    options: dict[str, Any] = {"write": write} | options
-    train(data, objective, out, **options)
+    arguments: dict[str, Any] = {"write": write} | options
+    train(data, objective, out, **arguments)
     return network
 
 
