@@ -113,8 +113,12 @@ class StandIn(TorchFunctionMode):
 
         torch.nn.Parameter.__new__ = staticmethod(marked)  # no function mode sees it
         self._patch = MonkeyPatch()
-        properties = SimpleNamespace(total_memory=MEMORY)
+        properties = SimpleNamespace(total_memory=MEMORY, name="stand-in")
         self._patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        for name in ("synchronize", "reset_peak_memory_stats", "set_per_process_memory_fraction"):
+            self._patch.setattr(torch.cuda, name, lambda *arguments: None)
+        for name in ("memory_allocated", "max_memory_allocated"):
+            self._patch.setattr(torch.cuda, name, lambda device=None: 0)
         self._patch.setattr(torch.cuda, "Stream", Stream)
         self._patch.setattr(torch.cuda, "current_stream", lambda device=None: self._stream)
         self._patch.setattr(torch.cuda, "stream", self._in_stream)

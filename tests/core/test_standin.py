@@ -1,5 +1,6 @@
 """The whole method on a stand-in for a GPU: no mixed devices, few copies, no waiting."""
 
+import json
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -8,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from star_core.bench import device as bench
 from star_core.cli import main
 from star_core.devices import fetch
 from star_core.diffusion.shortcuts import Shortcuts
-from star_core.memory import DevicePlacement
+from star_core.memory import SLICES, DevicePlacement
 from star_core.model import BUILT_IN
 from star_core.models.slicing import Slicing
 from star_core.parity import DEFAULT
@@ -287,3 +289,50 @@ def test_stills_are_restored_with_weights_that_stay_on_the_card(tmp_path, monkey
         assert main(["upscale", str(tmp_path / "in"), str(tmp_path / "out"), *options]) == 0
     assert len(moved) == len(set(moved)) == 2  # network and VAE
     assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["tiny", "cogvideox"])
+def test_batch_restores_files_on_the_card(name, files, tmp_path):
+    options = ["--scale", "2", "--shots", "off", "--device", "cuda", "--out", str(tmp_path)]
+    options += ["--steps", "2", "--solver-mode", "normal"]
+    if name == "cogvideox":
+        options += ["--model", str(files / "star.safetensors")]
+        options += ["--text-encoder", str(files / "t5")]
+    jobs = tmp_path / "jobs.json"
+    jobs.write_text(json.dumps([{"input": str(files / "clip.mkv")}]))
+    with StandIn() as card:
+        assert main(["batch", str(jobs), *options]) == 0
+    assert card.counts["operations"] > 500
+    assert [len(open_video(path)) for path in tmp_path.glob("*.m*")] == [5]
+
+
+@pytest.mark.parametrize("name", ["tiny", "cogvideox"])
+def test_a_plan_for_the_card_counts_its_types(name, files, capsys):
+    command = ["plan", "--frame-count", "5", "--size", "20x12", "--device", "cuda", "--json"]
+    command += ["--memory", "24G"]
+    if name == "cogvideox":
+        command += ["--model", str(files / "star.safetensors")]
+        command += ["--vae", str(files / "cogvideox_vae.safetensors")]
+    else:
+        command += ["--model", "tiny"]
+    with StandIn():
+        assert main(command) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] and plan["slices"]["temporal_pixels"] == SLICES[0].temporal_pixels
+
+
+def test_clips_are_evaluated_on_the_card_as_on_the_cpu(files, capsys):
+    command = ["evaluate", str(files / "clip.mkv"), "--truth", str(files / "clip.mkv"), "--json"]
+    results = []
+    for device in ("cpu", "cuda"):
+        with StandIn():
+            assert main([*command, "--device", device, "--metrics", "psnr", "ssim"]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0] == results[1]
+
+
+def test_bench_reports_the_card():
+    with StandIn():
+        for check in (bench.parity, bench.vae, bench.job):
+            rows = list(check(CARD, bench.SMALL))
+            assert rows and not any(row.error for row in rows)
