@@ -8,7 +8,7 @@ from star_core.backbones import build_network
 from star_core.cli import main
 from star_core.devices import check_compiler
 from star_core.models.cogvideox_weights import CogVideoXConfig
-from star_core.models.unet import UNetConfig
+from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.models.unet_blocks import BasicTransformerBlock, ResBlock
 from tests.test_architecture import ROOT
 
@@ -48,7 +48,7 @@ def test_the_option_compiles_and_tells_when_the_first_frame_was_ready(
 ):
     compiled = []
     monkeypatch.setattr(model, "check_compiler", compiled.append)
-    monkeypatch.setattr("star_core.models.unet.ControlledVideoUNet.compile_blocks", compiled.append)
+    monkeypatch.setattr(ControlledVideoUNet, "compile_blocks", lambda self: compiled.append(self))
     source = ROOT / "star_core" / "demo_data" / "degraded.mkv"
     command = ["upscale", str(source), str(tmp_path / "out.mkv"), "--shots", "off", "--scale", "1"]
     command += ["--frames", "0:1", "--crop", "32x32+0+0", "--steps", "1", "--solver-mode", "normal"]
