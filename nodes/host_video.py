@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 # Extension and codec of the formats of STAR Restore Video.
 FORMATS = {
-    "mp4 (H.264)": (".mp4", None),
+    "mp4 (H.264)": (".mp4", "h264"),
     "mp4 (H.265)": (".mp4", "h265"),
     "mkv (lossless)": (".mkv", None),
     "mov (ProRes)": (".mov", None),
@@ -149,8 +149,8 @@ def restore_video(
     """Restores a VIDEO into the file `out` and returns that file as a VIDEO.
 
     size: the inputs scale, width and height of a node. shots: "auto" to detect cuts, or "off".
-    codec: of .mp4, None for its default. A run that is interrupted leaves its finished parts beside
-    `out`, and the same run continues from there.
+    codec: of .mp4, None for that of the source's bits. A run that is interrupted leaves its
+    finished parts beside `out`, and the same run continues from there.
     """
     star, stage = star_of(model), star_vae(vae)
     check_vae(stage.video_vae, star.config, star.latents)
@@ -178,7 +178,7 @@ def restore_video(
     )
     sound = "pcm_s24le" if out.suffix == ".mov" else "flac"
     with file_of(video, sound) as (source, excerpt):
-        info = open_video(source, excerpt=excerpt).info
+        info = open_video(source, excerpt=excerpt, hdr=True).info
         target = size_of(info.width, info.height, *size)
 
         def shot_settings(source: VideoSource) -> Sequence[ShotSettings]:

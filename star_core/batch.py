@@ -23,8 +23,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from .allocator import keep_freed_memory
 from .memory import is_out_of_memory
 from .model import Model, Prompts, add_prompts, load
-from .upscale import RunSpec, ShotSettings, store_segment, survey, upscale
-from .video_io import OutputExists, VideoSource
+from .upscale import JobSurvey, RunSpec, store_segment, survey, upscale
+from .video_io import OutputExists
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 3  # at a task whose worker dies
@@ -71,34 +71,30 @@ class Worker:
         """Returns how much of the present segment is denoised, 0 to 1."""
         return self._done
 
-    def survey(
-        self, number: int, options: Options
-    ) -> tuple[list[ShotSettings], list[int]] | Outcome:
-        """Returns the settings of each shot and the frames of each segment, see `upscale.survey`.
+    def survey(self, number: int, options: Options) -> JobSurvey | Outcome:
+        """Surveys a job, see `upscale.survey`.
 
         number, options: of the job. Returns an `Outcome` if the job fails or its file exists.
         """
 
-        def work() -> tuple[list[ShotSettings], list[int]]:
+        def work() -> JobSurvey:
             run = self._open_run(options)
             return survey(run.job, run.whole, run.get_shots)
 
         return _attempt(number, work)
 
     def store_segment(
-        self, number: int, options: Options, shot_settings: Sequence[ShotSettings], segment: int
+        self, number: int, options: Options, found: JobSurvey, segment: int
     ) -> Outcome | None:
         """Computes and stores the latents of one segment, see `upscale.store_segment`.
 
-        number, options: of the job. shot_settings: of each shot. segment: number of the segment.
+        number, options: of the job. found: of `survey`. segment: number of the segment.
         Returns an `Outcome` if the job fails or its file exists.
         """
 
         def work() -> None:
             run = self._open_run(options)
-            store_segment(
-                run.job, shot_settings, segment, self._get_model(run), on_progress=self._note
-            )
+            store_segment(run.job, found, segment, self._get_model(run), on_progress=self._note)
 
         self._done = 0.0
         return _attempt(number, work)
@@ -107,26 +103,24 @@ class Worker:
         self,
         number: int,
         options: Options,
-        shot_settings: Sequence[ShotSettings] | None = None,
+        found: JobSurvey | None = None,
         on_progress: Progress | None = None,
     ) -> Outcome:
         """Runs a job, or what is left of it, and returns its outcome.
 
-        number, options: of the job. shot_settings: of each shot, if the job was surveyed.
+        number, options: of the job. found: of `survey`, if the job was surveyed.
         on_progress: called with a stage, steps done and steps in all.
         """
 
         def work() -> Outcome:
-            def surveyed(source: VideoSource) -> Sequence[ShotSettings]:
-                return shot_settings or ()
-
             start = time.monotonic()
             run = self._open_run(options)
             result = upscale(
                 run.job,
                 run.whole,
                 self._get_model(run),
-                get_shots=run.get_shots if shot_settings is None else surveyed,
+                get_shots=run.get_shots,
+                found=found,
                 on_progress=on_progress or self._note,
             )
             seconds = time.monotonic() - start
@@ -242,11 +236,14 @@ class _Task(NamedTuple):
 
 @dataclass(kw_only=True)
 class _Video:
-    """State of a video. segments: frames of each; done: numbers of those that are done."""
+    """State of a video. segments: frames of each; done: numbers of those that are done.
+
+    found: reference to its `JobSurvey`, which every machine gets once.
+    """
 
     options: Options
-    shot_settings: list[ShotSettings] | None = None
-    segments: list[int] = field(default_factory=list)
+    found: Any = None
+    segments: Sequence[int] = ()
     done: set[int] = field(default_factory=set)
     ended: bool = False
 
@@ -322,9 +319,9 @@ class _Scheduler:
             if not task.later:
                 reference = worker.survey.remote(*job)
             elif task.last:
-                reference = worker.finish.remote(*job, video.shot_settings)
+                reference = worker.finish.remote(*job, video.found)
             else:
-                reference = worker.store_segment.remote(*job, video.shot_settings, task.segment)
+                reference = worker.store_segment.remote(*job, video.found, task.segment)
             self._busy[reference] = worker, task
 
     def _accept(self, task: _Task, result: Any) -> Outcome | None:
@@ -335,7 +332,7 @@ class _Scheduler:
         if task.later:
             video.done.add(task.segment)
         else:
-            video.shot_settings, video.segments = result
+            video.found, video.segments = self._ray.put(result), result.segments
             if len(video.segments) > 1:
                 for segment in range(len(video.segments)):
                     heappush(self._waiting, _Task(True, task.video, segment=segment))

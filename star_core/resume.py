@@ -23,6 +23,7 @@ from torch import Tensor
 _LOG = logging.getLogger(__name__)
 _MARK = "what this folder is.txt"
 _LOCK = "in use"
+_PATIENCE = 10  # seconds in which other workers have entered
 _LARGE = 10**8  # bytes
 _LONGEST_NAME = 255  # bytes, of the common file systems
 _NOTE = (
@@ -32,12 +33,12 @@ _NOTE = (
 
 
 class Work:
-    """A folder with the finished parts of one run: `keep` and `recall` store and load tensors.
+    """A folder with the finished parts of one run: `keep`, `finish` and `recall` them.
 
     Use it as `with Work(folder) as work: work.begin(identity)`. The folder is removed if the block
-    succeeds, or if there is nothing in it to resume from. It is locked meanwhile. Entering raises
-    ValueError if another run uses the folder, or if it contains other files or cannot be written
-    to.
+    succeeds, or if there is nothing in it to resume from. It is locked meanwhile: one run at a time
+    uses it, or the workers of one run. Entering raises ValueError if another run uses the folder,
+    or if it contains other files or cannot be written to.
     """
 
     def __init__(
@@ -51,24 +52,36 @@ class Work:
         """Names the folder; entering the block creates it.
 
         out: the result that the work is for, named in messages; None for the folder. keep: do not
-        remove the folder when the block succeeds. shared: other processes use the folder too, so it
-        is not locked, and neither it nor other entries are removed.
+        remove the folder when the block succeeds. shared: for one of several workers, which
+        removes neither the folder nor the entries of others.
         """
         self.folder, self._out = folder, out or folder
         self._keep, self._shared = keep, shared
         self._lock = FileLock(folder / _LOCK)
+        self._own_lock = FileLock(folder / f"{_LOCK} by {secrets.token_hex(8)}")  # of a worker
         self._identity = ""
 
     def __enter__(self) -> "Work":
         folder = self.folder
         try:
             if folder.exists() and not (folder / _MARK).exists() and any(folder.iterdir()):
-                raise ValueError(f"{folder} holds other files: remove it, or choose another output")
+                raise ValueError(
+                    f"{self._out} cannot be written: {folder}, where its work is kept, holds other "
+                    "files. Remove it, or choose another output"
+                )
             folder.mkdir(exist_ok=True)
             (folder / _MARK).write_text(_NOTE)
-            if not self._shared:
+            if self._shared:
+                with self._lock.acquire(timeout=_PATIENCE):
+                    self._own_lock.acquire(timeout=0)
+            else:
                 self._lock.acquire(timeout=0)
+                for path in folder.glob(f"{_LOCK} by *"):
+                    with FileLock(path, timeout=0):
+                        pass
+                    path.unlink(missing_ok=True)
         except Timeout:
+            self._lock.release()
             raise ValueError(
                 f"another run is writing {self._out}: wait until it has finished, or choose "
                 "another output"
@@ -86,6 +99,8 @@ class Work:
         trace: TracebackType | None,
     ) -> None:
         if self._shared:
+            self._own_lock.release()
+            Path(self._own_lock.lock_file).unlink(missing_ok=True)
             return
         self._lock.release()
         if kind is None and not self._keep or not any(self.folder.glob("*.safetensors")):
@@ -95,7 +110,7 @@ class Work:
         """Starts or resumes a run, and removes unfinished files.
 
         identity: a hash of everything that the results depend on, see `identity_of`. Entries of
-        other runs stay until this run has stored its first one.
+        other runs stay until this run has finished its first one.
         """
         self._identity = identity
         if self._shared:
@@ -104,9 +119,10 @@ class Work:
         others = [path for path in entries if not path.name.startswith(f"{identity}.")]
         if others:
             _LOG.warning(
-                "%s contains the work of a run with other settings, input or model: starting "
+                "%s: %s contains the work of a run with other settings, input or model: starting "
                 "from scratch. To continue that run, stop this one now and repeat its command; "
                 "its work is removed once the first part of this one is finished",
+                self._out,
                 self.folder,
             )
         for path in self.folder.glob("*.part"):
@@ -143,16 +159,19 @@ class Work:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
-            if not self._shared:
-                self._remove_others()
         except OSError as error:
             part.unlink(missing_ok=True)
             raise ValueError(
-                f"cannot write to {self.folder} ({error.strerror}): free some space and run the "
-                "same command again, it continues from here"
+                f"cannot write to {self.folder} for {self._out.name} ({error.strerror}): free some "
+                "space and run the same command again, it continues from here"
             ) from None
 
-    def _remove_others(self) -> None:
+    def finish(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Stores tensors as `keep` does, in place of `NAME-*` and of the work of other runs."""
+        self.keep(name, tensors)
+        self.forget(f"{name}-*")
+        if self._shared:
+            return
         for path in self.folder.glob("*.safetensors"):
             if not path.name.startswith(f"{self._identity}."):
                 path.unlink(missing_ok=True)

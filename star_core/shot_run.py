@@ -26,6 +26,7 @@ from .progress import Counter
 from .resume import Work
 from .settings import Execution, Settings
 from .star_checkpoint import StarModel
+from .transfer import TransferCurve, curve_of
 from .windows.canvas import Canvas, FrameSpan, WindowGroup
 from .windows.chunking import blend_windows, chunked, decode_in_windows, ramp
 from .windows.geometry import shrunk, upsample
@@ -37,7 +38,8 @@ _LOG = logging.getLogger(__name__)
 class ShotJob:
     """A shot or a segment of it, and how it is restored. Shots are independent of each other.
 
-    span: its frames. positive, negative: text embeddings (1 l d).
+    span: its frames. positive, negative: text embeddings (1 l d). transfer: the characteristics of
+    the frames' code values, see `transfer.curve_of`.
     """
 
     span: FrameSpan
@@ -45,6 +47,7 @@ class ShotJob:
     negative: Tensor
     settings: Settings
     execution: Execution = Execution()
+    transfer: str = "bt709"
 
 
 class Frames:
@@ -94,19 +97,28 @@ class ShotRestorer(ABC):
     def settings(self) -> Settings:
         return self.shot.settings
 
+    @property
+    def curve(self) -> TransferCurve:
+        return curve_of(self.shot.transfer)
+
     def frames(self, to_encode: Frames, for_colors: Frames) -> Iterator[Tensor]:
-        """Restored frames (c h w) in [0, 1], on the CPU."""
+        """Restored frames (c h w), code values like those of the source, on the CPU."""
         canvas, strength, wanted = self.canvas, self.settings.strength, self.shot.span.requested
-        fix = COLOR_FIXES[self.settings.sampling.color_fix]
+        fix, curve = COLOR_FIXES[self.settings.sampling.color_fix], self.curve
+
+        def limited(frame: Tensor) -> Tensor:
+            return frame.clamp(0, 1) if curve.bounded else frame
 
         def bicubic(frame: Tensor) -> Tensor:
-            return canvas.result(canvas.crop(upsample(frame, canvas.size, "bicubic").clamp(0, 1)))
+            return canvas.result(canvas.crop(limited(upsample(frame, canvas.size, "bicubic"))))
 
         def fixed(video: Tensor, source: Tensor) -> Tensor:
             whole = self.settings.behaviour.color_reference == "source"
-            reference = source[:3] if whole else canvas.crop(self._enlarged(source))
+            reference = (
+                curve.to_network(source[:3]) if whole else canvas.crop(self._enlarged(source))
+            )
             result = (canvas.unpadded(self._on_device(video)) / 2 + 0.5).clamp(0, 1)
-            return canvas.result(fix(result, reference))
+            return curve.to_codes(canvas.result(fix(result, reference)))
 
         restored = unchanged = iter(())
         if strength == 1:
@@ -122,7 +134,11 @@ class ShotRestorer(ABC):
                 if strength < 1:
                     # Whatever the VAE adds or takes must be gone at strength 0.
                     lost = bicubic(source[:3]) - fixed(next(unchanged), source)
-                    frame = (frame + (1 - strength) * lost).clamp(0, 1)
+                    frame = limited(frame + (1 - strength) * lost)
+                if not curve.bounded:  # what the network cannot see stays
+                    enlarged = bicubic(source[:3])
+                    seen = curve.to_codes(curve.to_network(enlarged))
+                    frame = frame + strength * (enlarged - seen)
                 if len(source) > 3:
                     frame = torch.cat([frame, bicubic(source[3:])])
             self.count.begin("decode")
@@ -133,7 +149,8 @@ class ShotRestorer(ABC):
         return send(x, self.placement.device)
 
     def _enlarged(self, frame: Tensor) -> Tensor:
-        return upsample(frame[:3], self.canvas.size, self.settings.sampling.upsample).clamp(0, 1)
+        enlarged = upsample(frame[:3], self.canvas.size, self.settings.sampling.upsample)
+        return self.curve.to_network(enlarged)
 
     def _by_vae(self, work: Callable[[], Tensor]) -> Tensor:
         """Returns what the VAE makes in `work`, in float32 where float16 overflows.
@@ -210,6 +227,7 @@ class ShotRestorer(ABC):
             guidance_rescale=sampling.cfg_rescale,
             dtype=next(network.parameters()).dtype,
             shortcuts=settings.shortcuts,
+            last=sigmas[-2],
         )
 
         def denoise_window(x_in: Tensor, sigma: Tensor, window: range) -> Tensor:
@@ -292,8 +310,7 @@ class PerFrameRestorer(ShotRestorer):
                 falling = 1 - ramp(group.shared)
                 done = self._denoised(name, group, hint, before.get("x_0s"), falling, handed_on)
                 if self.work:
-                    self.work.keep(name, done)
-                    self.work.forget(f"{name}-*")
+                    self.work.finish(name, done)
             # What the next piece has too, it finishes.
             finished = slice(len(group.frames) - handed_on)
             both = (done[kind][:, :, finished].unbind(2) for kind in ("latents", "hint"))
@@ -359,8 +376,7 @@ class PerWindowRestorer(ShotRestorer):
                 given, weight = (held, torch.ones(held.shape[3])) if len(held) else (None, held)
                 done = self._denoised(name, group, hint, given, weight, 0)
                 if self.work:
-                    self.work.keep(name, done)
-                    self.work.forget(f"{name}-*")
+                    self.work.finish(name, done)
             video = self._video(done["latents"])[:, :, : len(window)]
             yield {**done, "video": video}
 

@@ -21,7 +21,7 @@ from .memory import DevicePlacement
 from .model import Model, ModelFiles, Prompts
 from .pipeline import Execution, Settings, ShotJob, placement_of, restore, store_latents
 from .progress import Progress
-from .resume import Work, hash_of, identity_of, tensor_hash, work_folder
+from .resume import Work, identity_of, tensor_hash, work_folder
 from .video_io import (
     WHOLE,
     Excerpt,
@@ -38,7 +38,7 @@ from .windows.geometry import output_size
 
 # Raise it with every change to the code that changes the latents of a run: work that an earlier
 # version has left is then computed again.
-NUMERICS = 1
+NUMERICS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Job:
 
     def open(self) -> VideoSource:
         """The video, if it is one."""
-        return open_video(self.source, excerpt=self.excerpt, deinterlace=self.deinterlace)
+        return open_video(self.source, excerpt=self.excerpt, deinterlace=self.deinterlace, hdr=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +183,7 @@ class Clip:
                     negative=negative,
                     settings=shot.settings,
                     execution=shot.execution,
+                    transfer=self.source.info.color.transfer,
                 )
             )
         return canvas, shots
@@ -220,13 +221,25 @@ def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]
     source = job.open()
     scale = growth(job, source.info)
 
-    def frame(i: int) -> Tensor:
-        return next(iter(source.cut(range(i, i + 1))))[:3]
-
     def measured(shot: range) -> Degradation:
-        return estimate(torch.stack([frame(shot[i]) for i in spread(len(shot))]))
+        frames = source.frames_at([shot[i] for i in spread(len(shot))])
+        return estimate(torch.stack([frame[:3] for frame in frames]))
 
     return [(measured(shot), scale) for shot in shots]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSurvey:
+    """What is found out about a job once and handed to whoever does a part of it.
+
+    source: the video, with all of its frames' times and its hash; None for stills. shot_settings:
+    of each shot. segments: the number of frames of each part that `store_segment` can do; stills
+    have none.
+    """
+
+    source: VideoSource | None
+    shot_settings: Sequence[ShotSettings]
+    segments: Sequence[int] = ()
 
 
 def upscale(
@@ -235,6 +248,7 @@ def upscale(
     get_model: Callable[[Sequence[Prompts]], Model],
     *,
     get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None = None,
+    found: JobSurvey | None = None,
     placement: DevicePlacement | None = None,
     on_progress: Progress | None = None,
     on_frame: Callable[[Tensor], None] | None = None,
@@ -242,21 +256,25 @@ def upscale(
     """Do a job. Scenes and the model are asked for once everything else is known to be in order.
 
     get_scenes: the shots of the whole source in order, with the behaviour, device and seed of
-    `whole`; None for this one alone, which stills always are. get_model: is given
+    `whole`; None for this one alone, which stills always are. found: of `survey`, if it was called;
+    then neither the file is surveyed nor the scenes asked for again. get_model: is given
     the prompts of the scenes. placement, on_progress: see `restore`. on_frame: is given each
-    restored frame (c h w) in [0, 1], which a thread writes meanwhile. An exception from either ends
-    the job; the same job goes on with what it had finished. Returns frames, width, height and fps
-    of the result. ValueError for whatever a user can mend.
+    restored frame (c h w), which a thread writes meanwhile. An exception from either ends the job;
+    the same job goes on with what it had finished. Returns frames, width, height and fps of the
+    result. ValueError for whatever a user can mend.
     """
     with ExitStack() as stack:
         work, shot_settings = None, [whole]
         if job.stills:
             clips = stack.enter_context(_stills(job, whole.settings))
         else:
-            source = job.open()
+            source = (found and found.source) or job.open()
             work = stack.enter_context(Work(work_folder(job.out), out=job.out, keep=job.keep_work))
             clips = [_clip(source, job.out, job, whole.settings, scratch=work.folder)]
-            shot_settings = get_shots(source) if get_shots else shot_settings
+            if found:
+                shot_settings = found.shot_settings
+            elif get_shots:
+                shot_settings = get_shots(source)
         model = get_model([shot.prompts for shot in shot_settings])
         if placement is None:  # one for all clips
             placement = stack.enter_context(placement_of(shot_settings[0].execution))
@@ -292,24 +310,25 @@ def upscale(
 
 def survey(
     job: Job, whole: ShotSettings, get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None
-) -> tuple[list[ShotSettings], list[int]]:
-    """The scenes of a job, and the number of frames of each part of it that `store_segment` can do.
+) -> JobSurvey:
+    """Surveys a job: reads its video once, finds its shots and its segments.
 
-    Arguments as of `upscale`. Stills have no such parts. ValueError for whatever a user can mend.
+    job, whole, get_shots: see `upscale`. Raises ValueError for whatever a user can correct.
     """
-    shot_settings = [whole]
     if job.stills:
-        return shot_settings, []
+        return JobSurvey(source=None, shot_settings=[whole])
     source = job.open()
     clip = _clip(source, job.out, job, whole.settings)
-    if get_shots:
-        shot_settings = list(get_shots(source))
-    return shot_settings, [len(span.requested) for span, _ in clip.segments(shot_settings)]
+    shot_settings = list(get_shots(source)) if get_shots else [whole]
+    segments = [len(span.requested) for span, _ in clip.segments(shot_settings)]
+    if len(segments) > 1:  # several workers need it
+        source.digest  # noqa: B018
+    return JobSurvey(source=source, shot_settings=shot_settings, segments=segments)
 
 
 def store_segment(
     job: Job,
-    shot_settings: Sequence[ShotSettings],
+    found: JobSurvey,
     number: int,
     get_model: Callable[[Sequence[Prompts]], Model],
     *,
@@ -318,9 +337,10 @@ def store_segment(
     """Does one part of a job but for decoding, so that `upscale` finds it done.
 
     Several processes may do so at once, for the same job too, where they see the same files.
-    scenes: of `survey`. Others as in `upscale`.
+    found: of `survey`. number: of the segment. Others as in `upscale`.
     """
-    source = job.open()
+    source, shot_settings = found.source, found.shot_settings
+    assert source is not None
     with Work(work_folder(job.out), out=job.out, shared=True) as work:
         clip = _clip(source, job.out, job, shot_settings[0].settings, scratch=work.folder)
         model = get_model([shot.prompts for shot in shot_settings])
@@ -342,7 +362,7 @@ def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[ShotJob], mo
     """Of everything that latents of this run depend on."""
     return identity_of(
         {
-            "input": hash_of(clip.source.files),
+            "input": clip.source.digest,
             "excerpt": job.excerpt,
             "deinterlace": job.deinterlace,
             "numerics": NUMERICS,
@@ -368,8 +388,8 @@ def _stills(job: Job, settings: Settings) -> Iterator[list[Clip]]:
     """A clip for each picture of a folder; all of the results appear at the end, or none."""
     if job.frames is not None:
         raise ValueError("stills are clips of one frame: leave out --frames")
-    stills = open_stills(job.source)
-    names = [f"{still.path.stem}.png" for still in stills]
+    stills = open_stills(job.source, hdr=True)
+    names = [still.path.stem + still.info.color.image_suffix for still in stills]
     if double := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{job.source} has two pictures that would become {double.pop()}: rename")
     if job.out.suffix and not job.out.is_dir():

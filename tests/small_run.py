@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from star_core.sampling_defaults import LatentFormat
-from star_core.training.objective import TrainConfig, TrainingObjective
+from star_core.training.objective import TrainConfig, TrainingObjective, sample_generator
 from star_core.training.pairs import LatentPairs
 from star_core.training.tiny import NETWORK, new_network, write_tiny
 from star_core.training.trainer import train
@@ -29,11 +30,26 @@ def latent_pairs(folder):
     return LatentPairs(folder, (2, 4, 4))
 
 
+class Poisoned:
+    """Pairs of which some samples are not finite."""
+
+    def __init__(self, pairs, bad):
+        self.pairs = pairs
+        self.bad = {sample_generator(CONFIG.seed, index).initial_seed() for index in bad}
+
+    def sample(self, generator):
+        sample = self.pairs.sample(generator)
+        if generator.initial_seed() in self.bad:
+            sample.hq[0] = float("nan")
+        return sample
+
+
 def run(data, out, config=CONFIG, **options):
     """Trains a small network anew; returns it."""
     network, prompts = new_network(SMALL, 0)
     objective = TrainingObjective(network, config, prompts=prompts)
-    train(data, objective, out, **{"write": write} | options)
+    arguments: dict[str, Any] = {"write": write} | options
+    train(data, objective, out, **arguments)
     return network
 
 

@@ -28,6 +28,7 @@ LEVELS = [
         "plots",
     ),
     (0, "progress", "resume", "sampling_defaults", "seeded_random", "shots", "text.prompts"),
+    (0, "transfer"),
     (1, "checkpoints", "models", "memory", "video_io"),
     (1, "degradation", "evaluation.curves", "lora", "packages", "settings"),
     (2, "backbones", "metrics", "model", "planning.cost", "star_checkpoint", "text", "vae"),

@@ -45,6 +45,26 @@ def LORA(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
+def add_size(parser: argparse._ActionsContainer) -> None:
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--scale", type=float, metavar="S", help="enlarge by S, 1 or more (default 4)"
+    )
+    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="enlarge to this size in pixels")
+
+
+def add_parts(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
+    parser.add_argument(
+        "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
+    )
+    parser.add_argument(
+        "--models-dir",
+        metavar="FOLDER",
+        help="a further folder to search for model files, besides that of the model and ComfyUI's",
+    )
+
+
 def add_lora(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--lora",

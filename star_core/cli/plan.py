@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .arguments import MEMORY, SIZE, add_compute, add_json
+from .arguments import MEMORY, SIZE, add_compute, add_json, add_size
 
 if TYPE_CHECKING:
     from ..planning.duration import Machine
@@ -18,11 +18,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=SIZE, required=True, metavar="WxH", help="size of the input in pixels"
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--scale", type=float, metavar="S", help="enlarge by S, 1 or more (default 4)"
-    )
-    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="enlarge to this size in pixels")
+    add_size(parser)
     parser.add_argument(
         "--memory",
         type=MEMORY,

@@ -211,9 +211,9 @@ class RunOptions:
         shots = []
         for number, shot in enumerate(read_list(path, "shots"), 1):
             where = f"{path.name}, shot {number}"
-            if not isinstance(shot, dict) or not isinstance(shot.get("start"), int):
+            if not isinstance(shot, dict) or type(shot.get("start")) is not int:
                 raise ValueError(f'{where} must be like {{"start": 0}}')
-            if unknown := next((name for name in shot if name not in known), None):
+            if unknown := next((n for n in shot if n.replace("-", "_") not in known), None):
                 raise ValueError(f"{where}, {unknown}: a shot takes {', '.join(known)}")
             overrides = {name: value for name, value in shot.items() if name != "start"}
             shots.append(

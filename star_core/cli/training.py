@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import SIZE, add_metric_folder
+from .arguments import SIZE, add_metric_folder, add_parts
 from .degrading import RECIPES
 from .progress import Progress, clock
 
@@ -140,15 +140,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="share of the samples that train the preset sharp, 0 (default) to 1; needs --start",
     )
     group = parser.add_argument_group("with --model")
-    group.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
-    group.add_argument(
-        "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
-    )
-    group.add_argument(
-        "--models-dir",
-        metavar="FOLDER",
-        help="a further folder to search for model files, besides that of the model and ComfyUI's",
-    )
+    add_parts(group)
     group.add_argument(
         "--trains",
         choices=("star", "all", "lora", "decoder"),
@@ -531,7 +523,7 @@ def run_ablation(args: argparse.Namespace) -> None:
 
 
 def _print_plan(args: argparse.Namespace) -> None:
-    from ..backbones import SIZES, backbone_of
+    from ..backbones import I2VGENXL, SIZES, backbone_of
     from ..checkpoints.tensors import open_tensors
     from ..model import find_model
     from ..training.loading import AHEAD
@@ -556,7 +548,8 @@ def _print_plan(args: argparse.Namespace) -> None:
         )
         config, vae = files.info.size, geometry_of(files.vae)
         if files.text_encoder:
-            text_encoder = 4 * sum(x.numel() for x in open_tensors(files.text_encoder).values())
+            each = 4 if files.backbone is I2VGENXL else 2  # T5 is loaded in bfloat16
+            text_encoder = each * sum(x.numel() for x in open_tensors(files.text_encoder).values())
     sample, (distill, _) = _sample(args), _distillation(args)
     df_space = args.df_space or ("latents" if distill else "pixels")
     in_pixels = df_space == "pixels" and _default(args.df_beta, 0.0 if distill else 1.0)

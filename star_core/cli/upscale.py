@@ -8,7 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import CROP, FRAMES, MEMORY, SIZE, TILE, add_compute, add_json, add_lora, compute
+from .arguments import (
+    CROP,
+    FRAMES,
+    MEMORY,
+    TILE,
+    add_compute,
+    add_json,
+    add_lora,
+    add_parts,
+    add_size,
+    compute,
+)
 from .progress import Progress
 from .shots import RunOptions, add_shots, report_of
 
@@ -31,7 +42,7 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out",
         metavar="OUT",
-        help=".mkv (lossless), .mp4, .mov, .webm, or a folder or %%05d.png for PNG frames",
+        help=".mkv (lossless), .mp4, .mov, .webm, or a folder, %%05d.png or %%05d.exr for frames",
     )
     add_options(parser)
     add_json(parser)
@@ -40,11 +51,7 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say how to restore, whichever files."""
     group = parser.add_argument_group("size and part")
-    size = group.add_mutually_exclusive_group()
-    size.add_argument(
-        "--scale", type=float, metavar="S", help="enlarge by S, 1 or more (default 4)"
-    )
-    size.add_argument("--out-size", type=SIZE, metavar="WxH", help="enlarge to this size in pixels")
+    add_size(group)
     group.add_argument(
         "--frames",
         type=FRAMES,
@@ -260,19 +267,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="tiny (built in, default), light_deg, heavy_deg, or a file",
     )
     add_lora(group)
-    group.add_argument("--vae", metavar="FILE", help="the model's VAE (default: searched)")
+    add_parts(group)
     group.add_argument(
         "--decoder",
         metavar="FILE",
         help="a small decoder in place of the VAE's own: of train --trains decoder, or TAESD's",
-    )
-    group.add_argument(
-        "--text-encoder", metavar="FILE", help="the model's text encoder (default: searched)"
-    )
-    group.add_argument(
-        "--models-dir",
-        metavar="FOLDER",
-        help="a further folder to search for model files, besides that of the model and ComfyUI's",
     )
 
     group = parser.add_argument_group("files")
@@ -287,7 +286,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="turn frames that are marked as interlaced into whole frames (default auto)",
     )
-    group.add_argument("--codec", choices=("h264", "h265"), help="of an .mp4 file (default h264)")
+    group.add_argument(
+        "--codec",
+        choices=("h264", "h265"),
+        help="of an .mp4 file (default h264, for sources of more than 8 bits h265)",
+    )
     group.add_argument("--overwrite", action="store_true", help="replace an existing OUT")
     group.add_argument(
         "--keep-work",

@@ -70,6 +70,7 @@ class Denoiser:
     percentile, clamp: see `threshold`.
     dtype: dtype of the network's input; guidance and x_0 are computed in the dtype of x_in.
     shortcuts: only its guidance, reuse and cache are applied here.
+    last: EDM noise level () of the last evaluation, which no cache replaces; None if unknown.
     """
 
     network: Callable[..., Tensor]
@@ -83,6 +84,7 @@ class Denoiser:
     clamp: float | None = None
     dtype: torch.dtype = torch.float32
     shortcuts: Shortcuts = Shortcuts()
+    last: Tensor | None = None
     # For each window, the features of the positive and of the negative prompt.
     _deep: dict[range | None, tuple[DeepFeatures, DeepFeatures]] = field(
         default_factory=dict, init=False
@@ -101,7 +103,8 @@ class Denoiser:
         if not (limit := self.shortcuts.cache):
             return self._x_0(x_in, t, window)
         cache, timestep = self._caches.setdefault(window, StepCache(limit=limit)), int(t[0])
-        x_0 = cache.recall(timestep)
+        is_last = self.last is not None and bool((edm_sigma <= self.last).all())
+        x_0 = None if is_last else cache.recall(timestep)
         if x_0 is None:
             x_0 = self._x_0(x_in, t, window)
             cache.keep(timestep, x_0)

@@ -19,7 +19,7 @@ from ..vae.patch import PatchGeometry, PatchVAE
 logger = logging.getLogger(__name__)
 
 TINY_VAE = asdict(PatchGeometry())
-SPREAD = 0.5  # standard deviation of the latent channels that no teacher determines
+SPREAD = 0.5  # standard deviation of the latent channels at the start
 
 
 def around(x: Tensor) -> Tensor:
@@ -33,46 +33,30 @@ def at(x: Tensor) -> Tensor:
     return rearrange(x, "n c h w -> (n h w) c")
 
 
-def fit(inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Fits a 3x3 convolution of `inputs` (n c h w) to `target` (p c') by least squares.
-
-    Returns its weights and bias as a matrix (9·c+1 c'), and the residual (p c').
-    """
+@torch.no_grad()
+def fit(convolution: nn.Conv2d, inputs: Tensor, target: Tensor) -> None:
+    """Fits a 3x3 convolution of `inputs` (n c h w) to `target` (p c') by least squares."""
     x = around(inputs).double()
     square = x.T @ x + 1e-6 * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
     rows = torch.linalg.solve(square, x.T @ target.double())
-    return rows.float(), target - (x @ rows).float()
-
-
-def put(rows: Tensor, convolution: nn.Conv2d, first: int = 0) -> None:
-    """Copies a matrix of `fit` into a convolution's outputs from number `first` on."""
-    outputs = slice(first, first + rows.shape[1])
-    with torch.no_grad():
-        weight = rearrange(rows[:-1], "(c y x) o -> o c y x", y=3, x=3)
-        convolution.weight[outputs] = weight
-        assert convolution.bias is not None
-        convolution.bias[outputs] = rows[-1]
+    assert convolution.bias is not None
+    convolution.weight.copy_(rearrange(rows[:-1], "(c y x) o -> o c y x", y=3, x=3))
+    convolution.bias.copy_(rows[-1])
 
 
 @torch.no_grad()
-def start_as_projection(vae: PatchVAE, frames: Tensor, teacher: VideoVAE | None = None) -> None:
+def start_as_projection(vae: PatchVAE, frames: Tensor) -> None:
     """Initialises a VAE with a linear encoder and the linear decoder that fits it.
 
-    The first latent channels are linear fits to the teacher's, the others principal components of
-    what these do not explain. frames: (n 3 h w) in [-1, 1].
+    The latent channels are principal components of the patches. frames: (n 3 h w) in [-1, 1].
     """
     patches = F.pixel_unshuffle(frames, vae.config["patch"])
-    taught, residual = 0, at(patches)
-    if teacher is not None:
-        latents = teacher.encode_frame(frames)
-        taught = teacher.latent_channels
-        put(fit(patches, at(latents))[0], vae.encoder.linear)
-        _, residual = fit(latents, at(patches))
-    axes = torch.linalg.svd(residual - residual.mean(0), full_matrices=False).Vh
-    rest = residual @ axes[: vae.config["latent_channels"] - taught].T
-    rest = rest * (SPREAD / rest.std(0)).clamp(max=20)
-    put(fit(patches, rest)[0], vae.encoder.linear, taught)
-    put(fit(vae.encoder(patches), at(patches))[0], vae.decoder.linear)
+    pixels = at(patches)
+    axes = torch.linalg.svd(pixels - pixels.mean(0), full_matrices=False).Vh
+    latents = pixels @ axes[: vae.config["latent_channels"]].T
+    latents = latents * (SPREAD / latents.std(0)).clamp(max=20)
+    fit(vae.encoder.linear, patches, latents)
+    fit(vae.decoder.linear, vae.encoder(patches), pixels)
 
 
 def low_quality(clips: Tensor, generator: torch.Generator) -> Tensor:
@@ -118,7 +102,6 @@ def train_vae(
     *,
     steps: int,
     seed: int = 0,
-    teacher: VideoVAE | None = None,
     batch: int = 8,
     crop: int = 48,
     first: int = 400,
@@ -126,16 +109,15 @@ def train_vae(
 ) -> None:
     """Trains the VAE and writes its averaged weights to `out`, a float16 safetensors file.
 
-    clips: shards of uint8 clips (n f 3 h w). seed: of initial weights and crops. teacher: a VAE
-    whose latents become this VAE's first channels. batch: crops in a step. crop: their side in
-    pixels. first: number of crops that the linear initialisation is fitted to. on_step: called as
-    on_step(step, steps) after each step.
+    clips: shards of uint8 clips (n f 3 h w). seed: of initial weights and crops. batch: crops
+    in a step. crop: their side in pixels. first: number of crops that the linear initialisation is
+    fitted to. on_step: called as on_step(step, steps) after each step.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # layer initialisation takes no generator
         vae = PatchVAE(**TINY_VAE)
-    start_as_projection(vae, draw_frames(clips, first, crop, generator), teacher)
+    start_as_projection(vae, draw_frames(clips, first, crop, generator))
     patch = vae.config["patch"]
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -151,11 +133,6 @@ def train_vae(
         noisy = z + 0.01 * torch.randn(z.shape, generator=generator)
         error = F.pixel_shuffle(vae.decoder(noisy), patch) - frames
         loss = error.abs().mean() + 10 * error.pow(2).mean()
-        if teacher is not None:
-            with torch.no_grad():
-                latents = teacher.encode_frame(frames)
-            difference = z[:, : latents.shape[1]] - latents
-            loss = loss + 0.3 * difference.abs().mean() + difference.pow(2).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 0.5)
         optimizer.step()

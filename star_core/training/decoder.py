@@ -17,7 +17,7 @@ from ..vae.cogvideox import CausalVideoVAE
 from ..vae.frame_vae import FrameGeometry, VideoVAE
 from ..vae.load import load_vae
 from ..vae.small_decoder import SmallDecoder, SmallDecoderConfig, save_decoder, save_with_decoder
-from .autoencoder import at, fit, put
+from .autoencoder import at, fit
 from .finetune import STAGES, VALIDATED, DataConfig
 from .objective import Batch, Objective, Sample, TrainConfig, sample_generator
 from .plan import vae_on_meta
@@ -98,8 +98,7 @@ def fit_linear(decoder: SmallDecoder, vae: VideoVAE, samples: list[Sample]) -> N
     latents = torch.stack([z for hq, lq, _ in samples for z in (hq, lq)])
     pixels = vae.decode_window(latents.to(vae.model.device)).cpu()
     latents, pixels = (rearrange(x, "b c f h w -> (b f) c h w") for x in (latents, pixels))
-    rows, _ = fit(latents, at(F.pixel_unshuffle(pixels, vae.factor)))
-    put(rows, decoder.linear)
+    fit(decoder.linear, latents, at(F.pixel_unshuffle(pixels, vae.factor)))
 
 
 def distil_decoder(

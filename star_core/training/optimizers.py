@@ -22,7 +22,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return rate
 
 
-class Muon(torch.optim.Muon if HAS_MUON else torch.optim.Optimizer):
+class Muon(torch.optim.Muon if HAS_MUON else torch.optim.Optimizer):  # pyright: ignore
     """Torch's Muon for weights of any shape: all dimensions but the first are flattened.
 
     weights: the parameters. lr, weight_decay: on the scale of AdamW's. Needs torch 2.9.
@@ -45,7 +45,8 @@ class Muon(torch.optim.Muon if HAS_MUON else torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Updates the weights by their gradients."""
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
-            # The matrix shares the weight's memory.
+            # The matrix shares the weight's memory, which wrapping a module may have moved.
+            matrix.data = weight.detach().flatten(1)
             matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
         super().step(closure)
 
@@ -90,22 +91,23 @@ class MovingAverage:
         decay: float,
         device: torch.device | str | None = None,
     ) -> None:
-        self.parameters = {name: local(parameter) for name, parameter in parameters.items()}
+        # Their data is looked up anew each time: wrapping a module may move it.
+        self.parameters = parameters
         self.values = {
-            name: torch.empty_like(parameter, dtype=torch.float32, device=device).copy_(parameter)
-            for name, parameter in self.parameters.items()
+            name: torch.empty_like(part, dtype=torch.float32, device=device).copy_(part)
+            for name, part in zip(parameters, map(local, parameters.values()), strict=True)
         }
         self._update = get_ema_multi_avg_fn(decay)
 
     def update(self, step: int) -> None:
         """Moves the average towards the parameters. step: number of the step, from 0."""
         for name, value in self.values.items():  # one by one: a copy on its device may be needed
-            self._update([value], [self.parameters[name].to(value)], step)
+            self._update([value], [local(self.parameters[name]).to(value)], step)
 
     def exchange(self) -> None:
         """Exchanges average and parameters, with a copy of one parameter at a time."""
         for name, value in self.values.items():
-            parameter = self.parameters[name]
+            parameter = local(self.parameters[name])
             kept = parameter.clone()
             parameter.copy_(value)
             value.copy_(kept)

@@ -28,8 +28,8 @@ class TrainingPlan:
     parameters, trained: how many there are and are trained. batch, accumulate: samples of a process
     in a part of a step, and parts of a step. shard: see `TrainExecution`.
     network: bytes that are sharded, by name: weights, gradients, states. others: bytes that every
-    process has, by name. stages: bytes that are needed in turn, by name. gradients: bytes of the
-    buckets in which processes exchange gradients. host: bytes in main memory of the first process.
+    process has, by name. stages: bytes that are needed in turn, by name. buckets: bytes in which
+    several processes exchange gradients. host: bytes in main memory of the first process.
     state, model: bytes of a state and of a model on disk. flops: of a sample, two for each
     multiply-add.
     """
@@ -216,7 +216,7 @@ def plan_training(
 def vae_on_meta(geometry: Geometry) -> Any:
     """Returns a VAE without weights, on the device "meta"."""
     with torch.device("meta"):
-        vae = geometry.build()
+        vae: Any = geometry.build()
     vae.model.to("meta")  # some weights ignore the context
     return vae
 

@@ -18,7 +18,6 @@ from ..progress import Progress
 from ..sampling_defaults import LatentFormat, SamplingDefaults
 from ..star_checkpoint import LearnedPrompts, load_model, save_model
 from ..vae.load import load_frame_vae
-from ..vae.patch import PatchVAE
 from .autoencoder import TINY_VAE, preview_rgb, train_vae
 from .clips import ClipConfig, clip_shards
 from .linear_decoder import linear_decoder
@@ -134,21 +133,12 @@ def train_tiny(
     report = on_progress or (lambda stage, done, total: None)
     on_clip = partial(report, STAGES[0])
     clips = list(clip_shards(data, out / "clips", shards, per_shard, seed, CLIPS, on_clip=on_clip))
-    teacher = None
     if start is not None and not vae_file.exists():
-        teacher = load_frame_vae(start / VAE_FILE)
-        if isinstance(teacher.model, PatchVAE):
-            shutil.copyfile(start / VAE_FILE, vae_file)
+        shutil.copyfile(start / VAE_FILE, vae_file)
     if not vae_file.exists():
         opened = [torch.load(path, mmap=True, weights_only=True) for path in clips]
-        train_vae(
-            opened,
-            vae_file,
-            steps=vae_steps,
-            seed=seed,
-            teacher=teacher,
-            on_step=partial(report, STAGES[1]),
-        )
+        on_vae_step = partial(report, STAGES[1])
+        train_vae(opened, vae_file, steps=vae_steps, seed=seed, on_step=on_vae_step)
     vae = load_frame_vae(vae_file)
     pairs = out / "pairs"
     pairs.mkdir(exist_ok=True)
@@ -170,9 +160,6 @@ def train_tiny(
         network, prompts = new_network(NETWORK, seed)
     else:
         network, prompts = init.network, Prompts(learned)
-        assert isinstance(network, ControlledVideoUNet)
-        if network.config.in_dim < vae.latent_channels:
-            network = widened(network, vae.latent_channels, NETWORK.hint_prior)
     objective = TrainingObjective(
         network,
         config,
@@ -209,24 +196,6 @@ def new_network(config: UNetConfig, seed: int) -> tuple[ControlledVideoUNet, Pro
     shape = 1, TOKENS, config.context_dim
     prompts = (torch.randn(shape, generator=generator) for _ in range(2))
     return network, Prompts(LearnedPrompts(*prompts))
-
-
-@torch.no_grad()
-def widened(network: ControlledVideoUNet, channels: int, hint_prior: float) -> ControlledVideoUNet:
-    """Returns the same network for latents with additional channels behind those that it has.
-
-    In the additional channels it returns the hint. hint_prior: of the new network.
-    """
-    weights = network.state_dict()
-    # The output is in units of the prior's spread.
-    for name in ("out.2.weight", "out.2.bias"):
-        weights[name] = weights[name] * (network.config.hint_prior / hint_prior)
-    config = replace(network.config, in_dim=channels, out_dim=channels, hint_prior=hint_prior)
-    wider = ControlledVideoUNet(config)
-    for name, tensor in wider.state_dict().items():
-        tensor.zero_()
-        tensor[tuple(slice(side) for side in weights[name].shape)] = weights[name]
-    return wider
 
 
 def first_samples(pairs: LatentPairs, seed: int, count: int = 24) -> list[Sample]:

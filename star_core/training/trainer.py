@@ -305,7 +305,7 @@ def train(
             finish(step + 1)
     if replaced := sum((Counter(each) for each in gathered([loader.replaced])), Counter()):
         logger.warning(
-            "%d clips could not be used; others took their place %d times",
+            "clips that could not be used: %d; others took their place %d times",
             len(replaced),
             replaced.total(),
         )

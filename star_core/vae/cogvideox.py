@@ -19,6 +19,7 @@ from ..windows.canvas import FrameSpan
 from ..windows.chunking import cut_to, filled_to
 from ..windows.tiling import Tile, tiled
 from . import cogvideox_frames
+from .block_geometry import BlockGeometry
 from .naming import count_of, renamed
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ OVERLAP = 64  # pixels that neighbouring tiles share
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalVAEGeometry:
+class CausalVAEGeometry(BlockGeometry):
     """Sizes of the VAE under diffusers' names; the defaults are the published ones.
 
     sample_height, sample_width: size of the frames that it was trained on.
@@ -41,14 +42,6 @@ class CausalVAEGeometry:
     temporal_compression_ratio: int = 4
     sample_height: int = 480
     sample_width: int = 720
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent in height and width."""
-        return 2 ** (len(self.block_out_channels) - 1)
 
     @property
     def latent_frames(self) -> int:

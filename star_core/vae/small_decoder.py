@@ -123,13 +123,17 @@ class TaesdDecoder(nn.Sequential):
 class SmallDecodedModel(nn.Module):
     """A VAE's network that decodes by a small decoder; its own decoder is removed.
 
-    It has the methods of diffusers' AutoencoderKLTemporalDecoder that `VideoVAE` uses.
+    It has the methods of diffusers' AutoencoderKLTemporalDecoder that `VideoVAE` uses, and the
+    network's children under their names.
     """
 
     def __init__(self, model: Any, decoder: SmallDecoder | TaesdDecoder) -> None:
         super().__init__()
         model.decoder = nn.Identity()
-        self.config, self.model, self.decoder = model.config, model, decoder
+        self.config, self._encode = model.config, model.encode
+        for name, child in model.named_children():
+            self.add_module(name, child)
+        self.decoder = decoder
 
     @property
     def device(self) -> torch.device:
@@ -143,7 +147,7 @@ class SmallDecodedModel(nn.Module):
 
     def encode(self, frames: Tensor, return_dict: bool = False) -> tuple[Any]:
         """Returns (posterior,) of frames (n 3 h w). return_dict: ignored."""
-        (posterior,) = self.model.encode(frames, return_dict=False)
+        (posterior,) = self._encode(frames, return_dict=False)
         return (posterior,)
 
     def decode(self, z: Tensor, num_frames: int, return_dict: bool = False) -> tuple[Tensor]:
@@ -159,8 +163,6 @@ def use_decoder(vae: VideoVAE | CausalVideoVAE, path: str | os.PathLike[str]) ->
     """
     if isinstance(vae, CausalVideoVAE):
         raise ValueError("the VAE of CogVideoX takes no small decoder: leave out --decoder")
-    if isinstance(vae.model, SmallDecodedModel):  # from a file that holds one
-        vae.model = vae.model.model
     decoder = load_decoder(path, device=vae.model.device, dtype=vae.model.dtype)
     is_taesd = isinstance(decoder, TaesdDecoder)
     channels = decoder[1].in_channels if is_taesd else decoder.config.latent_channels
@@ -170,7 +172,10 @@ def use_decoder(vae: VideoVAE | CausalVideoVAE, path: str | os.PathLike[str]) ->
             f"{path} decodes latents of {channels} channels, {factor} pixels wide; the VAE's have "
             f"{vae.latent_channels} and {vae.factor}: choose the decoder that was made for it"
         )
-    vae.model = SmallDecodedModel(vae.model, decoder).eval().requires_grad_(False)
+    if isinstance(vae.model, SmallDecodedModel):  # from a file that holds one
+        vae.model.decoder = decoder
+    else:
+        vae.model = SmallDecodedModel(vae.model, decoder).eval().requires_grad_(False)
 
 
 def load_decoder(

@@ -14,25 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from ..models.temporal_conv import speed_up_temporal_convs
+from .block_geometry import BlockGeometry
 from .frame_vae import FrameGeometry, VideoVAE
 from .naming import count_of, renamed
 
 
 @dataclass(frozen=True, kw_only=True)
-class SVDGeometry(FrameGeometry):
+class SVDGeometry(BlockGeometry, FrameGeometry):
     """Sizes of the VAE under diffusers' names; the defaults are SVD's."""
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     latent_channels: int = 4
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent in height and width."""
-        return 2 ** (len(self.block_out_channels) - 1)
 
     @property
     def finest_channels(self) -> int:

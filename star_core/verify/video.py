@@ -77,9 +77,11 @@ def as_uint8(frames: Tensor) -> Tensor:
     layout, written = PlanarFormat("rgb"), []
     for index, frame in enumerate(frames):
         data = quantize(frame, layout, "", rounding=REFERENCE.rounding, seed=0, index=index)
-        green, blue, red = layout.unpack(data, width, height)
+        green, blue, red = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(
+            3, height, width
+        )
         written.append(torch.stack([red, green, blue], dim=-1))
-    return torch.stack(written).to(torch.uint8)
+    return torch.stack(written)
 
 
 def unit_range(video: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ Y'CbCr follows ITU-R BT.601, BT.709 and BT.2020 (H.273, table 4). Only the matri
 pixels keep the primaries and transfer of the source, which the output's tags name.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +23,7 @@ MATRICES = {
     "smpte240m": (0.212, 0.087),
     "bt2020nc": (0.2627, 0.0593),
 }
-HDR_TRANSFERS = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
+HDR_TRANSFERS = {"smpte2084": "PQ", "arib-std-b67": "HLG", "linear": "linear light"}
 # A chroma sample's position among its luma samples, across and down: 0 the first, 1 the second.
 SITINGS = {
     "left": (0.0, 0.5),
@@ -33,6 +34,8 @@ SITINGS = {
     "bottom": (0.5, 1.0),
 }
 
+_ROWS = 64  # so many of them stay in a core's cache
+
 
 @dataclass(frozen=True, kw_only=True)
 class Color:
@@ -40,7 +43,8 @@ class Color:
 
     matrix: a key of `MATRICES`, or "gbr" for R'G'B'. full_range: whether codes reach from 0 to the
     maximum instead of from 16 to 235 (8 bit). siting: position of the chroma samples in the stored
-    frame, see `SITINGS`.
+    frame, see `SITINGS`. mastering: the display on which HDR was graded: x and y of red, green,
+    blue and white, least and greatest cd/m2. light_level: MaxCLL and MaxFALL in cd/m2.
     """
 
     matrix: str
@@ -48,11 +52,18 @@ class Color:
     transfer: str = "bt709"
     full_range: bool = False
     siting: tuple[float, float] = SITINGS["left"]
+    mastering: tuple[float, ...] | None = None
+    light_level: tuple[int, int] | None = None
 
     @property
     def hdr(self) -> str | None:
         """The kind of HDR, None for SDR."""
         return HDR_TRANSFERS.get(self.transfer)
+
+    @property
+    def image_suffix(self) -> str:
+        """The extension of images that hold such code values."""
+        return ".exr" if self.transfer == "linear" else ".png"
 
 
 def matrix_by_size(width: int, height: int) -> str:
@@ -67,34 +78,28 @@ def primaries_by_size(width: int, height: int) -> str:
     return {576: "bt470bg", 480: "smpte170m", 486: "smpte170m"}.get(height, "bt709")
 
 
-def rgb_from_planes(planes: list[Tensor], layout: PlanarFormat, color: Color) -> Tensor:
-    """Converts code values, one (h w) per plane, to a frame (c h w) in [0, 1]; c = 4 with alpha.
+def rgb_from_planes(
+    planes: Sequence[np.ndarray], layout: PlanarFormat, black: int, white: int, opaque: int
+) -> Tensor:
+    """Converts code values, one (h w) per plane, to a frame (c h w); c = 4 with alpha.
 
-    layout: the planes' format; a grey plane becomes three equal channels. The luma is overwritten.
+    layout: R'G'B' or grey, which becomes three equal channels. black, white: codes that become 0
+    and 1; others are clipped unless they are floats. opaque: the code of alpha 1.
     """
-    step = 2 ** (layout.bits - 8)
-    low, span = (0, layout.peak) if color.full_range else (16 * step, 219 * step)
-    count = 1 if layout.family == "gray" else 3
-    frame = torch.empty(4 if layout.alpha else 3, *planes[0].shape)
-    if layout.alpha:
-        torch.div(planes[-1], layout.peak, out=frame[3])
-    if layout.family != "yuv":
-        for channel, plane in zip((1, 2, 0), planes[:count] * (3 // count), strict=True):
-            torch.div(plane - low, span, out=frame[channel])
-        return frame.clamp_(0, 1)
-
-    y = planes[0].sub_(low).div_(span)
-    cb, cr = (
-        _upsample_chroma(plane - 128 * step, y.shape, layout, color.siting) for plane in planes[1:3]
-    )
-    red, blue = MATRICES[color.matrix]
-    scale = 2 / (layout.peak if color.full_range else 224 * step)
-    from_cr, from_cb = scale * (1 - red), scale * (1 - blue)
-    torch.add(y, cr, alpha=from_cr, out=frame[0])
-    torch.add(y, cb, alpha=from_cb, out=frame[2])
-    torch.add(y, cr, alpha=-from_cr * red / (1 - red - blue), out=frame[1])
-    frame[1].add_(cb, alpha=-from_cb * blue / (1 - red - blue))
-    return frame.clamp_(0, 1)
+    order = {"gray": (0, 0, 0), "rgb": (2, 0, 1)}[layout.family] + (-1,) * layout.alpha
+    # NumPy asks the system for large pages: touching torch's small ones takes as long as decoding.
+    frame = torch.from_numpy(np.empty((len(order), *planes[0].shape), np.float32))
+    for channel, place in zip(frame, order, strict=True):
+        low, span = (0, opaque) if place < 0 else (black, white - black)
+        codes = torch.from_numpy(planes[place])
+        for rows, part in zip(channel.split(_ROWS), codes.split(_ROWS), strict=True):
+            rows.copy_(part)
+            if low:
+                rows.sub_(low)
+            rows.div_(span)
+            if layout.bits < 32:
+                rows.clamp_(0, 1)
+    return frame
 
 
 def planes_from_rgb(frame: Tensor, layout: PlanarFormat, matrix: str) -> list[Tensor]:
@@ -113,50 +118,6 @@ def planes_from_rgb(frame: Tensor, layout: PlanarFormat, matrix: str) -> list[Te
     cb = _downsample_chroma((blue - y) / (2 * (1 - blue_weight)), layout)
     cr = _downsample_chroma((red - y) / (2 * (1 - red_weight)), layout)
     return [step * (16 + 219 * y), step * (128 + 224 * cb), step * (128 + 224 * cr), *alpha]
-
-
-def _upsample_chroma(
-    plane: Tensor, size: torch.Size, layout: PlanarFormat, siting: tuple[float, float]
-) -> Tensor:
-    """Interpolates with Catmull-Rom at the true positions; ffmpeg would stretch odd sizes."""
-    for axis, factor, position in zip((0, 1), layout.subsampling[::-1], siting[::-1], strict=True):
-        if factor == 1:
-            continue
-        count = plane.shape[axis]
-        ends = plane.narrow(axis, 0, 1), plane.narrow(axis, count - 1, 1)
-        padded = torch.cat([ends[0], ends[0], plane, ends[1], ends[1]], axis)
-        phases = [_phase(padded, axis, count, k - position) for k in range(factor)]
-        if axis == 0:
-            plane = torch.stack(phases, 1).flatten(0, 1)
-        else:  # pairs of real and imaginary parts are interleaved far faster than by torch.stack
-            plane = torch.view_as_real(torch.complex(*phases)).flatten(1, 2)
-        plane = plane.narrow(axis, 0, size[axis])
-    return plane
-
-
-def _phase(padded: Tensor, axis: int, count: int, offset: float) -> Tensor:
-    """Interpolates every second sample along an axis.
-
-    padded: the samples with two more at both ends. offset: from each of the `count` samples to the
-    one that is interpolated, in halves of their distance.
-    """
-    first = math.floor(offset / 2)
-    f = offset / 2 - first
-    weights = (
-        ((2 - f) * f - 1) * f / 2,
-        ((3 * f - 5) * f * f + 2) / 2,
-        ((4 - 3 * f) * f + 1) * f / 2,
-        (f - 1) * f * f / 2,
-    )
-    result = None
-    for tap, weight in enumerate(weights):
-        samples = padded.narrow(axis, first + 1 + tap, count)
-        if result is None:
-            result = samples * weight if weight else None
-        elif weight:
-            result.add_(samples, alpha=weight)
-    assert result is not None
-    return result
 
 
 def _downsample_chroma(plane: Tensor, layout: PlanarFormat) -> Tensor:

@@ -1,9 +1,10 @@
 """Decodes the video stream of a file with PyAV, from its beginning or from a key frame."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,35 @@ def decode(
             return
         except errors.FFmpegError as error:
             findings.damage.append(str(error.strerror))
+
+
+def filter_graph(frame: "VideoFrame", *filters: tuple[str, str]) -> Any:
+    """Returns a chain of ffmpeg's filters (name, options) for frames of the format of `frame`."""
+    from av.filter import Graph
+
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25)
+    )
+    nodes = [graph.add(*node) for node in filters]
+    graph.link_nodes(source, *nodes, graph.add("buffersink")).configure()
+    return graph
+
+
+def filtered(frames: "Iterable[VideoFrame]", *filters: tuple[str, str]) -> "Iterator[VideoFrame]":
+    """Yields what a chain of filters makes of frames that have one format."""
+    from av.error import BlockingIOError, EOFError
+
+    graph = None
+    for number, frame in enumerate(chain(frames, [None])):
+        if frame is not None:
+            graph = graph or filter_graph(frame, *filters)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+        if graph is not None:
+            graph.vpush(frame)
+            with suppress(BlockingIOError, EOFError):
+                while True:
+                    yield graph.vpull()
 
 
 def time_of(frame: "VideoFrame") -> int | None:

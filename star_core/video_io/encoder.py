@@ -24,21 +24,29 @@ _COMMON_TAGS = {
 class Encoder:
     """A context manager that runs one ffmpeg process.
 
-    arguments: see `encoder_arguments`. width, height: of the frames in pixels. Entering, `write`
-    and `finish` raise ValueError with ffmpeg's own message if it fails.
+    arguments: see `encoder_arguments`. color, width, height: of the frames, in pixels. Entering,
+    `write` and `finish` raise ValueError with ffmpeg's own message if it fails.
     """
 
     def __init__(
-        self, arguments: Sequence[str], encoding: Encoding, width: int, height: int, timing: Timing
+        self,
+        arguments: Sequence[str],
+        encoding: Encoding,
+        color: Color,
+        width: int,
+        height: int,
+        timing: Timing,
     ) -> None:
         self._arguments = arguments
-        self._header = stream_header(encoding.layout, width, height, timing.fps)
+        self._is_timed = encoding.container != "image2"
+        self._header = stream_header(encoding.layout, width, height, timing.fps, color)
 
     def __enter__(self) -> "Encoder":
         with ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
             self._process = stack.enter_context(running(self._arguments, stdin=True, log=self._log))
-            self._send(self._header)
+            if self._is_timed:
+                self._send(self._header)
             self._stack = stack.pop_all()
         return self
 
@@ -56,7 +64,7 @@ class Encoder:
         data: its planes. time, duration: in seconds, when it is shown after the first frame, and
         for how long. Raises ValueError if ffmpeg has stopped.
         """
-        for part in timed_frame(data, time, duration):
+        for part in timed_frame(data, time, duration) if self._is_timed else [data]:
             self._send(part)
 
     def finish(self) -> None:
@@ -85,6 +93,8 @@ def encoder_arguments(
     output: str,
     encoding: Encoding,
     color: Color,
+    width: int,
+    height: int,
     timing: Timing,
     source: VideoSource | None,
     streams: Sequence[Stream],
@@ -93,12 +103,15 @@ def encoder_arguments(
 ) -> list[str]:
     """Returns ffmpeg's arguments for timed frames on stdin and `streams` of the source's file.
 
-    output: the path to write. color: tags of the frames. source: None for a video of frames alone.
+    Images have no times and get plain frames. output: the path to write. color: tags of the frames.
+    width, height: of the frames. source: None for a video of frames alone.
     seconds: the end of all streams, for an excerpt or a trial; None for no limit.
     """
     unit = timing.time_base
     first = ["-itsoffset", f"{timing.timestamps[0]:.6f}"]
-    arguments = ["-y", *first, "-f", "matroska", "-i", "pipe:0"]
+    plain = ["-f", "rawvideo", "-pix_fmt", encoding.layout.name, "-s", f"{width}x{height}"]
+    timed = [*first, "-f", "matroska"]
+    arguments = ["-y", *(plain if encoding.container == "image2" else timed), "-i", "pipe:0"]
     mapped = ["-map", "0:v:0"]
     if source is not None and source.stream_arguments and encoding.container != "image2":
         arguments += source.stream_arguments

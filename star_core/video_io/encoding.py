@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +14,6 @@ from .planes import PlanarFormat
 
 _LOG = logging.getLogger(__name__)
 Rounding = Literal["round", "truncate"]
-_RGB = PlanarFormat("rgb")
-_RGBA = PlanarFormat("rgb", alpha=True)
 
 
 @dataclass(frozen=True)
@@ -31,17 +29,32 @@ class Encoding:
 
 
 def choose_encoding(
-    path: Path, *, codec: str | None, alpha: bool, bits: int, width: int, height: int
+    path: Path,
+    *,
+    codec: str | None,
+    alpha: bool,
+    bits: int,
+    width: int,
+    height: int,
+    hdr: str | None = None,
 ) -> Encoding:
     """Returns the encoding for a path by its extension.
 
     codec: "h264" or "h265" for .mp4, else None. bits: the depth of the source's components, which
-    .mkv preserves; other formats have a fixed depth. Raises ValueError for a codec, an alpha
-    channel or a size that the format does not support.
+    is kept where the format has it. hdr: see `Color.hdr`. Raises ValueError for a codec, an alpha
+    channel, HDR or a size that the format does not support.
     """
     suffix = path.suffix.lower()
     if codec is not None and (suffix != ".mp4" or codec not in ("h264", "h265")):
         raise ValueError(f"{path.name}: codec {codec} is unavailable; h264 and h265 go into .mp4")
+    if (hdr == "linear light") != (suffix == ".exr"):
+        raise ValueError(
+            f"{path.name}: linear light is written as EXR, and only that: name frames %05d.exr"
+            if hdr == "linear light"
+            else f"{path.name}: EXR holds linear light, which this video is not: write PNG or .mkv"
+        )
+    if hdr and codec == "h264":
+        raise ValueError(f"{path.name}: HDR ({hdr}) needs 10 bits: choose codec h265, .mov or .mkv")
     if suffix == ".mkv":
         bits = next(depth for depth in (8, 10, 12, 16) if bits <= depth)
         layout = PlanarFormat("rgb", bits, alpha)
@@ -54,9 +67,18 @@ def choose_encoding(
         layout = PlanarFormat("yuv", 10, alpha, (1, 1) if alpha else (2, 1))
         arguments = ["-c:v", "prores_ks", "-profile:v", profile, "-vendor", "apl0"]
         return Encoding(layout, arguments, "mov")
+    if suffix == ".exr":
+        if alpha:  # stored multiplied with colours, which versions of ffmpeg do or leave undone
+            raise ValueError(
+                f"{path.name}: EXR is written without transparency: remove it first: "
+                "ffmpeg -i %05d.exr -pix_fmt gbrpf32le OPAQUE/%05d.exr"
+            )
+        return Encoding(PlanarFormat("rgb", 32), ["-c:v", "exr", "-compression", "zip16"], "image2")
     if suffix not in (".mp4", ".webm"):
-        arguments = ["-c:v", "png", "-pix_fmt", "rgba" if alpha else "rgb24"]
-        return Encoding(_RGBA if alpha else _RGB, arguments, "image2")
+        depth = 8 if bits == 8 else 16
+        stored = ("rgba" if alpha else "rgb") + ("64be" if alpha else "48be") * (depth > 8)
+        arguments = ["-c:v", "png", "-pix_fmt", "rgb24" if stored == "rgb" else stored]
+        return Encoding(PlanarFormat("rgb", depth, alpha), arguments, "image2")
 
     if alpha:
         raise ValueError(f"{path.name}: {suffix} cannot carry alpha; write .mkv, .mov or a folder")
@@ -69,7 +91,7 @@ def choose_encoding(
             height,
         )
         subsampling = (1, 1)
-    if codec == "h265":
+    if suffix == ".mp4" and (codec == "h265" or (codec is None and bits > 8)):
         if min(width, height) < 32:
             raise ValueError(f"{path.name}: H.265 needs at least 32x32, not {width}x{height}")
         # x265 writes past its buffers if a narrow picture is not a multiple of its blocks.
@@ -77,7 +99,7 @@ def choose_encoding(
         arguments = ["-c:v", "libx265", "-crf", "16", "-tag:v", "hvc1"]
         arguments += ["-x265-params", f"log-level=error{blocks}"]
         return Encoding(PlanarFormat("yuv", 10, False, subsampling), arguments, "mp4")
-    layout = PlanarFormat("yuv", 8, False, subsampling)
+    layout = PlanarFormat("yuv", 10 if bits > 8 and suffix == ".webm" else 8, False, subsampling)
     if suffix == ".webm":
         # For web pages: every browser plays it, and frequent key frames make seeking fast.
         arguments = ["-c:v", "libvpx-vp9", "-crf", "8", "-b:v", "0", "-g", "12", "-row-mt", "1"]
@@ -106,7 +128,7 @@ def stored_color(encoding: Encoding, source: Color | None, width: int, height: i
     if encoding.container == "image2" and primaries == transfer == "bt709":
         # Viewers show untagged images as sRGB, like video; tagged as BT.709 they look different.
         primaries = transfer = "unknown"
-    return Color(matrix=matrix, primaries=primaries, transfer=transfer, full_range=is_rgb)
+    return replace(tags, matrix=matrix, primaries=primaries, transfer=transfer, full_range=is_rgb)
 
 
 def tag_filter(color: Color) -> str:
@@ -123,12 +145,17 @@ def quantize(
 ) -> bytes:
     """Rounds a frame (c h w) in [0, 1] to code values and returns the bytes of its planes.
 
+    Floats are neither rounded nor limited.
+
     layout, matrix: see `color.planes_from_rgb`. rounding: "truncate" first truncates R'G'B' to 8
     bit, as the reference does; "round" dithers 8-bit Y'CbCr with uniform noise before rounding, so
     that smooth areas show no banding and exact values stay exact. seed, index: determine the noise;
     index is the frame's number in the source.
     """
-    frame = frame.detach().to("cpu", torch.float32).clamp(0, 1)
+    frame = frame.detach().to("cpu", torch.float32)
+    if layout.bits == 32:
+        return layout.pack(planes_from_rgb(frame, layout, matrix))
+    frame = frame.clamp(0, 1)
     if rounding == "truncate":
         frame = (frame * 255).floor() / 255
     planes = planes_from_rgb(frame, layout, matrix)

@@ -1,7 +1,8 @@
 """Determines how the samples of a decoded frame are to be read: layout, colours, turns, aspect."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .color import MATRICES, SITINGS, Color, matrix_by_size, primaries_by_size, rgb_from_planes
-from .decoding import captured_log
-from .planes import PlanarFormat, has_alpha, planar_format
+from .decoding import captured_log, filter_graph, filtered
+from .planes import PlanarFormat, chroma_step, has_alpha, planar_format, whole_chroma
 
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
 
+_HDR_METADATA = ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL")
 _UNTAGGED = ("unknown", "unspecified", "reserved")
 
 
@@ -46,23 +48,43 @@ class Form:
             return width, max(1, int(height * self.aspect + half))
         return max(1, int(width * self.aspect + half)), height
 
-    def layout(self, *, alpha: bool) -> PlanarFormat:
-        """Returns the planes from which a frame is converted."""
-        return planar_format(self.pixel_format, alpha=alpha and has_alpha(self.pixel_format))
-
     def is_transparent(self, frame: "VideoFrame") -> bool:
         """Tests whether some pixel of a frame is not opaque."""
-        layout = self.layout(alpha=True)
+        layout = planar_format(self.pixel_format, alpha=has_alpha(self.pixel_format))
         return layout.alpha and bool((layout.planes(frame)[-1] < layout.peak).any())
 
-    def upright(self, frame: "VideoFrame", *, alpha: bool) -> Tensor:
-        """Returns the R'G'B' of a frame (c h w) in [0, 1], upright; c = 4 if `alpha`."""
-        layout = self.layout(alpha=alpha)
-        rgb = rgb_from_planes(layout.planes(frame), layout, self.color)
-        if alpha and not layout.alpha:
-            rgb = F.pad(rgb, (0, 0, 0, 0, 0, 1), value=1.0)
-        rgb = rgb.transpose(1, 2) if self.transposed else rgb
-        return rgb.flip(self.flipped).contiguous() if self.flipped or self.transposed else rgb
+    def upright(
+        self, frames: "Iterable[VideoFrame]", *, alpha: bool, deinterlace: bool
+    ) -> Iterator[Tensor]:
+        """Yields the R'G'B' (c h w) in [0, 1] of consecutive frames, upright; c = 4 if `alpha`.
+
+        deinterlace: makes whole frames of those that are marked as two fields.
+        """
+        layout = planar_format(self.pixel_format, alpha=alpha and has_alpha(self.pixel_format))
+        is_yuv = layout.family == "yuv"
+        if deinterlace:
+            whole = frames if is_yuv else map(layout.converted, frames)
+            frames = filtered(whole, ("bwdif", "mode=send_frame:deint=interlaced"))
+        step = 2 ** (layout.bits - 8)
+        black, white, opaque = 0, layout.peak, layout.peak
+        if not self.color.full_range:
+            black, white = (0, 255 * step) if is_yuv else (16 * step, 235 * step)
+        if is_yuv:  # libswscale widens codes of fewer bits without changing what they mean
+            black, white, opaque = (
+                code * 2 ** (16 - layout.bits) for code in (black, white, opaque)
+            )
+            scaling = ("scale", _conversion(self.color, chroma_step(self.pixel_format)))
+            layout = PlanarFormat("rgb", 16, layout.alpha)
+            frames = filtered(map(whole_chroma, frames), scaling, ("format", layout.name))
+        width, height = self.size[::-1] if self.transposed else self.size
+        for frame in frames:
+            planes = [plane[:height, :width] for plane in layout.planes(frame)]
+            rgb = rgb_from_planes(planes, layout, black, white, opaque)
+            if alpha and not layout.alpha:
+                rgb = F.pad(rgb, (0, 0, 0, 0, 0, 1), value=1.0)
+            rgb = rgb.transpose(1, 2) if self.transposed else rgb
+            turned = self.flipped or self.transposed
+            yield rgb.flip(self.flipped).contiguous() if turned else rgb
 
 
 class FormReader:
@@ -98,6 +120,7 @@ class FormReader:
         with captured_log() as log:
             self._graph.vpush(frame)
             side_data = self._graph.vpull().side_data
+            about = [side_data.get(name) for name in _HDR_METADATA]
         shown = dict(re.findall(r"(\w+): *(\S+)", "".join(text for _, _, text in log)))
         turn = side_data.get("DISPLAYMATRIX")
         # x' = a x + c y, y' = b x + d y
@@ -111,7 +134,7 @@ class FormReader:
             aspect=Fraction(self._aspect or self._context.sample_aspect_ratio or 1),
             transposed=transposed,
             flipped=(1,) * (down < 0) + (2,) * (across < 0),
-            color=_color(frame, shown),
+            color=replace(_color(frame, shown), **_hdr_metadata(*about)),
         )
 
 
@@ -120,18 +143,38 @@ def _inspection(frame: "VideoFrame") -> Any:
 
     PyAV 18 does not tell where a frame's chroma lies, PyAV 14 neither its primaries and transfer.
     """
-    from av.filter import Graph
-
-    graph = Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
-    )
     # PyAV 18 shows no side data at all if it does not know some, as these of FFmpeg 8, EXIF last;
     # the name of an ICC profile (15) it frees twice.
-    unwanted = [graph.add("sidedata", f"mode=delete:type={n}") for n in (15, *range(28, 32))]
-    show = graph.add("showinfo", "checksum=0")
-    graph.link_nodes(source, *unwanted, show, graph.add("buffersink")).configure()
-    return graph
+    unwanted = [("sidedata", f"mode=delete:type={n}") for n in (15, *range(28, 32))]
+    return filter_graph(frame, *unwanted, ("showinfo", "checksum=0"))
+
+
+def _conversion(color: Color, step: tuple[int, int]) -> str:
+    """Returns the options of ffmpeg's scaler for Y'CbCr of these colours.
+
+    Chroma is interpolated with Catmull-Rom at its true position.
+    """
+    matrix = color.matrix.removesuffix("bg").removesuffix("nc")
+    across, down = (
+        int(256 * position) if factor > 1 else 0
+        for position, factor in zip(color.siting, step, strict=True)
+    )
+    return (
+        f"flags=bicubic:param0=0:param1=0.5:in_h_chr_pos={across}:in_v_chr_pos={down}"
+        f":in_color_matrix={matrix}:in_range={'pc' if color.full_range else 'tv'}"
+    )
+
+
+def _hdr_metadata(mastering: Any, light_level: Any) -> dict[str, Any]:
+    """Returns fields of `Color` from libavutil's structures for them."""
+    found: dict[str, Any] = {}
+    if mastering is not None:  # ten fractions, then which of them are known
+        values = np.frombuffer(mastering, "i4")
+        if values[20] and values[21]:
+            found["mastering"] = tuple((values[:20:2] / values[1:20:2]).tolist())
+    if light_level is not None:
+        found["light_level"] = tuple(np.frombuffer(light_level, "u4")[:2].tolist())
+    return found
 
 
 def _color(frame: "VideoFrame", shown: dict[str, str]) -> Color:

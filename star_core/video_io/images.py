@@ -4,7 +4,19 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".tga", ".ppm", ".pgm"}
+SUFFIXES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".tga",
+    ".ppm",
+    ".pgm",
+    ".exr",
+}
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 _PATTERN = re.compile(r"((?:[^%]|%%)*)%(?:0(\d+))?d((?:[^%]|%%)*)")
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -22,8 +21,8 @@ SUBSAMPLINGS = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
 class PlanarFormat:
     """A format of planes Y; Y Cb Cr; or G B R, stored row by row, little-endian above 8 bit.
 
-    bits: of each sample. alpha: whether a plane of alpha comes last. subsampling: luma samples for
-    each chroma sample, across and down.
+    bits: of each sample, 32 for floats. alpha: whether a plane of alpha comes last. subsampling:
+    luma samples for each chroma sample, across and down.
     """
 
     family: Literal["gray", "rgb", "yuv"]
@@ -34,7 +33,7 @@ class PlanarFormat:
     @property
     def name(self) -> str:
         """ffmpeg's name of the format."""
-        depth = "" if self.bits == 8 else f"{self.bits}le"
+        depth = {8: "", 32: "f32le"}.get(self.bits, f"{self.bits}le")
         if self.family == "gray":
             return f"gray{depth}"
         alpha = "a" if self.alpha else ""
@@ -45,8 +44,13 @@ class PlanarFormat:
 
     @property
     def peak(self) -> int:
-        """The greatest code value."""
-        return 2**self.bits - 1
+        """The code value of white in full range."""
+        return 1 if self.bits == 32 else 2**self.bits - 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's type of a sample."""
+        return np.dtype({8: np.uint8, 32: "<f4"}.get(self.bits, "<u2"))
 
     def shapes(self, width: int, height: int) -> list[tuple[int, int]]:
         """Returns (h, w) of each plane for a frame's size. Chroma of odd sizes is rounded up."""
@@ -59,15 +63,7 @@ class PlanarFormat:
     def frame_bytes(self, width: int, height: int) -> int:
         """Returns the number of bytes of a frame."""
         samples = sum(h * w for h, w in self.shapes(width, height))
-        return samples * (1 if self.bits == 8 else 2)
-
-    def unpack(self, data: bytes, width: int, height: int) -> list[Tensor]:
-        """Returns the code values of a frame's bytes, one float32 (h w) per plane."""
-        codes = np.frombuffer(data, np.uint8 if self.bits == 8 else np.dtype("<u2"))
-        samples = torch.from_numpy(codes.astype(np.float32))
-        shapes = self.shapes(width, height)
-        parts = samples.split([h * w for h, w in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return samples * self.dtype.itemsize
 
     def converted(self, frame: "VideoFrame") -> "VideoFrame":
         """Returns a decoded frame in this format, its code values in the same range."""
@@ -75,9 +71,8 @@ class PlanarFormat:
             return frame
         return frame.reformat(format=self.name, src_color_range=2, dst_color_range=2)
 
-    def planes(self, frame: "VideoFrame") -> list[Tensor]:
-        """Returns the code values of a decoded frame, one float32 (h w) per plane."""
-        kind: Any = np.dtype(np.uint8 if self.bits == 8 else "<u2")
+    def planes(self, frame: "VideoFrame") -> list[np.ndarray]:
+        """Returns views of the code values of a decoded frame, one (h w) per plane."""
         packed = _PACKED_RGB.fullmatch(frame.format.name)
         if not packed:
             frame = self.converted(frame)
@@ -85,19 +80,50 @@ class PlanarFormat:
         rows = []
         for plane in frame.planes:
             buffer: Any = plane
-            shape = plane.height, plane.line_size // kind.itemsize
-            rows.append(np.frombuffer(buffer, kind, math.prod(shape)).reshape(shape))
+            shape = plane.height, plane.line_size // self.dtype.itemsize
+            rows.append(np.frombuffer(buffer, self.dtype, math.prod(shape)).reshape(shape))
         if packed:  # exactly, which libswscale of FFmpeg 7 does not do
             pixels = rows[0][:h, : w * len(packed[1])].reshape(h, w, len(packed[1]))
             rows = [pixels[..., packed[1].index(c)] for c in "gbra"[: 3 + self.alpha]]
-        shapes = self.shapes(w, h)
-        parts = [row[:h, :w].astype(np.float32) for row, (h, w) in zip(rows, shapes, strict=True)]
-        return [torch.from_numpy(part) for part in parts]
+        return [row[:h, :w] for row, (h, w) in zip(rows, self.shapes(w, h), strict=True)]
 
     def pack(self, planes: Sequence[Tensor]) -> bytes:
         """Returns the bytes of a frame from integer code values, one (h w) per plane."""
-        kind = np.uint8 if self.bits == 8 else np.dtype("<u2")
-        return b"".join(plane.numpy().astype(kind).tobytes() for plane in planes)
+        return b"".join(plane.numpy().astype(self.dtype).tobytes() for plane in planes)
+
+
+def whole_chroma(frame: "VideoFrame") -> "VideoFrame":
+    """Returns a frame with as much luma as its chroma covers.
+
+    libswscale would stretch the chroma of odd sizes.
+    """
+    from av import VideoFrame
+
+    width, height = (
+        -(-side // step) * step
+        for side, step in zip(
+            (frame.width, frame.height), chroma_step(frame.format.name), strict=True
+        )
+    )
+    if (width, height) == (frame.width, frame.height):
+        return frame
+    larger = VideoFrame(width, height, frame.format.name)
+    for plane, target in zip(frame.planes, larger.planes, strict=True):
+        buffer: Any = plane
+        rows = np.frombuffer(buffer, np.uint8).reshape(plane.height, plane.line_size)
+        samples = np.zeros((target.height, target.line_size), np.uint8)
+        length = min(plane.line_size, target.line_size)
+        samples[: plane.height, :length] = rows[:, :length]
+        target.update(samples.tobytes())
+    return larger
+
+
+def chroma_step(pixel_format: str) -> tuple[int, int]:
+    """Returns how many luma samples there are for one of chroma, across and down."""
+    from av import VideoFormat
+
+    kind = VideoFormat(pixel_format)
+    return 4 // kind.chroma_width(4), 4 // kind.chroma_height(4)
 
 
 @functools.cache
@@ -124,7 +150,7 @@ def planar_format(pixel_format: str, *, alpha: bool) -> PlanarFormat:
     elif len(kind.components) == 1:
         family = "gray"
     else:
-        chroma = (4 // kind.chroma_width(4), 4 // kind.chroma_height(4))
+        chroma = chroma_step(pixel_format)
         # ffmpeg's scaler converts the rare others, 4:1:1 and 4:4:0, to 4:4:4.
         subsampling = chroma if chroma in SUBSAMPLINGS.values() else (1, 1)
     depth = max(8, *(component.bits for component in kind.components))

@@ -1,16 +1,19 @@
 """Reads video one frame at a time, upright, in square pixels, as R'G'B'."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..resume import hash_of
 from ..windows.canvas import cut, region_of
 from .color import Color
 from .excerpt import WHOLE, Excerpt
@@ -94,6 +97,11 @@ class VideoSource:
         """The files that are read: the video, or the images of a sequence in order."""
         return list(self._survey.files)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the files' names and content."""
+        return hash_of(self.files)
+
     @property
     def header(self) -> Header:
         """The container's description of the file."""
@@ -120,6 +128,16 @@ class VideoSource:
         """True if the file's timestamps jump, as in recordings that were joined byte by byte."""
         return self._survey.is_joined
 
+    def frames_at(self, numbers: list[int]) -> Iterator[Tensor]:
+        """Yields frames by their ascending numbers; those of one key frame are decoded once."""
+        start = self.frames.start
+        for group in self._survey.by_key_frame([start + number for number in numbers]):
+            wanted = set(group)
+            span = range(group[0], group[-1] + 1)
+            for number, frame in zip(span, self.cut(span), strict=True):
+                if number in wanted:
+                    yield frame
+
     def cut(self, frames: range) -> "VideoSource":
         """Returns a video of some of the excerpt's frames, without decoding the file again."""
         return VideoSource(
@@ -135,19 +153,26 @@ class VideoSource:
     def every(self, step: int) -> Iterator[Tensor]:
         """Yields the first and every `step`-th frame after it; others are decoded only."""
         lead = min(_NEIGHBOURS, self.frames.start) if self._deinterlace else 0
-        first = self.frames.start - lead
-        alpha, count = self.info.has_alpha, 0
+        first, count = self.frames.start - lead, 0
         with closing(self._survey.decode(first)) as decoded:
-            frames: Iterator[tuple[Form, VideoFrame]] = decoded
-            if self._deinterlace:
-                frames = _deinterlaced(frames, alpha=alpha)
-            for form, frame in islice(frames, lead, lead + len(self), step):
-                yield self._displayed(form.upright(frame, alpha=alpha))
+            if self._deinterlace:  # which needs neighbours
+                chosen = islice(self._converted(decoded), lead, lead + len(self), step)
+            else:
+                chosen = self._converted(islice(decoded, 0, len(self), step))
+            for frame in chosen:
+                yield self._displayed(frame)
                 count += 1
         if count < len(range(0, len(self), step)):
             raise ValueError(
                 f"{self.path.name} could not be read to its end: check whether it has changed "
                 "meanwhile"
+            )
+
+    def _converted(self, decoded: "Iterable[tuple[Form, VideoFrame]]") -> Iterator[Tensor]:
+        for form, run in groupby(decoded, key=itemgetter(0)):
+            frames = (frame for _, frame in run)
+            yield from form.upright(
+                frames, alpha=self.info.has_alpha, deinterlace=self._deinterlace
             )
 
     def _displayed(self, frame: Tensor) -> Tensor:
@@ -159,7 +184,7 @@ class VideoSource:
         square = F.interpolate(
             frame[None], size, mode="bicubic", align_corners=False, antialias=True
         )
-        return square[0].clamp(0, 1)
+        return square[0] if self.info.color.transfer == "linear" else square[0].clamp(0, 1)
 
 
 def open_video(
@@ -168,6 +193,7 @@ def open_video(
     excerpt: Excerpt = WHOLE,
     frames: tuple[int, int | None] | None = None,
     deinterlace: Literal["auto", "off"] = "auto",
+    hdr: bool = False,
 ) -> VideoSource:
     """Opens a video file, an image, a `%05d.png` pattern or a folder of numbered images.
 
@@ -175,13 +201,22 @@ def open_video(
         skipped by seeking.
     frames: (A, B) selects frames A..B-1 of the excerpt, timed from 0; B None selects all from A.
     deinterlace: "auto" deinterlaces frames that the file marks as two fields.
+    hdr: whether PQ, HLG and linear light are read, as code values; linear light may exceed 1.
 
     The excerpt is decoded once to determine its exact frame count and timestamps. Raises ValueError
-    for a file that cannot be restored because it is missing, empty, truncated, HDR or not a video,
-    and for frames that the excerpt does not have.
+    for a file that cannot be restored because it is missing, empty, truncated or not a video, for
+    HDR unless `hdr`, and for frames that the excerpt does not have.
     """
     path = Path(path).absolute()
     found = survey(path.name, _files(path), excerpt)
+    kind = found.frames[0].form.color.hdr
+    if kind and not hdr:
+        raise ValueError(
+            f"{path.name} is HDR ({kind}), which is only restored, not measured or learned from. "
+            "Convert it first: ffmpeg -i INPUT -vf zscale=t=linear:npl=100,format=gbrpf32le,"
+            "zscale=p=bt709,tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p10le "
+            "-c:v ffv1 -c:a copy SDR.mkv"
+        )
     count = len(found.frames)
     start, stop = (0, count) if frames is None else (frames[0], frames[1])
     stop = count if stop is None else stop
@@ -190,12 +225,13 @@ def open_video(
     return VideoSource(path, found, excerpt, range(start, stop), deinterlace=deinterlace == "auto")
 
 
-def open_stills(folder: str | Path) -> list[VideoSource]:
+def open_stills(folder: str | Path, *, hdr: bool = False) -> list[VideoSource]:
     """Opens every image in a folder as a clip of one frame, in order of their names.
 
+    hdr: see `open_video`.
     Raises ValueError for a folder without images, and for an image that cannot be read.
     """
-    return [open_video(path) for path in still_paths(Path(folder).absolute())]
+    return [open_video(path, hdr=hdr) for path in still_paths(Path(folder).absolute())]
 
 
 def _files(path: Path) -> list[Path]:
@@ -217,38 +253,3 @@ def _files(path: Path) -> list[Path]:
     if start[8:12] == b"WEBP" and b"ANIM" in start:
         raise ValueError(f"{path.name} is an animated WebP image, which ffmpeg cannot decode")
     return [path]
-
-
-def _deinterlaced(
-    frames: Iterator[tuple[Form, "VideoFrame"]], *, alpha: bool
-) -> Iterator[tuple[Form, "VideoFrame"]]:
-    """Makes whole frames of those that are marked as two fields; others stay as they are."""
-    from av.error import BlockingIOError, EOFError
-    from av.filter import Graph
-
-    def whole() -> Iterator["VideoFrame"]:
-        while True:
-            try:
-                yield graph.vpull()
-            except (BlockingIOError, EOFError):
-                return
-
-    for form, run in groupby(frames, key=lambda pair: pair[0]):
-        graph: Any = None
-        for number, (_, frame) in enumerate(run):
-            frame = form.layout(alpha=alpha).converted(frame)
-            if graph is None:
-                graph = Graph()
-                source = graph.add_buffer(
-                    width=frame.width,
-                    height=frame.height,
-                    format=frame.format,
-                    time_base=Fraction(1, 25),
-                )
-                filters = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-                graph.link_nodes(source, filters, graph.add("buffersink")).configure()
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            graph.vpush(frame)
-            yield from ((form, result) for result in whole())
-        graph.vpush(None)
-        yield from ((form, result) for result in whole())

@@ -8,11 +8,12 @@ time that restoring takes, so it is done for the whole before any work begins.
 import functools
 import logging
 import re
-from collections.abc import Generator, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ class Survey:
     interlaced: bool = False
     is_joined: bool = False
 
-    @property
+    @functools.cached_property
     def bit_depth(self) -> int:
         """The bits of a component as stored, the most of all frames."""
         formats = {frame.form.pixel_format for frame in self.frames}
@@ -120,7 +121,7 @@ class Survey:
                 with opened(path) as file:
                     yield from decode(file, None)
             return
-        keys = [k for k in range(first + 1) if self.frames[k].is_key]
+        keys = self._keys[: bisect_right(self._keys, first)]
         if len(keys) > 1 and self._can_seek:
             with opened(self.files[0]) as file:
                 frames = self._decode_after_seeking(file, first, keys)
@@ -151,6 +152,18 @@ class Survey:
             keys, step = keys[:-step], 2 * step
         return None
 
+    def by_key_frame(self, numbers: Iterable[int]) -> list[list[int]]:
+        """Groups ascending frame numbers by the key frame from which they are decoded."""
+
+        def key_of(number: int) -> int:
+            return bisect_right(self._keys, number) if self._can_seek else 0
+
+        return [list(group) for _, group in groupby(numbers, key=key_of)]
+
+    @functools.cached_property
+    def _keys(self) -> list[int]:
+        return [number for number, frame in enumerate(self.frames) if frame.is_key]
+
     @functools.cached_property
     def _can_seek(self) -> bool:
         return not self.is_joined and all(
@@ -165,8 +178,8 @@ def survey(name: str, files: Sequence[Path], excerpt: Excerpt = WHOLE) -> Survey
     name: in messages. files: one video or image, or the images of a sequence. The results for a few
     files are cached until the files change.
 
-    Raises ValueError for a file that is not a video, cannot be decoded to its end, is HDR, or
-    changes its size or aspect, and for an excerpt that is empty.
+    Raises ValueError for a file that is not a video, cannot be decoded to its end, or changes its
+    size, aspect or kind of HDR, and for an excerpt that is empty.
     """
     states = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     return _survey(name, tuple(files), excerpt, states)
@@ -198,7 +211,7 @@ def _survey(
 
 
 def _check_change(name: str, number: int, first: Form, form: Form) -> None:
-    """Raises ValueError for HDR, and for a frame that differs so that a cut is needed before it."""
+    """Raises ValueError for a frame that differs so that a cut is needed before it."""
     kinds = first.color.hdr or "SDR", form.color.hdr or "SDR"
     change = None
     if form.size != first.size:
@@ -212,13 +225,6 @@ def _check_change(name: str, number: int, first: Form, form: Form) -> None:
         raise ValueError(
             f"{name} changes its {change} at frame {number}: cut it there, or treat a folder of "
             "images as stills"
-        )
-    if first.color.hdr:
-        raise ValueError(
-            f"{name} is HDR ({first.color.hdr}), which this model does not support. Convert it "
-            "first: ffmpeg -i INPUT -vf zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,"
-            "tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p10le "
-            "-c:v ffv1 -c:a copy SDR.mkv"
         )
 
 
@@ -282,7 +288,7 @@ def _decoded(
         except ValueError as error:
             raise ValueError(f"{name} {error}") from None
         frames.append(StoredFrame(time, frame.key_frame, form))
-        if form is not frames[len(frames) - 2].form or len(frames) == 1:
+        if form is not frames[len(frames) - 2].form:
             _check_change(name, len(frames) - 1, frames[0].form, form)
         interlaced |= frame.interlaced_frame
         has_alpha = has_alpha or form.is_transparent(frame)
@@ -354,6 +360,8 @@ def _header(name: str, file: "InputContainer", log: Log) -> Header:
     if stream is None:
         kinds = ", ".join(sorted({s.type for s in file.streams}))
         raise ValueError(f"{name} has no video stream, only {kinds}: choose a video")
+    if not stream.codec_context:
+        raise _refusal(name, log, "no decoder for its video")
     if len(file.streams.video) > 1:
         _LOG.warning("%s has further video streams or a cover, which are left out", name)
     return Header(

@@ -9,6 +9,7 @@ from pathlib import Path
 from .images import is_pattern, pattern_numbers
 
 FRAME_NAMES = "%05d.png"
+IMAGE_SUFFIXES = (".png", ".exr")
 VIDEO_SUFFIXES = (".mkv", ".mp4", ".mov", ".webm")
 
 
@@ -54,7 +55,7 @@ class FileTarget:
 
 
 class FramesTarget:
-    """A target of PNG files: a folder, a pattern in a folder, or a single name.
+    """A target of PNG or EXR files: a folder, a pattern in a folder, or a single name.
 
     Existing images of other numbers count as existing results, because old frames must not follow
     a new sequence. single: whether the target is one image. scratch: a folder of the same file
@@ -63,7 +64,7 @@ class FramesTarget:
     """
 
     def __init__(self, path: Path, *, overwrite: bool, scratch: Path | None) -> None:
-        if path.suffix.lower() != ".png" or path.is_dir():
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.is_dir():
             path = path / FRAME_NAMES
         self.path = path
         self._folder, self._pattern = path.parent, path.name
@@ -74,7 +75,7 @@ class FramesTarget:
         _check_existing(path, exists=old, overwrite=overwrite)
         inside = scratch or (self._folder if _exists(self._folder) else self._folder.parent)
         self.temporary = inside / f".star-{secrets.token_hex(8)}"
-        self.output = f"{self.temporary}/".replace("%", "%%") + "%08d.png"
+        self.output = f"{self.temporary}/".replace("%", "%%") + f"%08d{path.suffix}"
 
     def prepare(self) -> None:
         """Creates the temporary folder. Raises ValueError if its parent cannot be written to."""
@@ -126,11 +127,11 @@ def open_target(
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return FileTarget(path, overwrite=overwrite, scratch=scratch)
-    if suffix in ("", ".png") or path.is_dir():
+    if suffix in ("", *IMAGE_SUFFIXES) or path.is_dir():
         return FramesTarget(path, overwrite=overwrite, scratch=scratch)
     raise ValueError(
-        f"{path.name}: cannot write {suffix}. Use .mkv (lossless), .mp4, .mov, .webm, a folder or "
-        f"{FRAME_NAMES}"
+        f"{path.name}: cannot write {suffix}. Use .mkv (lossless), .mp4, .mov, .webm, a folder, "
+        f"{FRAME_NAMES} or %05d.exr"
     )
 
 

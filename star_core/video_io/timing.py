@@ -32,10 +32,10 @@ class Timing:
 
     def cut(self, start: int, stop: int) -> "Timing":
         """Returns the timing of frames start..stop-1, the first at 0."""
-        times = (*self.timestamps, self.end)
+        *times, end = (*self.timestamps[start : stop + 1], self.end)[: stop - start + 1]
         return Timing(
-            timestamps=tuple(time - times[start] for time in times[start:stop]),
-            end=times[stop] - times[start],
+            timestamps=tuple(time - times[0] for time in times),
+            end=end - times[0],
             fps=self.fps,
             constant_rate=self.constant_rate,
             time_base=self.time_base,
@@ -71,12 +71,14 @@ def timing(
         unit_of_all = min(unit, Fraction(1, 90000))
     else:
         unit_of_all = unit
-    seconds = _placed(valid, [float((times[k] or 0) * unit) for k in valid], len(times), nominal)
+    stated = [(times[k] or 0) * unit.numerator / unit.denominator for k in valid]
+    seconds = _placed(valid, stated, len(times), nominal)
     first, span = seconds[0], seconds[-1] - seconds[0]
     average = Fraction((len(seconds) - 1) / span).limit_denominator(1001) if span else nominal
     duration = float(last * unit)
-    for fps in (nominal, average):
-        if fps and all(abs(time - first - k / fps) <= _TOLERANCE for k, time in enumerate(seconds)):
+    for fps in filter(None, (nominal, average)):
+        regular = float(1 / fps)
+        if all(abs(time - first - k * regular) <= _TOLERANCE for k, time in enumerate(seconds)):
             return _regular(first, len(seconds), fps, duration)
     # Finer clocks exist, but not every container can store them.
     fine = unit_of_all if unit_of_all.denominator <= 10**6 else Fraction(1, 90000)

@@ -128,12 +128,13 @@ class VideoSink:
             self._target.output,
             self._encoding,
             self._color,
+            *self._size,
             self._timing,
             self._source,
             streams,
             seconds=seconds,
         )
-        return Encoder(arguments, self._encoding, *self._size, self._timing)
+        return Encoder(arguments, self._encoding, self._color, *self._size, self._timing)
 
     def _check_writable(self) -> None:
         """Writes one black frame as a trial, so that hours of work do not end in an error."""
@@ -184,9 +185,10 @@ def open_sink(
 ) -> VideoSink:
     """Opens a video for writing, in a format that depends on the extension of `path`.
 
-    .mkv: FFV1, lossless, RGB of 8 bit or of the source's depth. .mp4: H.264 CRF 16 4:2:0 (4:4:4 if
-    a side is odd), or 10-bit H.265 with codec="h265". .mov: ProRes 422 HQ, 4444 with alpha. .webm:
-    VP9 CRF 8 with frequent key frames. A folder or `%05d.png`: PNG.
+    .mkv: FFV1, lossless, RGB of the source's depth. .mp4: CRF 16 4:2:0 (4:4:4 if a side is odd),
+    H.264 for a source of 8 bit, else H.265 of 10 bit, or as codec says. .mov: ProRes 422 HQ, 4444
+    with alpha. .webm: VP9 CRF 8 of 8 or 10 bit with frequent key frames. A folder or `%05d.png`:
+    PNG of 8 or 16 bit. `%05d.exr`: OpenEXR, for linear light, which nothing else holds.
 
     width, height: of the frames. alpha: whether they have a fourth channel.
     source: provides timestamps, colour tags, sound, subtitles, chapters and metadata; exactly its
@@ -199,9 +201,14 @@ def open_sink(
     """
     path = Path(path).absolute()
     target = open_target(path, overwrite=overwrite, scratch=scratch)
-    bits = source.info.bit_depth if source else 8
     encoding = choose_encoding(
-        target.path, codec=codec, alpha=alpha, bits=bits, width=width, height=height
+        target.path,
+        codec=codec,
+        alpha=alpha,
+        bits=source.info.bit_depth if source else 8,
+        hdr=source.info.color.hdr if source else None,
+        width=width,
+        height=height,
     )
     if isinstance(target, FramesTarget) and target.single and (source is None or len(source) > 1):
         raise ValueError(f"{path.name} holds one frame: write a folder or %05d.png")

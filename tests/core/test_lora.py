@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from star_core.checkpoints.tensors import open_tensors
 from star_core.lora import (
+    LoraLayers,
     add_lora,
     lora_layers,
     lora_strength,
@@ -21,11 +22,12 @@ SMALL = replace(NETWORK, in_dim=4, out_dim=4, dim_mult=(1,), attn_scales=(1.0,),
 FEW = {"steps": 2, "solver_mode": "normal", "sampler": "lcm", "cfg": 1.0}
 
 
-def network_with_lora(layers="all", alpha=None):
+def network_with_lora(layers: LoraLayers = "all", alpha=None):
     """A network whose LoRA has an effect, and one without it."""
     network, plain = (new_network(SMALL, 0)[0].eval() for _ in range(2))
     for each in (network, plain):
-        torch.nn.init.constant_(each.out[-1].weight, 0.1)
+        for parameter in each.out[-1].parameters():
+            torch.nn.init.constant_(parameter, 0.1)
     add_lora(network, 2, layers=layers, alpha=alpha)
     generator = torch.Generator().manual_seed(0)
     for layer in lora_layers(network).values():

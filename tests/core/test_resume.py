@@ -85,7 +85,12 @@ def test_another_run_begins_anew_and_the_work_of_the_first_stays_until_it_has_so
     work.begin("run")  # as the message says
     assert work.recall("0000")
     work.begin("other")
-    work.keep("0000", TENSORS)
+    work.keep("0000-001", TENSORS)
+    work.begin("run")
+    assert work.recall("0000")
+    work.begin("other")
+    work.finish("0000", TENSORS)
+    assert work.recall("0000-001") is None
     work.begin("run")
     assert work.recall("0000") is None
 
@@ -100,11 +105,28 @@ def test_a_second_run_with_the_same_output_is_refused_and_workers_are_not(tmp_pa
             Work(folder, out=out),
         ):
             pass
-        with Work(folder, out=out, shared=True) as shared:
-            shared.begin("run")
-            assert shared.recall("0000")
     with Work(folder, out=out):
         pass
+
+
+def test_workers_share_a_folder_and_other_runs_are_refused_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "_PATIENCE", 0.1)
+    folder, out = tmp_path / "work", tmp_path / "o.mkv"
+    refused = pytest.raises(ValueError, match="another run is writing .*o.mkv")
+    with Work(folder, out=out, shared=True) as first:
+        first.begin("run")
+        with Work(folder, out=out, shared=True) as second:
+            second.begin("run")
+            second.keep("0000", TENSORS)
+        assert first.recall("0000")
+        with refused, Work(folder, out=out):
+            pass
+    (folder / "in use by a worker that died").touch()
+    with Work(folder, out=out) as work:
+        work.begin("run")
+        assert work.recall("0000")
+        with refused, Work(folder, out=out, shared=True):
+            pass
 
 
 def test_the_folder_goes_when_the_work_is_done_or_there_is_none(tmp_path):

@@ -9,6 +9,7 @@ from star_core.planning.meta_memory import LiveTensors
 from star_core.vae.frame_vae import VideoVAE
 from star_core.vae.load import load_frame_vae
 from star_core.vae.patch import PatchVAE
+from star_core.vae.small_decoder import SmallDecodedModel, SmallDecoder, SmallDecoderConfig
 from star_core.vae.svd import svd_vae
 from tests.paths import ROOT
 
@@ -27,7 +28,22 @@ def small_svd() -> VideoVAE:
     return vae
 
 
-CORE = {"tiny": (lambda: load_frame_vae(TINY), 8), "svd": (small_svd, 3)}
+def with_small_decoder() -> VideoVAE:
+    """The VAE of tiny, with a small decoder that mixes frames, every weight of it random."""
+    decoder = SmallDecoder(SmallDecoderConfig(latent_channels=32, factor=4, width=8, blocks=1))
+    generator = torch.Generator().manual_seed(0)
+    for tensor in decoder.state_dict().values():
+        tensor.normal_(std=0.05, generator=generator)
+    vae = load_frame_vae(TINY)
+    vae.model = SmallDecodedModel(vae.model, decoder).eval().requires_grad_(False)
+    return vae
+
+
+CORE = {
+    "tiny": (lambda: load_frame_vae(TINY), 8),
+    "svd": (small_svd, 3),
+    "small": (with_small_decoder, 3),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -421,3 +421,19 @@ def test_numbers_of_a_result_are_those_of_pictures(host, clip):
     assert components.images.shape == (7, 24, 32, 3)
     assert components.audio is not None
     assert np.isfinite(components.images.numpy()).all()
+
+
+def test_hdr_stays_hdr_in_every_format_of_10_bits(host, tmp_path):
+    picture = (
+        "testsrc2=s=64x48:r=25,trim=end_frame=2,format=yuv420p10le,setparams=range=tv:"
+        "colorspace=bt2020nc:color_primaries=bt2020:color_trc=smpte2084"
+    )
+    film = tmp_path / "pq.mkv"
+    command = [get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", picture, "-c:v", "ffv1", film]
+    subprocess.run(command, check=True)
+    for format in ("mp4 (H.265)", "mkv (lossless)", "mov (ProRes)"):
+        result = host.restore(from_file(film), format=format, strength=0.0, scale=1.0)
+        info = open_video(result.get_stream_source(), hdr=True).info
+        assert (info.color.hdr, info.color.primaries, info.bit_depth) == ("PQ", "bt2020", 10)
+    with pytest.raises(ValueError, match="HDR .PQ. needs 10 bits"):
+        host.restore(from_file(film), format="mp4 (H.264)", strength=0.0)

@@ -23,7 +23,7 @@ class Drifting:
         return star_schedule().velocity_between(x, x_0, t)
 
 
-def run(drift, limit, timesteps=range(899, 0, -50), windows=(None,)):
+def run(drift, limit, timesteps=range(899, 0, -50), windows=(None,), last=None):
     """The timesteps that are computed, and the predictions, of an otherwise unguided run."""
     network = Drifting(drift)
     embedding = torch.zeros(1, 1, 1)
@@ -35,6 +35,7 @@ def run(drift, limit, timesteps=range(899, 0, -50), windows=(None,)):
         hint=None,
         guidance_scale=1.0,
         shortcuts=Shortcuts(cache=limit),
+        last=None if last is None else star_schedule().edm_sigma(torch.tensor(last)),
     )
     found = []
     for t in timesteps:
@@ -47,6 +48,10 @@ def test_what_does_not_change_is_computed_twice():
     seen, found = run(0.0, 0.01)
     assert seen == [899, 849]
     torch.testing.assert_close(found[-1], CLEAN, atol=1e-3, rtol=1e-3)
+
+
+def test_the_last_evaluation_is_always_computed():
+    assert run(0.0, 0.01, last=49)[0] == [899, 849, 49]
 
 
 def test_without_a_limit_everything_is_computed():

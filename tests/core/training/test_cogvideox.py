@@ -127,11 +127,15 @@ def test_what_the_second_backbones_vae_cannot_do_is_told(shards, tmp_path, capsy
 
 def test_the_plan_of_training_counts_the_second_backbone(tmp_path, capsys):
     plan = ["train", "--plan", "--clip-frames", "5", "--size", "64x32", "--checkpointing"]
-    assert main([*plan, "--model", str(write_model(tmp_path))]) == 0
+    model = ["--model", str(write_model(tmp_path))]
+    assert main([*plan, *model]) == 2
+    assert "no VAE found" in capsys.readouterr().err
+    files = ["--vae", str(write_vae(tmp_path)), "--text-encoder", str(write_t5(tmp_path))]
+    assert main([*plan, *model, *files]) == 0
     parameters = sum(p.numel() for p in build_network(CONFIG, device="meta").parameters())
     assert f"{parameters / 1e6:,.1f} M parameters" in capsys.readouterr().out
-    kept = [
-        plan_training(CONFIG, frames=3, height=4, width=6, checkpointing=again).activations
+    work = [
+        plan_training(CONFIG, frames=3, height=4, width=6, checkpointing=again).flops
         for again in (False, True)
     ]
-    assert 0 < kept[1] < kept[0]
+    assert 0 < work[0] < work[1]

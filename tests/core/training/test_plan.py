@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from star_core.vae.patch import PatchGeometry
 from star_core.vae.svd import SVDGeometry
 
 CONFIG = replace(NETWORK, dim_mult=(1, 2), attn_scales=(1.0,))
-SIZE = {"frames": 3, "height": 10, "width": 8}
+SIZE: dict[str, Any] = {"frames": 3, "height": 10, "width": 8}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Several processes: the same weights, validation together, sharded weights."""
 
+import math
 import os
 import socket
 from dataclasses import replace
@@ -8,11 +9,15 @@ import torch
 from torch import multiprocessing
 
 from star_core.training.objective import TrainingObjective
-from star_core.training.tiny import new_network
-from star_core.training.trainer import TrainExecution, train
-from tests.small_run import CONFIG, SMALL, latent_pairs, stored, write
+from star_core.training.processes import gathered
+from star_core.training.tiny import SAMPLING, new_network
+from star_core.training.trainer import TrainExecution, mean_parts, train
+from star_core.training.validation import Validation
+from star_core.vae.patch import PatchGeometry
+from tests.small_run import CONFIG, SMALL, Poisoned, latent_pairs, stored, write
 
 STAR = replace(CONFIG, trains="star", steps=3, batch=1)
+MUON = replace(STAR, optimizer="muon", ema=0.5)
 SHARDED = TrainExecution(shard=True, keep=9)
 
 
@@ -62,6 +67,50 @@ def sharded(rank, folder):
         train(pairs, objective, folder / "sharded", write=write, every=1, execution=SHARDED,
               validate=validate)  # fmt: skip
     torch.save(seen, folder / f"seen-{rank}.pt")
+
+
+def shared(rank, folder):
+    """Trains with a sample of the second rank that is not finite, and validates a clip a rank."""
+    network, prompts = begun()
+    data = Poisoned(latent_pairs(folder / "pairs"), [3])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = PatchGeometry(latent_channels=4, width=8).build()
+    clip = torch.full((2, 3, 16, 16), 0.1 + 0.8 * rank), torch.rand(2, 3, 16, 16)
+    measure = Validation({rank: clip}, vae, folder, sampling=SAMPLING)
+
+    def validate(network, prompts, step):
+        figures = measure(network, prompts, step)
+        weights = {name: p.detach().clone() for name, p in network.named_parameters()}
+        torch.save({"figures": figures, "weights": weights}, folder / f"seen-{rank}.pt")
+        return figures
+
+    objective = TrainingObjective(network, MUON, prompts=prompts)
+    train(data, objective, folder / "shared", write=write, validate=validate)
+    assert gathered([rank]) == [0, 1]
+    means = mean_parts([{"a": float(rank), "b": math.nan}])
+    assert means["a"] == 0.5 and math.isnan(means["b"])
+
+
+def test_ranks_skip_and_validate_together(tmp_path):
+    ranks(shared, tmp_path)
+    network, prompts = begun()
+    data = Poisoned(latent_pairs(tmp_path / "pairs"), [3])
+    objective = TrainingObjective(network, replace(MUON, batch=2), prompts=prompts)
+    train(data, objective, tmp_path / "one", write=write)
+    both, one = (stored(tmp_path / name, 3) for name in ("shared", "one"))
+    assert both["skipped"] == one["skipped"] == 1
+    for key, value in one["average"].items():
+        # Both optimizers make much of rounding where gradients are nearly nothing.
+        assert (both["average"][key] - value).abs().mean() < 3e-4
+    # Both validate the averaged weights, and know the means of both clips.
+    seen = [torch.load(tmp_path / f"seen-{rank}.pt") for rank in (0, 1)]
+    assert seen[0]["figures"] == seen[1]["figures"]
+    for key, value in both["average"].items():
+        for each in seen:
+            assert torch.equal(each["weights"][key.removeprefix("network.")], value)
+    videos = sorted(path.name for path in (tmp_path / "validation").iterdir())
+    assert videos == ["0000003_0.mp4", "0000003_1.mp4"]
 
 
 def test_sharded_ranks_train_validate_and_resume_as_one_process(tmp_path):

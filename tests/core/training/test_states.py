@@ -8,29 +8,15 @@ import pytest
 import torch
 
 from star_core.losses import DFLossConfig
-from star_core.training.objective import TrainingObjective, draw_batch, sample_generator
+from star_core.training.objective import TrainingObjective, draw_batch
 from star_core.training.tiny import new_network
 from star_core.training.trainer import TrainExecution, choose_trained, narrow_frozen
-from tests.small_run import CONFIG, SMALL, latent_pairs, run, states, stored
+from tests.small_run import CONFIG, SMALL, Poisoned, latent_pairs, run, states, stored
 
 
 @pytest.fixture
 def pairs(tmp_path):
     return latent_pairs(tmp_path / "pairs")
-
-
-class Poisoned:
-    """Pairs of which some samples are not finite."""
-
-    def __init__(self, pairs, bad):
-        self.pairs = pairs
-        self.bad = {sample_generator(CONFIG.seed, index).initial_seed() for index in bad}
-
-    def sample(self, generator):
-        sample = self.pairs.sample(generator)
-        if generator.initial_seed() in self.bad:
-            sample.hq[0] = float("nan")
-        return sample
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(pairs, tmp_path, caplog):

@@ -36,13 +36,10 @@ from star_core.training.tiny import (
     MODEL_FILE,
     NETWORK,
     SAMPLING,
-    VAE_FILE,
     new_network,
-    widened,
     write_tiny,
 )
 from star_core.training.trainer import choose_trained, train
-from star_core.vae.load import load_frame_vae
 from star_core.vae.patch import patch_vae
 from star_core.video_io import open_sink
 
@@ -213,22 +210,6 @@ def test_later_levels_are_learned_on_what_the_network_itself_made_of_the_hint(pa
     torch.testing.assert_close(x_t[0], noised_hint[0])
     made = schedule.add_noise(schedule.x_0(x, v, t), batch.noise[1:], batch.t[1:])
     torch.testing.assert_close(x_t[1], made[0])
-
-
-def test_a_widened_network_does_the_same_and_leaves_what_is_new_as_the_hint_has_it():
-    network, _ = new_network(SMALL, 0)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    network.eval()
-    wider = widened(network, 6, 0.1).eval()
-    hint, noise = torch.randn(1, 6, 2, 4, 4), torch.randn(1, 6, 2, 4, 4)
-    t, y = torch.tensor([999]), torch.randn(1, 2, SMALL.context_dim)
-    v = wider(noise, t, y, hint)
-    torch.testing.assert_close(
-        v[:, :4], network(noise[:, :4], t, y, hint[:, :4]), atol=1e-3, rtol=0
-    )
-    torch.testing.assert_close(v[:, 4:], -hint[:, 4:], atol=1e-3, rtol=0)
-    assert (v + hint)[:, :4].std() > 0.01
 
 
 class Distance(torch.nn.Module):
@@ -474,18 +455,6 @@ def test_an_untrained_vae_keeps_what_most_of_its_patches_are():
     with torch.inference_mode():
         error = vae.decode(vae.encode(smooth)) - smooth
     assert error.std() < smooth.std() / 100
-
-
-def test_the_first_channels_of_a_taught_vae_are_its_teachers(tmp_path):
-    small = TINY_VAE | {"latent_channels": 4, "width": 8, "encoder_blocks": 1, "decoder_blocks": 1}
-    teacher = patch_vae(small)
-    start_as_projection(teacher.model, noise_frames())  # pyright: ignore[reportArgumentType]
-    clips = [(torch.rand(4, 2, 3, 24, 24) * 255).byte()]
-    train_vae(clips, tmp_path / VAE_FILE, steps=1, teacher=teacher, batch=4, crop=16, first=60)
-    frames = noise_frames()
-    latents = load_frame_vae(tmp_path / VAE_FILE).encode_frame(frames)
-    torch.testing.assert_close(latents[:, :4], teacher.encode_frame(frames), atol=0.1, rtol=0)
-    assert latents[:, 4:].std() > 0.2
 
 
 def test_pairs_hold_the_clean_and_the_degraded_clip(tmp_path):

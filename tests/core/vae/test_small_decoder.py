@@ -12,7 +12,7 @@ from star_core.checkpoints.find import find_vae, first_of
 from star_core.checkpoints.kinds import VAE_PATCH
 from star_core.model import BUILT_IN
 from star_core.vae.cogvideox import causal_vae
-from star_core.vae.load import load_vae
+from star_core.vae.load import load_frame_vae
 from star_core.vae.patch import PatchGeometry
 from star_core.vae.small_decoder import (
     SmallDecoder,
@@ -81,12 +81,12 @@ def test_the_file_of_a_vae_may_hold_its_decoder(tmp_path):
     decoder, path = random(SmallDecoder(CONFIG)), tmp_path / "vae.safetensors"
     tiny = BUILT_IN["tiny"][1]
     save_with_decoder(path, tiny, decoder)
-    vae, own = load_vae(path), load_vae(tiny)
+    vae, own = load_frame_vae(path), load_frame_vae(tiny)
     picture, z = torch.rand(1, 3, 8, 8) * 2 - 1, torch.randn(1, 32, 2, 4, 4)
     assert torch.equal(vae.encode_frame(picture), own.encode_frame(picture))
-    apart = load_vae(tiny)
+    apart = load_frame_vae(tiny)
     use_decoder(apart, path)
-    again = load_vae(path)
+    again = load_frame_vae(path)
     use_decoder(again, path)
     video = vae.decode_window(z)
     assert torch.equal(video, apart.decode_window(z)) and torch.equal(video, again.decode_window(z))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from star_core.video_io import VideoSource, open_sink, open_video
+from star_core.video_io.decoding import decode
 from star_core.video_io.timing import timing
 
 TS = ("-c:v", "mpeg2video", "-b:v", "500k", "-c:a", "mp2")
@@ -284,6 +285,14 @@ def test_a_change_of_aspect_or_of_hdr_is_named(tmp_path, first, second, words):
         open_video(joined)
 
 
+def test_video_of_an_unknown_kind_is_refused(tmp_path):
+    path = film(tmp_path / "clip.mp4")
+    before, _, after = path.read_bytes().rpartition(b"avc1")  # in the description of the samples
+    path.write_bytes(before + b"zzzz" + after)
+    with pytest.raises(ValueError, match="clip.mp4 is not a video that .*no decoder"):
+        open_video(path)
+
+
 def test_an_animated_image_in_a_sequence_is_named(tmp_path):
     for k in range(3):
         film(tmp_path / f"{k}.png", *(["-f", "apng"] if k == 1 else []), frames=2 if k == 1 else 1)
@@ -399,3 +408,21 @@ def test_a_file_is_decoded_once_for_its_properties(tmp_path):
     assert open_video(path).timing is open_video(path).timing
     film(tmp_path / "a.mp4", frames=3)
     assert len(open_video(path)) == 3
+
+
+@pytest.mark.parametrize("keys", [6, 250])
+def test_frames_that_are_picked_are_decoded_once(tmp_path, monkeypatch, keys):
+    path = film(tmp_path / "clip.mp4", "-c:v", "libx264", "-g", keys, "-sc_threshold", 0, frames=40)
+    source = open_video(path, frames=(3, 37))
+    whole, decoded = stack(source), []
+
+    def counted(file, seek, *findings):
+        for frame in decode(file, seek, *findings):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr("star_core.video_io.survey.decode", counted)
+    picked = [0, 2, 4, 14, 16, 33]
+    assert torch.equal(torch.stack(list(source.frames_at(picked))), whole[picked])
+    assert len(decoded) == len(set(decoded))
+    assert len(decoded) < 30 or keys == 250

@@ -130,7 +130,9 @@ def test_every_bit_of_a_deep_source_is_kept(tmp_path, pixel_format, bits, planes
     clip = open_video(raw(tmp_path / "a.mkv", source, pixel_format, "16x4"))
     assert clip.info.bit_depth == bits
     expected = torch.from_numpy((ramp.astype(np.float32) - black) / (white - black)).view(4, 16)
-    assert torch.allclose(next(iter(clip)), expected, atol=1e-5)
+    # libswscale's coefficients for Y'CbCr have 13 bits; a step of 12 bits is 2.4e-4
+    tolerance = 1e-4 if "yuv" in pixel_format else 1e-6
+    assert torch.allclose(next(iter(clip)), expected, atol=tolerance)
 
 
 @pytest.mark.parametrize(
