@@ -21,12 +21,12 @@ Module = TypeVar("Module", bound=nn.Module)
 class Comparison(NamedTuple):
     """A result and its reference. Everything but floating point tensors must be equal.
 
-    atol: absolute tolerance; None for the sidecar's.
+    atol: absolute tolerance, of all elements or of each; None for the sidecar's.
     """
 
     ours: Any
     theirs: Any
-    atol: float | None = None
+    atol: float | Tensor | None = None
 
 
 Comparisons = Iterator[Comparison]
@@ -116,7 +116,8 @@ class Case:
         if rtol is None and atol is None:
             finite = theirs[theirs.isfinite()]
             rtol, atol = 1e-4, 1e-5 * finite.abs().max().item() if finite.numel() else 0.0
-        tolerance = (atol or 0.0) + (rtol or 0.0) * theirs.nan_to_num(posinf=0, neginf=0).abs()
+        tolerance = (rtol or 0.0) * theirs.nan_to_num(posinf=0, neginf=0).abs()
+        tolerance = tolerance + (0.0 if atol is None else atol)
         same = (ours == theirs) | (ours.isnan() & theirs.isnan())
         error = torch.where(same, 0.0, (ours - theirs).abs().nan_to_num(nan=sys.float_info.max))
         at = torch.where(error == 0, 0.0, error / tolerance).argmax()

@@ -26,16 +26,28 @@ def schedule(case: Case) -> Comparisons:
     config = case.config
     ours = logsnr_cosine_schedule(**config)
     logsnr = cosine_interpolated_logsnr(config["n"], config["scale_min"], config["scale_max"])
-    x_0, noise, t = case["x0"], case["eps"], case["t_int"]
+    x_0, noise, t_int = case["x0"], case["eps"], case["t_int"]
     yield Comparison(logsnr, case["logsnr_before_rescale"])
     yield Comparison(ours.sigmas, case["sigmas"])
-    yield Comparison(ours.alphas, case["alphas"])
-    yield Comparison(ours.log_edm_sigmas, case["log_edm_sigma"])
-    yield Comparison(ours.edm_sigma(case["t_query"]), case["edm_sigma_of_t"])
-    yield Comparison(ours.t(case["sigma_query"]), case["t_of_edm_sigma"])
-    yield Comparison(ours.add_noise(x_0, noise, t), case["xt"])
-    yield Comparison(ours.velocity(x_0, noise, t), case["velocity"])
-    yield Comparison(ours.x_0(case["xt"], case["velocity"], t), case["x0_from_v"])
+
+    # The last bit of sigma differs between processors. These are the effects of two such bits.
+    eps = 2 * torch.finfo(torch.float32).eps
+
+    def of_log(edm_sigma: Tensor) -> Tensor:
+        return eps * (1 + edm_sigma.square()).nan_to_num(posinf=0)
+
+    edm, queries, t = case["edm_sigma_of_t"], case["sigma_query"], case["t_of_edm_sigma"]
+    alphas, table = case["alphas"], case["log_edm_sigma"]
+    yield Comparison(ours.alphas, alphas, (eps / alphas).nan_to_num(posinf=0))
+    yield Comparison(ours.log_edm_sigmas, table, of_log(table.exp()))
+    yield Comparison(ours.edm_sigma(case["t_query"]), edm, (edm * of_log(edm)).nan_to_num())
+    slope = table.diff()[t.long().clamp(max=len(table) - 2)]
+    yield Comparison(ours.t(queries), t, of_log(queries) / slope)
+    yield Comparison(ours.add_noise(x_0, noise, t_int), case["xt"])
+    velocity = case["velocity"]  # computed as (alpha x_t - x_0) / sigma
+    rounding = eps * x_0.abs() / ours.sigma(t_int)
+    yield Comparison(ours.velocity(x_0, noise, t_int), velocity, rounding)
+    yield Comparison(ours.x_0(case["xt"], velocity, t_int), case["x0_from_v"])
 
 
 def spacing(settings: Mapping[str, Any]) -> dict[str, Any]:
