@@ -324,7 +324,7 @@ MUTANTS = [
     *_mutants(
         "devices",
         "devices standin",
-        ("non_blocking=no_wait)\n\n\ndef stash", "non_blocking=False)\n\n\ndef stash"),
+        ("dtype or x.dtype, non_blocking=no_wait)", "dtype or x.dtype)"),
         ("return copy.copy_(x, non_blocking=no_wait)", "return copy.copy_(x)"),
         ("if torch.backends.mps.is_available():", "if False:"),
     ),
