@@ -49,7 +49,7 @@ def test_measured_bytes_are_those_predicted(report):
 
 def test_a_forced_error_is_survived(report):
     (figures,) = rows(report, "out of memory").values()
-    assert "offloading" in figures["changes"] and figures["relative error"] < 1e-6
+    assert "smaller slices" in figures["changes"] and figures["relative error"] < 1e-6
 
 
 def test_a_job_has_all_its_frames(report):

@@ -55,7 +55,7 @@ def test_what_cannot_work_is_refused_before_anything_is_computed(
 def test_fast_with_steps_is_allowed_in_reference_which_ignores_them(
     tmp_path, capsys, clip, monkeypatch
 ):
-    monkeypatch.setattr("star_core.upscale.restore", lambda frames, *_, **__: iter(()))
+    monkeypatch.setattr("star_core.upscale.restore", lambda *_, **__: (frame for frame in ()))
     options = ["--solver-mode", "fast", "--steps", "20"]
     with pytest.raises(AssertionError, match="0 of 3 frames written"):  # so it got that far
         main(["upscale", str(clip), str(tmp_path / "out.mkv"), *options, "--reference"])

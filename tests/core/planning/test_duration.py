@@ -91,7 +91,7 @@ def test_bench_stores_what_plan_and_upscale_then_tell(monkeypatch, tmp_path, cap
     monkeypatch.setattr(bench, "ROUNDS", 1)
     plan = ["plan", "--frame-count", "3", "--size", "24x16", "--model", "tiny", "--device", "cpu"]
     assert main(plan) == 0
-    assert "once `python -m star_core bench`" in capsys.readouterr().out
+    assert "after `python -m star_core bench` has measured" in capsys.readouterr().out
     assert main(["bench", "--device", "cpu"]) == 0
     machine = stored_machine(CPU)
     assert machine is not None and max(machine.speeds[torch.float32]) > 0 and machine.pixel >= 0
