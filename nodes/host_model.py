@@ -358,10 +358,11 @@ def sampling_defaults(model: comfy.model_patcher.ModelPatcher) -> SamplingDefaul
 
     ValueError for another MODEL, and for a LoRA whose settings are damaged.
     """
+    own = star_of(model).sampling
     patches = model.patches.get(f"diffusion_model.{SETTINGS}", [])
     # A patch is its strength, what it does, and more; ("set", (tensor,)) replaces the buffer.
     loras = [(patch[0], read_settings(patch[1][1][0], "a LoRA of the MODEL")) for patch in patches]
-    return with_loras(star_of(model).sampling, loras)
+    return with_loras(own, loras)
 
 
 def network_of(model: comfy.model_patcher.ModelPatcher) -> tuple[NetworkConfig, torch.dtype]:

@@ -97,7 +97,8 @@ def restore(nodes, model, vae, frames, **changes):
 
 def test_what_is_left_open_is_as_the_model_file_says(nodes, model):
     own, sampling_of = model.model.star.sampling, nodes.host_sampling.sampling_of
-    fast = SimpleNamespace(model=SimpleNamespace(star=SimpleNamespace(sampling=SamplingDefaults())))
+    star = SimpleNamespace(sampling=SamplingDefaults())
+    fast = SimpleNamespace(model=SimpleNamespace(star=star), patches={})
     left_open = {"steps": -1, "noise_level": -1, "cfg": -1.0, "sampler": "auto"}
     assert sampling_of(model, **left_open) == own
     assert sampling_of(fast, **left_open).solver_mode == "fast"
