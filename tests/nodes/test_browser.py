@@ -320,7 +320,7 @@ def test_a_report_that_came_while_another_workflow_was_open_is_there_on_return(p
         pytest.skip("needs a frontend that tells extensions of outputs that it restores")
     page.evaluate("prompt => app.loadApiJson(prompt, 'reports')", REPORTING)
     page.evaluate(LISTEN)
-    frames = node("EmptyImage", width=512, height=512, batch_size=30, color=0)
+    frames = node("EmptyImage", width=512, height=512, batch_size=120, color=0)
     measured = node("STAR_Metrics", images=["1", 0], reference=["1", 0], metrics="ssim")
     server.fetch("/prompt", {"prompt": {"1": frames, "2": measured}})  # the run has to wait for it
     assert page.evaluate(RUN_UNSEEN)
