@@ -97,15 +97,14 @@ def send(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None
 
 
 def fetch(x: Tensor, device: torch.device | str) -> Callable[[], Tensor]:
-    """Begins to copy x to a device; the function that it returns gives the copy.
+    """Returns a function that gives x on a device, where copying may begin already.
 
     On CUDA, x is copied from main memory while the device goes on with what it has to do. Only the
-    device waits for the copy, when the function is called.
+    device waits for the copy, when the function is called. Others copy then.
     """
     device = torch.device(device)
     if device.type != "cuda" or x.device.type != "cpu":
-        copy = send(x, device)
-        return lambda: copy
+        return lambda: send(x, device)
     main, side = torch.cuda.current_stream(device), _copying_stream(device)
     copy = torch.empty(x.shape, dtype=x.dtype, device=device)
     side.wait_stream(main)  # earlier work may still use that memory

@@ -175,14 +175,21 @@ class ShotRestorer(ABC):
 
     @abstractmethod
     def restore_latents(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
-        """What was found of the frames needed, in order: `latents` and `hint` of some of them."""
+        """Yields `latents`, restored, and the `hint` of some frames at a time, in order.
+
+        sources: the decoded frames that are needed. `decode` of the same class takes the items.
+        """
 
     @abstractmethod
     def decode(self, found: Iterable[dict[str, Tensor]], kind: str) -> Iterator[Tensor]:
-        """Wanted frames (3 h w) of what was found. kind: latents or hint."""
+        """Yields the wanted frames (3 h w) of what `restore_latents` yields.
+
+        kind: "latents" for the restored frames, "hint" for the enlarged ones
+        as the VAE decodes them.
+        """
 
     def _vae_input(self, source: Tensor) -> Tensor:
-        """What is encoded (1 3 h w) of a frame, in [-1, 1], on the device."""
+        """Returns a frame as the VAE encodes it: enlarged, on its device, (1 3 h w) in [-1, 1]."""
         source = self._on_device(source[:3])
         enlarged = self._enlarged(shrunk(source, self.settings.shrink))
         return self.canvas.network_input(enlarged * 2 - 1, self.settings.behaviour)[None]
@@ -291,7 +298,7 @@ class PerFrameRestorer(ShotRestorer):
     """By a VAE whose latents are those of frames: pieces share them, and what was found of them."""
 
     def restore_latents(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
-        """Restored latents and the hint of each frame needed, (1 c h w), in order."""
+        """Yields restored latents and the hint of each frame needed, (1 c h w), in order."""
         groups, first = self.shot.span.groups, self.shot.span.needed.start
         coming = [after.shared for after in groups[1:]] + [0]
         done: dict[str, Tensor] = {}
@@ -350,7 +357,7 @@ class PerWindowRestorer(ShotRestorer):
     """By a VAE whose latents hold several frames: each piece is encoded and decoded by itself."""
 
     def restore_latents(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
-        """Of each piece: restored latents, the hint, and the restored `video` (1 3 f h w)."""
+        """Yields latents, hint and the restored `video` (1 3 f h w) of each piece."""
         first = self.shot.span.needed.start
         video = torch.empty(0)
         for number, group in enumerate(self.shot.span.groups):

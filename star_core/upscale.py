@@ -43,7 +43,7 @@ NUMERICS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be restored into what.
+    """The source and the result of a restoration.
 
     scale or out_size (width, height): exactly one. excerpt: all of the source that there is, for
     this job. frames and crop are previews of that, and show what the whole job would: (A, B) for
@@ -208,13 +208,15 @@ class CroppedFrames:
 
 
 def growth(job: Job, info: VideoInfo) -> float:
-    """By how much a source is enlarged, the lesser of its sides."""
+    """Returns by how much a source is enlarged, the lesser of its sides."""
     width, height = output_size(info.width, info.height, job.scale, job.out_size)
     return min(width / info.width, height / info.height)
 
 
 def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]:
-    """What shots have suffered, whatever part of them is wanted, and how much they grow.
+    """Measures the degradation of shots and by how much each is enlarged.
+
+    A shot is measured as a whole even if only a part of it is wanted.
 
     ValueError for frames that are too small to be measured.
     """

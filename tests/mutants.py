@@ -172,13 +172,17 @@ MUTANTS = [
         ("self.linear(latents) + self.conv_out", "self.conv_out"),
     ),
     *_mutants(
+        "cli/arguments",
+        "cli training/finetune",
+        ("interval=args.interval", "interval=2"),
+    ),
+    *_mutants(
         "cli/training",
         "cli training/finetune",
         ("bf16=args.bf16,\n        checkpointing", "bf16=False,\n        checkpointing"),
         ("checkpointing=args.checkpointing,\n        df=", "checkpointing=False,\n        df="),
         ("alpha=args.df_alpha", "alpha=2.0"),
-        ("beta=_default(args.df_beta, 0.0 if distill else 1.0)", "beta=1.0"),
-        ("interval=args.interval", "interval=2"),
+        ("beta=args.df_beta", "beta=1.0"),
         ("noise_level=1000", "noise_level=900"),
     ),
     *_mutants(

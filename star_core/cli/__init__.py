@@ -8,9 +8,11 @@ from typing import NoReturn
 
 from .. import __version__
 from ..allocator import keep_freed_memory
+from .ablation import add_ablation, run_ablation
 from .batching import add_batch, run_batch
 from .benchmarking import add_benchmark, run_benchmark
 from .comparing import add_compare, add_votes, run_compare, run_votes
+from .dataset import add_dataset, run_dataset
 from .degrading import add_degrade, run_degrade
 from .files import (
     add_convert,
@@ -32,7 +34,7 @@ from .metrics import (
     run_protocol,
 )
 from .plan import add_plan, run_plan
-from .training import add_ablation, add_dataset, add_train, run_ablation, run_dataset, run_train
+from .training import add_train, run_train
 from .upscale import add_upscale, run_upscale
 
 SUCCESS, USER_ERROR, INTERRUPTED = 0, 2, 130

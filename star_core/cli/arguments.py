@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import torch
 
+    from ..training.videos import SampleSize
+
 
 def _numbers(pattern: str, example: str) -> Any:
     def parse(text: str) -> tuple[int | None, ...]:
@@ -214,3 +216,33 @@ _JSON_TYPES: dict[Any, tuple[str, Any]] = {
     int: ("an integer", int),
     float: ("a number", (int, float)),
 }
+
+
+def add_sample(parser: argparse._ActionsContainer) -> None:
+    """Adds the options about the samples of a training."""
+    parser.add_argument(
+        "--clip-frames", type=int, default=32, metavar="N", help="frames of a sample (default 32)"
+    )
+    parser.add_argument(
+        "--interval",
+        type=int,
+        default=2,
+        metavar="N",
+        help="take every Nth frame of a clip for a sample (default 2)",
+    )
+    parser.add_argument(
+        "--size",
+        type=SIZE,
+        default=(1280, 720),
+        metavar="WxH",
+        help="pixels of a sample (default 1280x720); smaller clips are left out",
+    )
+
+
+def sample_size(args: argparse.Namespace) -> "SampleSize":
+    """Returns the size of samples by the options of `add_sample`."""
+    from ..training.videos import SampleSize
+
+    return SampleSize(
+        frames=args.clip_frames, interval=args.interval, size=(args.size[1], args.size[0])
+    )

@@ -139,7 +139,7 @@ def run_plan(args: argparse.Namespace) -> None:
 
 
 def _machine(name: str) -> "Machine | None":
-    """What is known of a device, None for one that this machine does not have."""
+    """Returns the stored speed of a device, None if none is stored or there is no such device."""
     import torch
 
     from ..planning.duration import stored_machine

@@ -52,3 +52,22 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class StepReport:
+    """A line on stderr every 50 steps or 30 seconds. Time left is that of the run at hand."""
+
+    def __init__(self) -> None:
+        self.start, self.first, self.last, self.shown = 0.0, 0, -1, 0.0
+
+    def __call__(self, step: int, steps: int, parts: dict[str, float]) -> None:
+        if step != self.last + 1:  # another run, or one that goes on
+            self.start, self.first = time.monotonic(), step
+            self.shown = self.start
+        self.last, now = step, time.monotonic()
+        if step % 50 and step < steps and now < self.shown + 30:
+            return
+        self.shown = now
+        left = (time.monotonic() - self.start) / max(step - self.first, 1) * (steps - step)
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
+        sys.stderr.write(f"step {step}/{steps}, {losses}, {clock(left)} left\n")

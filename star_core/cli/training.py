@@ -1,104 +1,16 @@
-"""`dataset`, `train`, `ablation`."""
+"""`train`."""
 
 import argparse
 import logging
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import SIZE, add_metric_folder, add_parts
+from .arguments import add_metric_folder, add_parts, add_sample, sample_size
 from .degrading import RECIPES
-from .progress import Progress, clock
+from .progress import Progress, StepReport
 
 if TYPE_CHECKING:
     from ..training.distillation import DistillConfig
-    from ..training.videos import SampleSize
-
-
-def add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folder",
-        metavar="FOLDER",
-        help="videos, with their captions in NAME.txt beside each or in a CSV file (columns video "
-        "and caption as in OpenVid-1M, or path and text)",
-    )
-    parser.add_argument("out", metavar="OUT", help="the folder for shards of clips (webdataset)")
-    _add_sample(parser)
-    parser.add_argument(
-        "--min-detail",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="leave out clips whose neighbouring pixels differ by less on average, in levels of "
-        "255 (default 1)",
-    )
-    parser.add_argument(
-        "--single-shots",
-        action="store_true",
-        help="do not search for cuts, because every video is one shot, as in OpenVid-1M",
-    )
-    parser.add_argument(
-        "--per-shard",
-        type=int,
-        default=16,
-        metavar="N",
-        help="videos whose clips are in one shard (default 16)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes that make a shard each (default 1)",
-    )
-
-
-def _add_sample(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--clip-frames", type=int, default=32, metavar="N", help="frames of a sample (default 32)"
-    )
-    parser.add_argument(
-        "--interval",
-        type=int,
-        default=2,
-        metavar="N",
-        help="take every Nth frame of a clip for a sample (default 2)",
-    )
-    parser.add_argument(
-        "--size",
-        type=SIZE,
-        default=(1280, 720),
-        metavar="WxH",
-        help="pixels of a sample (default 1280x720); smaller clips are left out",
-    )
-
-
-def _sample(args: argparse.Namespace) -> "SampleSize":
-    from ..training.videos import SampleSize
-
-    return SampleSize(
-        frames=args.clip_frames, interval=args.interval, size=(args.size[1], args.size[0])
-    )
-
-
-def run_dataset(args: argparse.Namespace) -> None:
-    from ..shots import find_cuts
-    from ..training.dataset import ClipFilter, make_dataset
-
-    progress, sample = Progress(["videos"]), _sample(args)
-    counts = make_dataset(
-        Path(args.folder),
-        Path(args.out),
-        ClipFilter(
-            length=(sample.length, 2 * sample.length), size=sample.size, detail=args.min_detail
-        ),
-        find_cuts=None if args.single_shots else find_cuts,
-        per_shard=args.per_shard,
-        workers=args.workers,
-        on_video=lambda done, total: progress("videos", done, total),
-    )
-    print(", ".join(f"{name} {count}" for name, count in counts.items()))
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +86,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         default="heavy",
         help="how clips are degraded, see the command degrade (default heavy)",
     )
-    _add_sample(group)
+    add_sample(group)
     group.add_argument(
         "--batch",
         type=int,
@@ -346,7 +258,7 @@ def run_train(args: argparse.Namespace) -> None:
             sharp=args.sharp,
             metric_weights=Path(args.metric_folder) if args.metric_folder else None,
             bf16=args.bf16,
-            on_step=_Report(),
+            on_step=StepReport(),
             on_progress=Progress(STAGES),
         )
         return
@@ -362,18 +274,16 @@ def run_train(args: argparse.Namespace) -> None:
     files = find_model(
         args.model, vae=args.vae, text_encoder=args.text_encoder, models_dir=args.models_dir
     )
-    distill, teacher = _distillation(args)
+    distill, teacher = _complete(args)
     small = args.trains == "decoder"
-    if small and distill:
-        raise ValueError("--distill is for the network: leave out --trains decoder")
     config = TrainConfig(
         steps=args.steps,
         batch=args.batch,
-        trains="all" if small else args.trains or ("lora" if distill else "star"),
+        trains="all" if small else args.trains,
         optimizer=args.optimizer,
-        learning_rate=_default(args.learning_rate, 5e-4 if small else 5e-5),
+        learning_rate=args.learning_rate,
         warmup=args.warmup,
-        decay_from=args.steps // 2 if small and args.decay_from is None else args.decay_from,
+        decay_from=args.decay_from,
         weight_decay=args.weight_decay,
         noise_level=1000,
         early=0.0,
@@ -381,13 +291,13 @@ def run_train(args: argparse.Namespace) -> None:
         seed=args.seed,
         bf16=args.bf16,
         checkpointing=args.checkpointing,
-        df=DFLossConfig(alpha=args.df_alpha, beta=_default(args.df_beta, 0.0 if distill else 1.0)),
-        df_space=args.df_space or ("latents" if distill or small else "pixels"),
+        df=DFLossConfig(alpha=args.df_alpha, beta=args.df_beta),
+        df_space=args.df_space,
     )
     data = DataConfig(
         data=Path(args.data),
         recipe=degradation.PRESETS[args.recipe],
-        sample=_sample(args),
+        sample=sample_size(args),
         validation_set=Path(args.validate) if args.validate else None,
     )
     execution = TrainExecution(
@@ -399,7 +309,7 @@ def run_train(args: argparse.Namespace) -> None:
     )
     running = {
         "every": args.every,
-        "on_step": _Report(),
+        "on_step": StepReport(),
         "on_progress": Progress(STAGES),
         "execution": execution,
     }
@@ -426,7 +336,7 @@ def run_train(args: argparse.Namespace) -> None:
         config,
         text_encoder=files.text_encoder,
         rank=args.rank,
-        lora_layers=args.lora_layers or ("all" if distill else "attention"),
+        lora_layers=args.lora_layers,
         lora_controlnet=not args.no_lora_controlnet,
         distill=distill,
         teacher=teacher,
@@ -434,8 +344,12 @@ def run_train(args: argparse.Namespace) -> None:
     )
 
 
-def _distillation(args: argparse.Namespace) -> "tuple[DistillConfig | None, dict[str, float]]":
-    """What is distilled, None for nothing, and settings of the teacher that replace the model's."""
+def _complete(args: argparse.Namespace) -> "tuple[DistillConfig | None, dict[str, float]]":
+    """Fills in the options whose defaults depend on what is trained.
+
+    Returns the settings of a distillation, None without one, and those of its teacher that replace
+    the model's. ValueError for options that do not belong together.
+    """
     from ..training.distillation import DistillConfig
 
     teacher = {name: getattr(args, name) for name in ("cfg", "cfg_rescale")}
@@ -444,82 +358,25 @@ def _distillation(args: argparse.Namespace) -> "tuple[DistillConfig | None, dict
         {name: value for name, value in given.items() if value is not None}
         for given in (teacher, options)
     )
-    if args.distill is not None:
-        return DistillConfig(evaluations=args.distill, **options), teacher
-    if given := next(iter((*teacher, *options)), None):
+    distills, small = args.distill is not None, args.trains == "decoder"
+    if not distills and (given := next(iter((*teacher, *options)), None)):
         raise ValueError(
             f"--{given.replace('_', '-')} belongs to --distill: add it, or leave it out"
         )
-    return None, {}
-
-
-def _default(value: float | None, default: float) -> float:
-    return default if value is None else value
-
-
-def add_ablation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "pairs", metavar="PAIRS", help="the folder `pairs` that train --built-in leaves in DIR"
-    )
-    parser.add_argument(
-        "out", metavar="OUT", help="the folder for results; a run that was stopped continues there"
-    )
-    parser.add_argument(
-        "--validate",
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="clean videos that were not trained on",
-    )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=250,
-        metavar="N",
-        help="optimiser steps of each run (default 250)",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0, 1, 2],
-        metavar="N",
-        help="one run for each (default 0 1 2)",
-    )
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    parser.add_argument(
-        "--only",
-        metavar="WORD",
-        help="run only variants with this word in their names, such as LIEM",
-    )
-    add_metric_folder(parser)
-
-
-def run_ablation(args: argparse.Namespace) -> None:
-    from ..model import BUILT_IN
-    from ..training.ablation import VARIANTS, Ablation, ablate
-    from ..vae.load import load_frame_vae
-
-    variants = [v for v in VARIANTS if not args.only or args.only in v.name]
-    if not variants:
-        raise ValueError(f"no variant is called {args.only}: {', '.join(v.name for v in VARIANTS)}")
-    progress = Progress(["runs"])
-
-    def on_run(done: int, total: int, name: str) -> None:
-        progress("runs", done, total)
-        sys.stderr.write(f"{name}\n")
-
-    settings = Ablation(
-        pairs=Path(args.pairs),
-        clips=[Path(clip) for clip in args.validate],
-        out=Path(args.out),
-        steps=args.steps,
-        seeds=args.seeds,
-        bf16=args.bf16,
-        metric_weights=Path(args.metric_folder) if args.metric_folder else None,
-    )
-    vae = load_frame_vae(BUILT_IN["tiny"][1])
-    print(ablate(settings, vae, variants=variants, on_run=on_run, on_step=_Report()), end="")
+    if small and distills:
+        raise ValueError("--distill is for the network: leave out --trains decoder")
+    defaults = {
+        "trains": "lora" if distills else "star",
+        "lora_layers": "all" if distills else "attention",
+        "df_beta": 0.0 if distills else 1.0,
+        "df_space": "latents" if distills or small else "pixels",
+        "learning_rate": 5e-4 if small else 5e-5,
+        "decay_from": args.steps // 2 if small and args.steps else None,
+    }
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    return DistillConfig(evaluations=args.distill, **options) if distills else None, teacher
 
 
 def _print_plan(args: argparse.Namespace) -> None:
@@ -550,18 +407,17 @@ def _print_plan(args: argparse.Namespace) -> None:
         if files.text_encoder:
             each = 4 if files.backbone is I2VGENXL else 2  # T5 is loaded in bfloat16
             text_encoder = each * sum(x.numel() for x in open_tensors(files.text_encoder).values())
-    sample, (distill, _) = _sample(args), _distillation(args)
-    df_space = args.df_space or ("latents" if distill else "pixels")
-    in_pixels = df_space == "pixels" and _default(args.df_beta, 0.0 if distill else 1.0)
+    sample, (distill, _) = sample_size(args), _complete(args)
+    in_pixels = args.df_space == "pixels" and args.df_beta
     height, width = (side // vae.factor for side in sample.size)
     plan = plan_training(
         config,
         frames=(sample.frames - 1) // vae.latent_frames + 1,
         height=height,
         width=width,
-        trains=args.trains or ("lora" if distill else "star"),
+        trains=args.trains,
         rank=args.rank,
-        lora_layers=args.lora_layers or ("all" if distill else "attention"),
+        lora_layers=args.lora_layers,
         lora_controlnet=not args.no_lora_controlnet,
         distill=distill,
         checkpointing=args.checkpointing,
@@ -583,22 +439,3 @@ def _print_plan(args: argparse.Namespace) -> None:
         f"data, for each GPU: {args.workers} cores, {waiting:.1f} GiB of samples that wait"
         + ("" if text_encoder or args.model not in SIZES else "; the text encoder is not counted")
     )
-
-
-class _Report:
-    """A line on stderr every 50 steps or 30 seconds. Time left is that of the run at hand."""
-
-    def __init__(self) -> None:
-        self.start, self.first, self.last, self.shown = 0.0, 0, -1, 0.0
-
-    def __call__(self, step: int, steps: int, parts: dict[str, float]) -> None:
-        if step != self.last + 1:  # another run, or one that goes on
-            self.start, self.first = time.monotonic(), step
-            self.shown = self.start
-        self.last, now = step, time.monotonic()
-        if step % 50 and step < steps and now < self.shown + 30:
-            return
-        self.shown = now
-        left = (time.monotonic() - self.start) / max(step - self.first, 1) * (steps - step)
-        losses = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
-        sys.stderr.write(f"step {step}/{steps}, {losses}, {clock(left)} left\n")

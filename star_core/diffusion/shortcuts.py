@@ -44,7 +44,7 @@ class Shortcuts:
 
     @property
     def remembers(self) -> bool:
-        """Whether an evaluation depends on earlier ones of the same run."""
+        """True if an evaluation depends on earlier ones of the same run."""
         return bool(self.reuse or self.cache)
 
 

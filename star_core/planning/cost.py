@@ -32,7 +32,7 @@ class Bytes(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What work takes, without the bytes of weights.
+    """Memory and work of some operations; weights are not counted.
 
     peak: the most bytes at once. flops: two per multiply-add. traffic: bytes that operations read
     and write. largest: values of the largest tensor.

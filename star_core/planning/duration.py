@@ -49,7 +49,7 @@ def fitted(measured: Sequence[tuple[Work, float]]) -> Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What was measured of a device.
+    """The measured speed of a device.
 
     speeds: by the type of computation. start: seconds of a run before and after its work. pixel:
     seconds to read, enlarge, correct and write a pixel of the result.

@@ -32,7 +32,7 @@ STAGES_OF_VAE: tuple[VAEStage, VAEStage] = ("encode", "decode")
 
 
 class Work(NamedTuple):
-    """What operations compute and move: FLOPs, two per multiply-add, and bytes."""
+    """The work of operations: FLOPs, two per multiply-add, and bytes read and written."""
 
     flops: int
     traffic: int

@@ -1,6 +1,7 @@
 """Training objectives: their interface, STAR's velocity loss plus DF loss, and random batches."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import compress
@@ -143,8 +144,8 @@ class Prompts(nn.Module):
         return torch.cat([prompt for prompt in by_task if prompt is not None])[tasks]
 
 
-class Objective(nn.Module):
-    """What a trainer minimises: a network and its loss in one module, whose gradients are shared.
+class Objective(nn.Module, ABC):
+    """A network and the loss that a trainer minimises, in one module, whose gradients are shared.
 
     `trainer.train` knows only this class: called with a `Batch`, an objective returns the loss and
     its parts by name as numbers.
@@ -167,9 +168,9 @@ class Objective(nn.Module):
         if config.df_space == "pixels" and decoder is None:
             raise ValueError("a DF loss in pixels needs the VAE's decoder")
 
+    @abstractmethod
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Returns the loss of a batch, and its parts by name as numbers."""
-        raise NotImplementedError
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .color import MATRICES, SITINGS, Color, matrix_by_size, primaries_by_size, rgb_from_planes
 from .decoding import captured_log, filter_graph, filtered
-from .planes import PlanarFormat, chroma_step, has_alpha, planar_format, whole_chroma
+from .planes import PlanarFormat, chroma_step, has_alpha, padded, planar_format
 
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
@@ -66,19 +66,24 @@ class Form:
             whole = frames if is_yuv else map(layout.converted, frames)
             frames = filtered(whole, ("bwdif", "mode=send_frame:deint=interlaced"))
         step = 2 ** (layout.bits - 8)
-        black, white, opaque = 0, layout.peak, layout.peak
+        black, white, opaque, above = 0, layout.peak, layout.peak, 0
         if not self.color.full_range:
             black, white = (0, 255 * step) if is_yuv else (16 * step, 235 * step)
         if is_yuv:  # libswscale widens codes of fewer bits without changing what they mean
             black, white, opaque = (
                 code * 2 ** (16 - layout.bits) for code in (black, white, opaque)
             )
-            scaling = ("scale", _conversion(self.color, chroma_step(self.pixel_format)))
+            across, down = chroma_step(self.pixel_format)
+            scaling = ("scale", _conversion(self.color, (across, down)))
             layout = PlanarFormat("rgb", 16, layout.alpha)
-            frames = filtered(map(whole_chroma, frames), scaling, ("format", layout.name))
+            # libswscale stretches the chroma of odd sizes, and weighs it wrongly about the first
+            # lines if it has fewer lines than luma.
+            above = 2 * down if down > 1 else 0
+            larger = (padded(frame, above) for frame in frames)
+            frames = filtered(larger, scaling, ("format", layout.name))
         width, height = self.size[::-1] if self.transposed else self.size
         for frame in frames:
-            planes = [plane[:height, :width] for plane in layout.planes(frame)]
+            planes = [plane[above : above + height, :width] for plane in layout.planes(frame)]
             rgb = rgb_from_planes(planes, layout, black, white, opaque)
             if alpha and not layout.alpha:
                 rgb = F.pad(rgb, (0, 0, 0, 0, 0, 1), value=1.0)

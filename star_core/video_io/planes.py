@@ -92,29 +92,28 @@ class PlanarFormat:
         return b"".join(plane.numpy().astype(self.dtype).tobytes() for plane in planes)
 
 
-def whole_chroma(frame: "VideoFrame") -> "VideoFrame":
-    """Returns a frame with as much luma as its chroma covers.
+def padded(frame: "VideoFrame", above: int) -> "VideoFrame":
+    """Returns a frame with as much luma as its chroma covers, and its first line repeated above it.
 
-    libswscale would stretch the chroma of odd sizes.
+    above: lines of luma to be added, a multiple of those for one line of chroma.
     """
     from av import VideoFrame
 
-    width, height = (
-        -(-side // step) * step
-        for side, step in zip(
-            (frame.width, frame.height), chroma_step(frame.format.name), strict=True
-        )
-    )
-    if (width, height) == (frame.width, frame.height):
+    across, down = chroma_step(frame.format.name)
+    width, height = -(-frame.width // across) * across, -(-frame.height // down) * down
+    if (width, height + above) == (frame.width, frame.height):
         return frame
-    larger = VideoFrame(width, height, frame.format.name)
+    larger = VideoFrame(width, height + above, frame.format.name)
     for plane, target in zip(frame.planes, larger.planes, strict=True):
-        buffer: Any = plane
-        rows = np.frombuffer(buffer, np.uint8).reshape(plane.height, plane.line_size)
-        samples = np.zeros((target.height, target.line_size), np.uint8)
+        buffers: Any = plane, target
+        source, copy = (
+            np.frombuffer(buffer, np.uint8).reshape(buffer.height, buffer.line_size)
+            for buffer in buffers
+        )
         length = min(plane.line_size, target.line_size)
-        samples[: plane.height, :length] = rows[:, :length]
-        target.update(samples.tobytes())
+        first = above if plane.height == frame.height else above // down
+        copy[:first, :length] = source[0, :length]
+        copy[first : first + plane.height, :length] = source[:, :length]
     return larger
 
 

@@ -95,8 +95,7 @@ def test_slices_need_less_memory_and_skips_elsewhere_still_less(network):
         with network.working(slicing=slicing), LiveTensors() as used:
             network(x, t, y, x)
         peaks.append(used.peak)
-    # One skip connection is fetched ahead of its use.
-    assert peaks[1] < 0.6 * peaks[0] and peaks[2] < 0.85 * peaks[1]
+    assert peaks[1] < 0.6 * peaks[0] and peaks[2] < 0.8 * peaks[1]
 
 
 def test_offloaded_skips_all_wait_and_come_back(network):

@@ -111,7 +111,7 @@ def test_vae_and_pixels_are_counted():
 
 def test_checkpointing_keeps_less_and_computes_more(plans):
     again, kept = plans["star", True], plans["star", False]
-    assert again.stages["activations"] < 0.7 * kept.stages["activations"]
+    assert again.stages["activations"] < 0.5 * kept.stages["activations"]
     assert 1.1 * kept.flops < again.flops < 1.6 * kept.flops
 
 

@@ -101,6 +101,38 @@ def test_chroma_lands_where_it_was_sampled(tmp_path, width, height, siting):
     assert np.abs(red - expected)[inside].max() < 0.6 / 255
 
 
+def catmull_rom(count: int, size: int, offset: float) -> np.ndarray:
+    """Weights (size, count) that interpolate `count` samples, at offset, offset + 2, ...; the first
+    and the last are repeated beyond the ends."""
+    weights = np.zeros((size, count))
+    for place in range(size):
+        first, f = divmod((place - offset) / 2, 1)
+        taps = -f + 2 * f**2 - f**3, 2 - 5 * f**2 + 3 * f**3, f + 4 * f**2 - 3 * f**3, f**3 - f**2
+        for tap, weight in enumerate(taps):
+            weights[place, int(np.clip(first - 1 + tap, 0, count - 1))] += weight / 2
+    return weights
+
+
+@pytest.mark.parametrize(("width", "height"), [(16, 12), (15, 11)])
+@pytest.mark.parametrize("down", [1, 2])
+def test_every_pixel_is_converted_exactly(tmp_path, width, height, down):
+    rng = np.random.default_rng(0)
+    luma = rng.integers(100, 140, (height, width), np.uint8)
+    small = -(-height // down), -(-width // 2)
+    chroma = rng.integers(90, 170, (2, *small), np.uint8)
+    codes = np.concatenate([luma.ravel(), chroma.ravel()])
+    pixel_format = {1: "yuv422p", 2: "yuv420p"}[down]
+    tags = ["-vf", "setparams=chroma_location=left:colorspace=bt709"]
+    path = raw(tmp_path / "a.mkv", codes, pixel_format, f"{width}x{height}", *tags)
+    rows = catmull_rom(small[0], height, 0.5) if down == 2 else np.eye(height)
+    y = (luma - 16) / 219
+    cb, cr = (rows @ (c / 1.0 - 128) @ catmull_rom(small[1], width, 0).T / 112 for c in chroma)
+    red, blue = y + (1 - 0.2126) * cr, y + (1 - 0.0722) * cb
+    green = (y - 0.2126 * red - 0.0722 * blue) / 0.7152
+    expected = np.stack([red, green, blue]).clip(0, 1)
+    assert np.abs(next(iter(open_video(path))).numpy() - expected).max() < 0.03 / 255
+
+
 @pytest.mark.parametrize("pixel_format", ["yuvj420p", "yuv420p"])
 def test_range_of_the_source_is_heeded(tmp_path, pixel_format):
     full = pixel_format == "yuvj420p"
