@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..backbones import NetworkConfig, build_network
 from ..lora import LoraLayers, add_lora
@@ -244,17 +243,16 @@ def _count(
     x = torch.empty(batch, config.in_dim, *sides, device="meta", dtype=dtype)
     y = x.new_empty(batch, config.context_length, config.context_dim)
     t = x.new_zeros(batch, dtype=torch.int64)
-    # The mode that counts memory remembers what operations return, which is faster.
-    with LiveMetaTensors(), FlopCounterMode(display=False) as counter:
+    with LiveMetaTensors() as live:
         with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
             v = network(x, t, y, x)
-        forward = counter.get_total_flops() + attention.flops
+        forward = live.flops + attention.flops
         if backward:
             v.float().square().mean().backward()
     matrices = [(p.numel(), p.requires_grad) for p in network.parameters() if p.ndim > 1]
     return _Pass(
         forward=forward,
-        flops=counter.get_total_flops() + attention.flops,
+        flops=live.flops + attention.flops,
         saved=saved.bytes,
         largest=saved.largest,
         parameters=sum(p.numel() for p in network.parameters()),
@@ -288,12 +286,12 @@ def _decoding(geometry: Geometry, crop: PixelCrop, size: tuple[int, int, int]) -
     z = torch.empty(1, vae.latent_channels, frames, height, width, device="meta")
     saved = _SavedTensors(vae.model)
     with (
-        FlopCounterMode(display=False) as counter,
+        LiveMetaTensors() as live,
         torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor),
         torch.device("meta"),
     ):
         vae.decode_window(z.requires_grad_())
-    return saved.bytes, counter.get_total_flops()
+    return saved.bytes, live.flops
 
 
 class _SavedTensors:
