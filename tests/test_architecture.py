@@ -8,8 +8,6 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 from tests.paths import ROOT
 
 # A module imports from its own level or below. The first entry that fits a module counts.

@@ -236,7 +236,10 @@ def stopping_after(calls):
 @hypothesis_settings(
     max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(stops=st.lists(st.integers(1, 60), min_size=1, max_size=3), strength=st.sampled_from([1.0, 0.7]))
+@given(
+    stops=st.lists(st.integers(1, 60), min_size=1, max_size=3),
+    strength=st.sampled_from([1.0, 0.7]),
+)
 def test_a_run_stopped_anywhere_goes_on_to_the_very_same_result(
     tmp_path_factory, changing, undisturbed, stops, strength
 ):
