@@ -184,12 +184,13 @@ def test_bytes_of_a_run_are_those_of_real_tensors(network, vae, plan):
         ),
         Plan(task=replace(TASK, shortcuts=Shortcuts(guidance=(500, 1000))), chunk=CHUNK),
         Plan(task=replace(TASK, shortcuts=Shortcuts(attention_window=6)), chunk=CHUNK),
+        Plan(task=replace(TASK, shortcuts=Shortcuts(cache=1e-9)), chunk=CHUNK),  # leaves out none
         Plan(
             task=replace(TASK, shortcuts=Shortcuts(reuse=900)),
             chunk=ChunkConfig(length=3, overlap=1),
         ),
     ],
-    ids=["windows", "heun", "tiles", "guidance", "attention", "reuse"],
+    ids=["windows", "heun", "tiles", "guidance", "attention", "cache", "reuse"],
 )
 def test_flops_are_those_counted_in_the_run(network, vae, plan):
     def attention(q, k, *_, **__):
