@@ -137,19 +137,20 @@ class FirstStageModel(nn.Module):
     def encode_memory(self, frames: int, height: int, width: int) -> int:
         """Returns the peak bytes on the device of encoding frames (or tiles) of that many pixels.
 
-        Allocations on fake tensors show 5 maps of the first level's channels at full size here and
-        8 in the decoder, whatever the size and the window. A quarter is added for what convolution
-        libraries allocate. Frames are encoded one by one.
+        They are those of the code itself on the meta device, and a quarter more for what
+        convolution libraries allocate. Frames are encoded one by one.
         """
-        return int(1.25 * 5 * height * width * self._bytes_per_pixel)
+        return self._peak(encoding, 1, height, width)
 
     def decode_memory(self, frames: int, height: int, width: int) -> int:
         """Returns the peak bytes on the device of decoding a window of frames (or their tiles)."""
-        return int(1.25 * 8 * frames * height * width * self._bytes_per_pixel)
+        return self._peak(decoding, frames, height, width)
 
-    @property
-    def _bytes_per_pixel(self) -> int:
-        return self.video_vae.geometry.finest_channels * self.video_vae.model.dtype.itemsize
+    def _peak(self, cost: Callable[..., Cost], frames: int, height: int, width: int) -> int:
+        geometry, dtype = self.video_vae.geometry, self.video_vae.model.dtype
+        sides = geometry.tiles((height, width), None)
+        height, width = (geometry.factor * max(map(len, side)) for side in sides)
+        return int(1.25 * cost(geometry, dtype, frames, height, width).peak)
 
 
 class CausalFirstStageModel(FirstStageModel):
@@ -219,12 +220,6 @@ class CausalFirstStageModel(FirstStageModel):
     def decode_memory(self, frames: int, height: int, width: int) -> int:
         """Returns the peak bytes of decoding; they do not grow after two groups of latents."""
         return self._peak(decoding, 4 * self.video_vae.latent_frames + 1, height, width)
-
-    def _peak(self, cost: Callable[..., Cost], frames: int, height: int, width: int) -> int:
-        geometry, dtype = self.video_vae.geometry, self.video_vae.model.dtype
-        sides = geometry.tiles((height, width), None)
-        height, width = (geometry.factor * max(map(len, side)) for side in sides)
-        return int(1.25 * cost(geometry, dtype, frames, height, width).peak)
 
 
 def host_vae(
