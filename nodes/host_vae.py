@@ -22,6 +22,7 @@ from ..star_core.planning.cost import Cost, decoding, encoding
 from ..star_core.vae.cogvideox import CausalVideoVAE
 from ..star_core.vae.frame_vae import VideoVAE
 from ..star_core.vae.load import load_vae
+from ..star_core.vae.small_decoder import use_decoder
 from ..star_core.windows.chunking import filled_to
 from ..star_core.windows.geometry import Padding, crop
 from ..star_core.windows.tiling import Tile
@@ -275,29 +276,36 @@ def host_vae(
 def load_host_vae(
     path: str | os.PathLike[str],
     *,
+    decoder: str | os.PathLike[str] | None = None,
     scale: float | None = None,
     window: int = 3,
     overlap: int = DEFAULT.decode_overlap,
 ) -> VAE:
     """Loads a VAE file as a VAE of the host, which can repeat the call, for a second device say.
 
-    scale: scaling factor of the latents, None for that of the file. window, overlap: frames decoded
-    together, and shared by neighbouring windows.
+    decoder: file of a small decoder in place of the VAE's own, None for that. scale: scaling factor
+    of the latents, None for that of the file. window, overlap: frames decoded together, and shared
+    by neighbouring windows.
     """
-    vae = host_vae(load_vae(path, scale=scale), window=window, overlap=overlap)
-    vae.patcher.cached_patcher_init = (_load_patcher, (path, scale, window, overlap))
+    video_vae = load_vae(path, scale=scale)
+    if decoder is not None:
+        use_decoder(video_vae, decoder)
+    vae = host_vae(video_vae, window=window, overlap=overlap)
+    vae.patcher.cached_patcher_init = (_load_patcher, (path, decoder, scale, window, overlap))
     return vae
 
 
 def _load_patcher(
     path: str | os.PathLike[str],
+    decoder: str | os.PathLike[str] | None,
     scale: float | None,
     window: int,
     overlap: int,
     disable_dynamic: bool = True,
 ) -> ModelPatcher:
     """Loads the patcher again when the host asks; `disable_dynamic` has no effect on a VAE."""
-    return load_host_vae(path, scale=scale, window=window, overlap=overlap).patcher
+    options = {"decoder": decoder, "scale": scale, "window": window, "overlap": overlap}
+    return load_host_vae(path, **options).patcher
 
 
 def star_vae(vae: VAE) -> FirstStageModel:
