@@ -86,8 +86,7 @@ class DecoderObjective(Objective):
         latents = torch.cat([batch.hq, batch.lq])
         with torch.no_grad():
             target = self.vae.decode_window(latents)
-        bf16 = torch.autocast(latents.device.type, torch.bfloat16, enabled=self.config.bf16)
-        with bf16:
+        with self.autocast(latents):
             error = _decoded(self.network, latents).float() - target
         absolute, squared = error.abs().mean(), error.square().mean()
         return absolute + 10 * squared, {"absolute": absolute.item(), "squared": squared.item()}

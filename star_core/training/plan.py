@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..backbones import Network, NetworkConfig, build_network
-from ..lora import LoraLayers, add_lora
+from ..lora import LoraLayers, add_lora, lora_strength
 from ..planning.cost import Geometry, encoding
 from ..vae.cogvideox import CausalVideoVAE
+from .adversarial import heads_of
 from .checkpointing import recompute
 from .distillation import DistillConfig
 from .objective import Trains
@@ -125,13 +126,16 @@ def plan_training(
 
     frames, height, width: of a sample, in latents; the defaults are STAR's (32 frames of 720p).
     trains, checkpointing, bf16, optimizer, batch: see `TrainConfig`. rank, lora_layers,
-    lora_controlnet: of a LoRA, see `add_lora`. distill: counts the teacher's evaluations too; it is
-    taken to be guided. accumulate, average_on_cpu, shard: see `TrainExecution`. vae: sizes of the
-    VAE, which stays on the device; None for none. crop: what is decoded for a loss in pixels; None
-    for none.
+    lora_controlnet: of a LoRA, see `add_lora`. distill: counts the teacher's evaluations too, which
+    is taken to be guided, and what an adversarial loss adds. accumulate, average_on_cpu, shard: see
+    `TrainExecution`. vae: sizes of the VAE, which stays on the device; None for none. crop: what is
+    decoded for a loss in pixels; None for none.
     text_encoder: bytes of its weights.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
+
+    adversarial = distill is not None and bool(distill.adversarial)
+    judges: Any = heads_of(config, device="meta", dtype=dtype) if adversarial else None
 
     def run(checkpointing: bool) -> tuple["_SavedTensors", int, int, Network]:
         attention = _FusedAttention()
@@ -150,9 +154,16 @@ def plan_training(
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
                 v = network(x, t, y, x)
-            forward = counter.get_total_flops() + attention.flops
-            v.float().square().mean().backward()
-        return saved, forward, counter.get_total_flops() + attention.flops, network
+                forward = counter.get_total_flops() + attention.flops
+                loss = v.float().square().mean()
+                if judges is not None:
+                    with lora_strength(network, 0.0):
+                        features = network.control_features(v, t, y, x)
+                    loss = loss + sum(opinion.mean() for opinion in judges(features))
+            once = counter.get_total_flops() + attention.flops - forward
+            loss.backward()
+        # The features of clean clips take no gradient.
+        return saved, forward, counter.get_total_flops() + attention.flops + once, network
 
     saved, forward, flops, network = run(checkpointing)
     if distill is not None:
@@ -160,7 +171,8 @@ def plan_training(
         evaluations = 3 - distill.evaluations / distill.solver_steps
         flops += round(evaluations * forward)
     block = run(False)[0].largest if checkpointing else 0
-    every = list(network.parameters())
+    heads = sum(p.numel() for p in judges.parameters()) if judges else 0
+    every = [*network.parameters(), *(judges.parameters() if judges else ())]
     trained = sum(p.numel() for p in every if p.requires_grad)
     matrices = sum(p.numel() for p in every if p.requires_grad and p.ndim > 1)
     narrow = sum(p.numel() for p in every if not p.requires_grad and p.ndim > 1) if bf16 else 0
@@ -208,7 +220,7 @@ def plan_training(
         buckets=4 * trained,
         host=average if average_on_cpu else 0,
         state=4 * trained + average + moments,
-        model=2 * (trained if trains == "lora" else parameters),
+        model=2 * ((trained if trains == "lora" else parameters) - heads),
         flops=flops,
     )
 
