@@ -75,6 +75,11 @@ class VideoSink:
                 self._encoder.finish()
                 self._target.commit()
 
+    @property
+    def unfinished(self) -> Path:
+        """The file or folder that gets the video's name when it is complete."""
+        return self._target.temporary
+
     def write(self, frame: Tensor) -> None:
         """Appends a frame (c h w) in [0, 1], c = 3, or 4 if the sink has alpha.
 
