@@ -18,6 +18,7 @@ SUFFIXES = {
     ".pgm",
     ".exr",
 }
+_TIFF: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 _PATTERN = re.compile(r"((?:[^%]|%%)*)%(?:0(\d+))?d((?:[^%]|%%)*)")
 
@@ -68,8 +69,7 @@ def check_readable(path: Path) -> None:
         start = file.read(64)
         if start[8:12] == b"WEBP" and b"ANIM" in start:
             raise ValueError(f"{path.name} is an animated WebP image, which ffmpeg cannot decode")
-        order = {b"II*\0": "little", b"MM\0*": "big"}.get(start[:4])
-        if order and _has_pages(file, order):
+        if start[:4] in _TIFF and _has_pages(file, _TIFF[start[:4]]):
             raise ValueError(
                 f"{path.name} is a TIFF image of several pages, of which ffmpeg reads the first "
                 "only: save every page as an image of its own"
