@@ -10,14 +10,14 @@ What is copied in a stream beside the main one must not be used before the main 
 for it; that is an error too.
 
 Marks are attributes of Python objects and not a class of their own, so that parameters stay
-parameters, in inference mode too. Not simulated: random generators of the card, memory, other
-functions of torch.cuda, and what the autograd engine does.
+parameters, in inference mode too. Not simulated: what generators of the card draw, memory, other
+functions of torch.cuda, autocasting, and what the autograd engine does.
 """
 
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -45,14 +45,14 @@ def _marked(x: Any, card: bool) -> Any:
     return x
 
 
-def _tensors(x: Any) -> Iterator[Tensor]:
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, (tuple, list)):
-        for each in x:
-            yield from _tensors(each)
-    elif isinstance(x, dict):
-        yield from _tensors(list(x.values()))
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    found = []
+    for x in values:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, (tuple, list)):
+            found += _tensors(x)
+    return found
 
 
 def _is_card(device: object) -> bool:
@@ -72,6 +72,13 @@ class Stream:
 
 
 MAIN = Stream()
+
+
+class Generator(torch.Generator):
+    """A generator of the card, which draws on the CPU."""
+
+    def __new__(cls, device: object = "cpu") -> "Generator":
+        return super().__new__(cls, "cpu" if _is_card(device) else device)  # pyright: ignore
 
 
 def _getter(name: str) -> Any:
@@ -119,6 +126,7 @@ class StandIn(TorchFunctionMode):
             self._patch.setattr(torch.cuda, name, lambda *arguments: None)
         for name in ("memory_allocated", "max_memory_allocated"):
             self._patch.setattr(torch.cuda, name, lambda device=None: 0)
+        self._patch.setattr(torch, "Generator", Generator)
         self._patch.setattr(torch.cuda, "Stream", Stream)
         self._patch.setattr(torch.cuda, "current_stream", lambda device=None: self._stream)
         self._patch.setattr(torch.cuda, "stream", self._in_stream)
@@ -143,21 +151,22 @@ class StandIn(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         self._name = getattr(func, "__name__", str(func))
-        for x in _tensors([args, kwargs]):
+        tensors = _tensors((*args, *kwargs.values()))
+        for x in tensors:
             if getattr(x, "_arrives_in", self._stream) is not self._stream:
                 raise RuntimeError(f"{self._name}: a tensor is used before it has arrived")
         if handler := self._handlers.get(func):
             return handler(self, func, *args, **kwargs)
         if "pin_memory" in kwargs:
             kwargs.pop("pin_memory")  # there is no driver to ask
-        marks = [on_card(x) for x in _tensors([args, kwargs])]
+        marks = [getattr(x, "_on_card", False) for x in tensors]
         card = any(marks)
         if card:
             self.counts["operations"] += 1
             if func in _READ:
                 self._waits()
             if not all(marks) and func not in _ANY_DEVICE:
-                for x in _tensors([args, kwargs]):
+                for x in tensors:
                     if x.ndim and not on_card(x):
                         raise RuntimeError(
                             f"{self._name}: tensors on cuda:0 and one of {tuple(x.shape)} on cpu"
@@ -252,14 +261,14 @@ class StandIn(TorchFunctionMode):
 
     def _indexed(self, func: Any, x: Tensor, *rest: Any) -> Any:
         if not on_card(x):
-            if any(on_card(each) for each in _tensors(rest[0])):
+            if any(on_card(each) for each in _tensors(rest[:1])):
                 raise RuntimeError("indices on cuda:0 for a tensor on cpu")
-            value = any(on_card(each) for each in _tensors(list(rest[1:])))
+            value = any(on_card(each) for each in _tensors(rest[1:]))
             if value:
                 self._copied("from_card")
             return func(x, *rest)
         self.counts["operations"] += 1
-        for each in _tensors(list(rest)):
+        for each in _tensors(rest):
             if not on_card(each):
                 self._copied("to_card")
             elif each.dtype == torch.bool:

@@ -28,8 +28,11 @@ from .speed import Case, cases, seconds
 
 # On a GPU: STAR's network and VAE, as large as fits into 8 GiB.
 FULL = Case(name="STAR", config=UNetConfig(), frames=8, height=66, width=128)
+FRAME = 512, 1024
 FEW = Slicing(spatial_pixels=2**17, temporal_pixels=2**12)
 ROUNDS = 3  # the shortest counts
+# Frames and (width, height) of two runs: what differs between them, pixels take.
+RUNS = (1, (48, 32)), (6, (128, 96))
 Measured = Iterator[tuple[torch.dtype, Cost, Callable[[], object]]]
 
 
@@ -54,8 +57,7 @@ def measure(device: torch.device, dtype: torch.dtype | None) -> Machine:
     )
     # Two runs tell what each takes beside its work, and what each pixel.
     (pixels, rest), (more_pixels, more_rest) = (
-        _run(files, device, dtype, machine, frames, size)
-        for frames, size in ((1, (48, 32)), (6, (128, 96)))
+        _run(files, device, dtype, machine, frames, size) for frames, size in RUNS
     )
     pixel = max(0.0, (more_rest - rest) / (more_pixels - pixels))
     return replace(machine, start=max(0.0, rest - pixel * pixels), pixel=pixel)
@@ -117,7 +119,7 @@ def _on_cpu(files: ModelFiles, precision: Precision) -> Measured:
 
 def _on_gpu(device: torch.device, precision: Precision) -> Measured:
     yield _pass(FULL, device, precision.network, FEW)
-    yield from _vae(SVDGeometry(), (512, 1024), device, precision.vae)
+    yield from _vae(SVDGeometry(), FRAME, device, precision.vae)
 
 
 def _pass(

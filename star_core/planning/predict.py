@@ -267,7 +267,8 @@ def _rehearse(plan: Plan) -> tuple[Calls, int, int]:
     """Runs the solver, the windows and guidance with a network that does nothing.
 
     Returns the calls of the network by frames and whether deep features are reused, the most bytes
-    beside the network's own while it works, and for how many frames deep features are kept.
+    beside the network's own while it works, and for how many frames deep features are kept. What a
+    cache of evaluations will leave out is not known beforehand: all are counted.
     """
     groups = [_rehearse_group(plan.task, tuple(group.windows)) for group in plan.span.groups]
     calls, held, kept = zip(*groups, strict=True)
@@ -310,7 +311,7 @@ def _rehearse_group(task: Task, windows: tuple[range, ...]) -> tuple[Calls, int,
             guidance_scale=guidance_of(sampling),
             guidance_rescale=sampling.cfg_rescale,
             dtype=task.dtype,
-            shortcuts=task.shortcuts,
+            shortcuts=replace(task.shortcuts, cache=0.0),
         )
         if len(sigmas) > 1:
             SAMPLERS[sampling.sampler](
@@ -319,4 +320,6 @@ def _rehearse_group(task: Task, windows: tuple[range, ...]) -> tuple[Calls, int,
                 sigmas,
                 noise=lambda step, sigma, sigma_next: torch.empty(size, device=META),
             )
+    if task.shortcuts.cache:  # the last prediction of each window
+        held += _latent_bytes(task, sum(map(len, windows)))
     return calls, held, sum(kept.values())

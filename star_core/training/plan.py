@@ -1,16 +1,18 @@
 """Memory and compute of a training run, counted with tensors on meta."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from ..backbones import Network, NetworkConfig, build_network
-from ..lora import LoraLayers, add_lora
+from ..backbones import NetworkConfig, build_network
+from ..lora import LoraLayers, add_lora, lora_strength
 from ..planning.cost import Geometry, encoding
+from ..planning.meta_memory import LiveMetaTensors
 from ..vae.cogvideox import CausalVideoVAE
+from .adversarial import heads_of
 from .checkpointing import recompute
 from .distillation import DistillConfig
 from .objective import Trains
@@ -125,53 +127,39 @@ def plan_training(
 
     frames, height, width: of a sample, in latents; the defaults are STAR's (32 frames of 720p).
     trains, checkpointing, bf16, optimizer, batch: see `TrainConfig`. rank, lora_layers,
-    lora_controlnet: of a LoRA, see `add_lora`. distill: counts the teacher's evaluations too; it is
-    taken to be guided. accumulate, average_on_cpu, shard: see `TrainExecution`. vae: sizes of the
-    VAE, which stays on the device; None for none. crop: what is decoded for a loss in pixels; None
-    for none.
+    lora_controlnet: of a LoRA, see `add_lora`. distill: counts the teacher's evaluations too, which
+    is taken to be guided, and what an adversarial loss adds. accumulate, average_on_cpu, shard: see
+    `TrainExecution`. vae: sizes of the VAE, which stays on the device; None for none. crop: what is
+    decoded for a loss in pixels; None for none.
     text_encoder: bytes of its weights.
     """
-    dtype = torch.bfloat16 if bf16 else torch.float32
-
-    def run(checkpointing: bool) -> tuple["_SavedTensors", int, int, Network]:
-        attention = _FusedAttention()
-        network = build_network(config, attention=attention, device="meta", dtype=dtype)
-        if trains == "lora":
-            add_lora(network, rank, layers=lora_layers, controlnet=lora_controlnet)
-        choose_trained(network, trains)
-        network.eval()  # no dropout
-        saved = _SavedTensors(network)
-        if checkpointing:
-            recompute(network)
-        options: dict[str, Any] = {"device": "meta", "dtype": dtype}
-        x = torch.empty(batch, config.in_dim, frames, height, width, **options)
-        y = torch.empty(batch, config.context_length, config.context_dim, **options)
-        t = torch.zeros(batch, device="meta", dtype=torch.int64)
-        with FlopCounterMode(display=False) as counter:
-            with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
-                v = network(x, t, y, x)
-            forward = counter.get_total_flops() + attention.flops
-            v.float().square().mean().backward()
-        return saved, forward, counter.get_total_flops() + attention.flops, network
-
-    saved, forward, flops, network = run(checkpointing)
+    counted = partial(
+        _count,
+        config,
+        size=(batch, frames, height, width),
+        dtype=torch.bfloat16 if bf16 else torch.float32,
+        trains=trains,
+        rank=rank,
+        lora_layers=lora_layers,
+        lora_controlnet=lora_controlnet,
+        adversarial=distill is not None and bool(distill.adversarial),
+    )
+    step = counted(checkpointing=checkpointing)
+    block = counted(checkpointing=False, backward=False).largest if checkpointing else 0
+    parameters, trained, matrices = step.parameters, step.trained, step.trained_matrices
+    narrow = step.frozen_matrices if bf16 else 0
+    flops = step.flops
     if distill is not None:
         # Two prompts of the teacher, and the student where its phase has not ended by then.
         evaluations = 3 - distill.evaluations / distill.solver_steps
-        flops += round(evaluations * forward)
-    block = run(False)[0].largest if checkpointing else 0
-    every = list(network.parameters())
-    trained = sum(p.numel() for p in every if p.requires_grad)
-    matrices = sum(p.numel() for p in every if p.requires_grad and p.ndim > 1)
-    narrow = sum(p.numel() for p in every if not p.requires_grad and p.ndim > 1) if bf16 else 0
-    parameters = sum(p.numel() for p in every)
+        flops += round(evaluations * step.forward)
     average = 4 * trained
     # Muon keeps one moment of a matrix, Adam two of everything.
     moments = 4 * (2 * trained - (matrices if optimizer == "muon" else 0))
     others = {"text encoder": text_encoder}
     stages = {
         # Autocasting keeps the trained matrices in bfloat16 until the backward pass has ended.
-        "activations": saved.bytes + block + (2 * matrices if bf16 else 0),
+        "activations": step.saved + block + (2 * matrices if bf16 else 0),
         # AdamW's square roots of the second moments.
         "optimizer step": 4 * trained,
     }
@@ -208,8 +196,83 @@ def plan_training(
         buckets=4 * trained,
         host=average if average_on_cpu else 0,
         state=4 * trained + average + moments,
-        model=2 * (trained if trains == "lora" else parameters),
+        model=2 * ((trained if trains == "lora" else parameters) - step.heads),
         flops=flops,
+    )
+
+
+class _Pass(NamedTuple):
+    """What a forward and a backward pass of a network in training take.
+
+    forward, flops: FLOPs of the first and of both. saved: bytes that autograd saves. largest: most
+    of these that one block saves. The rest counts weights; heads: those of the adversarial loss.
+    """
+
+    forward: int
+    flops: int
+    saved: int
+    largest: int
+    parameters: int
+    trained: int
+    trained_matrices: int
+    frozen_matrices: int
+    heads: int
+
+
+@cache
+def _count(
+    config: NetworkConfig,
+    *,
+    size: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    trains: Trains,
+    rank: int,
+    lora_layers: LoraLayers,
+    lora_controlnet: bool,
+    adversarial: bool,
+    checkpointing: bool,
+    backward: bool = True,
+) -> _Pass:
+    """Counts a pass on latents. size: samples, frames, height and width. backward: takes time."""
+    attention = _FusedAttention()
+    heads: Any = heads_of(config, device="meta", dtype=dtype) if adversarial else None
+    network: Any = build_network(config, attention=attention, device="meta", dtype=dtype)
+    if trains == "lora":
+        add_lora(network, rank, layers=lora_layers, controlnet=lora_controlnet)
+    choose_trained(network, trains)
+    network.eval()  # no dropout
+    saved = _SavedTensors(network)
+    if checkpointing:
+        recompute(network)
+    batch, *sides = size
+    x = torch.empty(batch, config.in_dim, *sides, device="meta", dtype=dtype)
+    y = x.new_empty(batch, config.context_length, config.context_dim)
+    t = x.new_zeros(batch, dtype=torch.int64)
+    with LiveMetaTensors() as live:
+        with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
+            v = network(x, t, y, x)
+            forward = live.flops + attention.flops
+            loss = v.float().square().mean()
+            if heads is not None:
+                with lora_strength(network, 0.0):
+                    features = network.control_features(v, t, y, x)
+                loss = loss + sum(opinion.mean() for opinion in heads(features))
+        once = live.flops + attention.flops - forward
+        if backward:
+            loss.backward()
+    weights = [*network.parameters(), *(heads.parameters() if heads else ())]
+    matrices = [(p.numel(), p.requires_grad) for p in weights if p.ndim > 1]
+    return _Pass(
+        forward=forward,
+        # The features of clean clips take no gradient.
+        flops=live.flops + attention.flops + once,
+        saved=saved.bytes,
+        largest=saved.largest,
+        parameters=sum(p.numel() for p in weights),
+        trained=sum(p.numel() for p in weights if p.requires_grad),
+        trained_matrices=sum(count for count, is_trained in matrices if is_trained),
+        frozen_matrices=sum(count for count, is_trained in matrices if not is_trained),
+        heads=sum(p.numel() for p in heads.parameters()) if heads else 0,
     )
 
 
@@ -237,12 +300,12 @@ def _decoding(geometry: Geometry, crop: PixelCrop, size: tuple[int, int, int]) -
     z = torch.empty(1, vae.latent_channels, frames, height, width, device="meta")
     saved = _SavedTensors(vae.model)
     with (
-        FlopCounterMode(display=False) as counter,
+        LiveMetaTensors() as live,
         torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor),
         torch.device("meta"),
     ):
         vae.decode_window(z.requires_grad_())
-    return saved.bytes, counter.get_total_flops()
+    return saved.bytes, live.flops
 
 
 class _SavedTensors:

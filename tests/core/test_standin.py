@@ -1,30 +1,42 @@
 """The whole method on a stand-in for a GPU: no mixed devices, few copies, no waiting."""
 
-import json
 from dataclasses import replace
-from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from star_core.bench import device as bench
-from star_core.cli import main
+from star_core.color_fix import fix_colors
+from star_core.degradation import PRESETS, degrade_video
+from star_core.degradation.compression import jpeg
+from star_core.degradation.estimate import estimate
 from star_core.devices import fetch
-from star_core.diffusion.shortcuts import Shortcuts
-from star_core.memory import SLICES, DevicePlacement
+from star_core.diffusion.denoiser import Denoiser
+from star_core.diffusion.levels import guidance_of, levels_of
+from star_core.diffusion.noise import FrameNoise, brownian_noise
+from star_core.diffusion.samplers import SAMPLERS
+from star_core.diffusion.shortcuts import BatchedFeatures, DeepFeatures, Shortcuts
+from star_core.evaluation.evaluate import evaluate_frames
+from star_core.metrics.dists import DISTS
+from star_core.metrics.dover import DoverMeter
+from star_core.metrics.lpips import LPIPS
+from star_core.metrics.raft import RAFT, RAFTFlow
+from star_core.metrics.video_convnext import VideoConvNeXt
+from star_core.metrics.video_swin import VideoSwin
 from star_core.model import BUILT_IN
 from star_core.models.slicing import Slicing
 from star_core.parity import DEFAULT
 from star_core.pipeline import Execution, Settings, ShotJob, restore
+from star_core.sampling_defaults import SamplingDefaults
 from star_core.star_checkpoint import StarModel, load_model
 from star_core.vae.load import load_vae
-from star_core.video_io import open_sink, open_video
 from star_core.windows.canvas import Canvas, FrameSpan
-from star_core.windows.chunking import ChunkConfig
+from star_core.windows.chunking import ChunkConfig, chunked, overlapping_windows
 from star_core.windows.tiling import Tile
 from tests import cogvideox_files
+from tests.metric_inputs import fill, pictures
 from tests.standin import CARD, StandIn, on_card
 
 FINE = Slicing(spatial_pixels=64, temporal_pixels=64, offload=True)  # several slices a layer
@@ -164,10 +176,14 @@ def test_a_whole_clip_on_the_card_equals_that_on_the_cpu(name, request):
 def test_encoding_and_decoding_on_the_card_equal_those_on_the_cpu(name, request):
     _, vae = request.getfixturevalue(name)
     video = torch.rand(1, 3, 5, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    sides = 32 // vae.factor, 48 // vae.factor
+    noise: Any = torch.ones(1, vae.latent_channels, 2, *sides)
+    if vae.latent_frames == 1:
+        noise = {i: noise[:, :, 0] for i in range(5)}.get
 
     @torch.inference_mode()
     def both() -> tuple[torch.Tensor, torch.Tensor]:
-        latents = vae.encode(video, tile=Tile(size=32, overlap=16))
+        latents = vae.encode(video, noise=noise, tile=Tile(size=32, overlap=16))
         return latents.cpu(), vae.decode(latents, tile=Tile(size=32, overlap=16)).cpu()
 
     plain = both()
@@ -181,13 +197,13 @@ def test_encoding_and_decoding_on_the_card_equal_those_on_the_cpu(name, request)
 
 
 def per_evaluation(model: StarModel, vae: Any, **changes: Any) -> dict[str, float]:
-    """Counts of one evaluation of both windows: what three further steps add, divided by three."""
+    """Counts of one evaluation of both windows: what a further step adds."""
     counts = []
-    for steps in (2, 5):
+    for steps in (3, 4):
         with StandIn() as card:
             restored(model, vae, "cuda", steps=steps, **changes)
         counts.append(card.counts)
-    return {name: (counts[1][name] - counts[0][name]) / 3 for name in counts[1]}
+    return {name: counts[1][name] - counts[0][name] for name in counts[1]}
 
 
 # Of each window: timestep, alpha, sigma, hint and its weight; noise for all. With tiles or an
@@ -236,103 +252,188 @@ def test_a_forward_with_the_timestep_on_the_cpu_equals_one_with_it_on_the_card(t
     assert torch.equal(*results)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A clip, and CogVideoX's files."""
-    folder = tmp_path_factory.mktemp("files")
-    frames = torch.rand(5, 3, 12, 20, generator=torch.Generator().manual_seed(0))
-    with open_sink(folder / "clip.mkv", width=20, height=12, fps=Fraction(10)) as sink:
-        for frame in frames:
-            sink.write(frame)
-    cogvideox_files.write_model(folder)
-    cogvideox_files.write_vae(folder)
-    cogvideox_files.write_t5(folder)
-    return folder
+# What nodes call by themselves. Their images are on the device where the host keeps them there.
 
 
-@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["tiny", "cogvideox"])
-def test_the_command_restores_a_file_on_the_card_as_on_the_cpu(name, dtype, files, tmp_path):
-    options = ["--scale", "3", "--offload", "--shots", "off", "--color-fix", "none"]
-    if name == "cogvideox":
-        options += ["--model", str(files / "star.safetensors")]
-        options += ["--text-encoder", str(files / "t5")]
-    results = []
-    for device, precision in (("cpu", "float32"), ("cuda", dtype)):
-        out = tmp_path / f"{device}.mkv"
-        where = ["--device", device, "--dtype", precision]
-        with StandIn() as card:
-            assert main(["upscale", str(files / "clip.mkv"), str(out), *options, *where]) == 0
-        assert bool(card.counts["operations"]) == (device == "cuda")
-        results.append(torch.stack(list(open_video(out))))
-    difference = (results[0] - results[1]).abs()
-    assert difference.mean() < (1e-3 if dtype == "float32" else 0.03)
-
-
-def test_the_demo_runs_on_the_card(tmp_path):
-    with StandIn() as card:
-        arguments = ["--quick", "--device", "cuda", "--dtype", "float32", "--out", str(tmp_path)]
-        assert main(["demo", *arguments]) == 0
-    assert card.counts["operations"] > 500 and (tmp_path / "restored.mp4").is_file()
-
-
-def test_stills_are_restored_with_weights_that_stay_on_the_card(tmp_path, monkeypatch):
-    with open_sink(tmp_path / "in", width=20, height=12, fps=Fraction(1)) as sink:
-        for picture in torch.rand(3, 3, 12, 20, generator=torch.Generator().manual_seed(0)):
-            sink.write(picture)
-    moved, move = [], DevicePlacement._move
-    monkeypatch.setattr(
-        DevicePlacement, "_move", lambda self, m, homes: moved.append(m) or move(self, m, homes)
-    )
-    with StandIn():
-        options = ["--stills", "--device", "cuda", "--scale", "2"]
-        assert main(["upscale", str(tmp_path / "in"), str(tmp_path / "out"), *options]) == 0
-    assert len(moved) == len(set(moved)) == 2  # network and VAE
-    assert len(list((tmp_path / "out").iterdir())) == 3
-
-
-@pytest.mark.parametrize("name", ["tiny", "cogvideox"])
-def test_batch_restores_files_on_the_card(name, files, tmp_path):
-    options = ["--scale", "2", "--shots", "off", "--device", "cuda", "--out", str(tmp_path)]
-    options += ["--steps", "2", "--solver-mode", "normal"]
-    if name == "cogvideox":
-        options += ["--model", str(files / "star.safetensors")]
-        options += ["--text-encoder", str(files / "t5")]
-    jobs = tmp_path / "jobs.json"
-    jobs.write_text(json.dumps([{"input": str(files / "clip.mkv")}]))
-    with StandIn() as card:
-        assert main(["batch", str(jobs), *options]) == 0
-    assert card.counts["operations"] > 500
-    assert [len(open_video(path)) for path in tmp_path.glob("*.m*")] == [5]
-
-
-@pytest.mark.parametrize("name", ["tiny", "cogvideox"])
-def test_a_plan_for_the_card_counts_its_types(name, files, capsys):
-    command = ["plan", "--frame-count", "5", "--size", "20x12", "--device", "cuda", "--json"]
-    command += ["--memory", "24G"]
-    if name == "cogvideox":
-        command += ["--model", str(files / "star.safetensors")]
-        command += ["--vae", str(files / "cogvideox_vae.safetensors")]
-    else:
-        command += ["--model", "tiny"]
-    with StandIn():
-        assert main(command) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["fits"] and plan["slices"]["temporal_pixels"] == SLICES[0].temporal_pixels
-
-
-def test_clips_are_evaluated_on_the_card_as_on_the_cpu(files, capsys):
-    command = ["evaluate", str(files / "clip.mkv"), "--truth", str(files / "clip.mkv"), "--json"]
-    results = []
-    for device in ("cpu", "cuda"):
+def on_both(compute: Any, *inputs: torch.Tensor) -> tuple[Any, Any]:
+    """What a function returns for tensors on the CPU, and for the same ones on the card."""
+    with torch.inference_mode():
+        plain = compute(*inputs)
         with StandIn():
-            assert main([*command, "--device", device, "--metrics", "psnr", "ssim"]) == 0
-        results.append(json.loads(capsys.readouterr().out))
-    assert results[0] == results[1]
+            return plain, compute(*(x.to("cuda") for x in inputs))
 
 
-def test_bench_reports_the_card():
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("levels", ["star", "finite"])
+def test_every_solver_on_the_card_equals_that_on_the_cpu_and_waits_for_nothing(name, levels):
+    """With windows, guidance that is rescaled, and the host's noise."""
+    sampling = SamplingDefaults(steps=3, solver_mode="normal", sampler=name, cfg=3.0)
+    schedule, sigmas = levels_of(sampling)
+    x = torch.randn(1, 4, 5, 6, 4, generator=torch.Generator().manual_seed(0))
+    if levels == "finite":
+        sigmas = sigmas.clamp(max=80)
+    windows = overlapping_windows(5, 3, 1)
+    noise = FrameNoise(0).solver(tuple(x.shape), sigmas)
+    if levels == "finite":
+        noise = brownian_noise(tuple(x.shape), sigmas, 0)
+    counts = []
+
+    def sample(x: torch.Tensor) -> torch.Tensor:
+        denoiser = Denoiser(
+            network=lambda x, t, y, hint: (x + hint) * y.mean().to(x.dtype),
+            schedule=schedule,
+            positive=torch.ones(1, 2, 3),
+            negative=-torch.ones(1, 2, 3),
+            hint=torch.ones(x.shape),
+            guidance_scale=guidance_of(sampling),
+            guidance_rescale=0.2,
+        )
+        steps = []
+        result = SAMPLERS[name](
+            chunked(denoiser, windows, "smooth"),
+            x,
+            sigmas,
+            noise=noise,
+            on_step=lambda step, total, x_0: steps.append(x_0.device),
+        )
+        assert set(steps) == {x.device}
+        return result
+
+    plain = sample(x)
+    with StandIn() as card:
+        start = x.to("cuda")
+        card.counts.clear()
+        on_the_card = sample(start)
+        counts = card.counts.copy()
+        on_the_card = on_the_card.cpu()
+    torch.testing.assert_close(on_the_card, plain)
+    assert counts["synchronisations"] == 0 and counts["operations"] > 50
+
+
+def test_a_forward_of_a_host_on_the_card_equals_that_on_the_cpu(tiny):
+    """Both prompts in one batch, in tiles, with windows of attention and reused features."""
+    network, config = tiny[0].network, tiny[0].config
+    generator = torch.Generator().manual_seed(0)
+    x, hint = torch.randn(2, 2, config.in_dim, 2, 34, 8, generator=generator)
+    y = torch.randn(2, 77, config.context_dim, generator=generator)
+    work: Any = {"slicing": FINE, "tile": Tile(size=16, overlap=4), "attention_window": 3}
+
+    def twice(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        features = BatchedFeatures([DeepFeatures(max_age=100) for _ in range(2)])
+        with network.working(**work):
+            return [
+                network(inputs[0], torch.tensor([t] * 2), *inputs[1:], deep=features).cpu()
+                for t in (500, 450)
+            ]
+
+    with torch.inference_mode():
+        plain = twice(x, y, hint)
+        with StandIn() as card:
+            try:
+                network.to("cuda")
+                on_the_card = twice(*(each.to("cuda") for each in (x, y, hint)))
+            finally:
+                network.cpu()
+    assert card.counts["operations"] > 500
+    torch.testing.assert_close(on_the_card, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["adain", "wavelet"])
+def test_colours_are_fixed_on_the_card_as_on_the_cpu(method):
+    video, reference = torch.rand(2, 4, 3, 20, 24)
+
+    def fix(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        frames = fix_colors(video, reference, method=method, strength=0.7, smoothing=1.0)
+        return torch.stack(list(frames)).cpu()
+
+    torch.testing.assert_close(*on_both(fix, video, reference[..., :10, :12]))
+
+
+@pytest.mark.parametrize("quality", [None, 30])
+def test_degradation_is_estimated_on_the_card_as_on_the_cpu(quality):
+    frames = torch.stack([pictures(80, 96, moved=n)[0] for n in range(2)])
+    if quality:
+        frames = jpeg(frames, torch.tensor(quality))
+    plain, on_the_card = on_both(estimate, frames)
+    assert plain == on_the_card
+
+
+@pytest.mark.parametrize("name", ["light", "heavy", "fixed-mild"])
+def test_frames_are_degraded_on_the_card_as_on_the_cpu(name):
+    frames = torch.stack([pictures(64, 64, moved=n)[1] for n in range(2)])
+
+    def degraded(frames: torch.Tensor) -> torch.Tensor:
+        return degrade_video(frames, PRESETS[name], 0)[0].cpu()
+
+    torch.testing.assert_close(*on_both(degraded, frames), rtol=0, atol=0.01)
+
+
+def test_frames_in_memory_are_measured_on_the_card_as_on_the_cpu():
+    metrics = ["psnr", "psnr_y", "ssim", "flicker", "warping_error", "tof", "vmaf"]
+    restored, truth = (torch.stack(each) for each in zip(*map(moved, range(3)), strict=True))
+
+    def measured(restored: torch.Tensor, truth: torch.Tensor) -> dict[str, list[float]]:
+        return evaluate_frames(restored, truth, metrics, border=4).comparison.per_frame
+
+    plain, on_the_card = on_both(measured, restored, truth)
+    assert {"psnr", "ssim", "flicker"} <= plain.keys() == on_the_card.keys()
+    for name in plain:
+        assert on_the_card[name] == pytest.approx(plain[name], rel=1e-4, nan_ok=True)
+
+
+def moved(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return pictures(192, 192, moved=n)
+
+
+def on_the_stand_in(network: nn.Module, *inputs: torch.Tensor) -> tuple[Any, Any]:
+    """What a network returns on the CPU, and on the card for inputs that are there."""
+    network.eval().requires_grad_(False)
+    plain = network(*inputs)
     with StandIn():
-        for check in (bench.parity, bench.vae, bench.job):
-            rows = list(check(CARD, bench.SMALL))
-            assert rows and not any(row.error for row in rows)
+        try:
+            found = network.to("cuda")(*(x.to("cuda") for x in inputs)).cpu()
+        finally:
+            network.cpu()
+    return found, plain
+
+
+@pytest.mark.parametrize("make", [partial(LPIPS, "alex"), partial(LPIPS, "vgg"), DISTS])
+def test_distances_of_pictures_on_the_card_equal_those_on_the_cpu(make):
+    network, (restored, truth) = make(), (x[None] for x in pictures(40, 48))
+    fill(p for p in network.parameters() if p.ndim > 1 or len(p) > 3)
+    torch.testing.assert_close(*on_the_stand_in(network, restored, truth))
+
+
+def test_dover_s_networks_on_the_card_equal_those_on_the_cpu():
+    clip = torch.rand(1, 3, 16, 224, 224)
+    swin = VideoSwin(8, (1, 1, 1, 2), (1, 1, 1, 2))
+    torch.testing.assert_close(*on_the_stand_in(swin, clip), rtol=1e-4, atol=1e-4)
+    convnext = VideoConvNeXt((1, 1, 1, 1), (8, 8, 8, 8))
+    torch.testing.assert_close(*on_the_stand_in(convnext, clip[:, :, :4, :64, :64]))
+
+
+class Brightness:
+    """In place of DOVER's networks, which are large."""
+
+    def technical(self, clip: torch.Tensor) -> torch.Tensor:
+        assert on_card(clip)
+        return clip.mean((1, 2, 3, 4))
+
+    aesthetic = technical
+
+
+def test_dover_and_raft_take_their_frames_to_the_card():
+    frames = torch.rand(2, 3, 32, 40)
+    flow = RAFT().eval().requires_grad_(False)
+    plain = RAFTFlow(flow, "cpu")(*frames)
+    with StandIn():
+        with DoverMeter(Brightness(), 2, device="cuda") as meter:
+            for frame in frames:
+                meter.add(frame, None)
+            score = meter.result()
+        assert isinstance(score, float) and 0 < score < 1
+        try:
+            on_the_card = RAFTFlow(flow.to("cuda"), "cuda")(*frames).cpu()
+        finally:
+            flow.cpu()
+    torch.testing.assert_close(on_the_card, plain, rtol=1e-3, atol=1e-3)
