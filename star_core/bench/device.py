@@ -305,7 +305,6 @@ def out_of_memory(device: torch.device, sizes: Sizes) -> Iterator[Result]:
             slicing=large,
             vae_tile=None,
             latent_tile=None,
-            view=(case.height * 8, case.width * 8),
             vae_factor=8,
             downsamplings=case.config.downsamplings,
             placement=placement,
@@ -319,7 +318,7 @@ def out_of_memory(device: torch.device, sizes: Sizes) -> Iterator[Result]:
                 return network(*inputs)
 
         def shrink() -> str | None:
-            change = limits.shrink_network()
+            change = limits.shrink_network(8 * max(case.height, case.width))
             changes.append(change or "nothing is left to save")
             return change
 
