@@ -6,14 +6,12 @@ takes about a second.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..backbones import Geometry, Network, NetworkConfig, build_network
 from ..diffusion.schedule import star_schedule
@@ -70,7 +68,7 @@ def peak_of(forward: Pass, slicing: Slicing | None) -> Bytes:
     network = _network(forward.config, forward.dtype)
     slicing = slicing and _FirstSlices(**asdict(slicing))
     with network.working(slicing=slicing):
-        device = _measure(network, *forward.inputs(), count_flops=False).peak
+        device = _measure(network, *forward.inputs()).peak
     # All skip connections are in main memory when the first is fetched.
     return Bytes(device, sum(slicing.sent) if slicing else 0)
 
@@ -123,19 +121,10 @@ def decoding(geometry: Geometry, dtype: torch.dtype, frames: int, height: int, w
 
 
 @torch.inference_mode()
-def _measure(fn: Callable[..., Tensor], *inputs: Tensor, count_flops: bool = True) -> Cost:
-    """Runs `fn`. count_flops: takes time; False returns 0."""
-
-    def flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
-        return sdpa_flop_count(q, k, v)
-
-    # The counter splits operations that are not listed, and parts of attention hold all scores.
-    attention = torch.ops.aten.scaled_dot_product_attention
-    listed = {attention: flops, attention.default: flops}
-    counter = FlopCounterMode(display=False, custom_mapping=listed)
-    with LiveMetaTensors() as live, counter if count_flops else nullcontext():
+def _measure(fn: Callable[..., Tensor], *inputs: Tensor) -> Cost:
+    with LiveMetaTensors() as live:
         fn(*inputs)
-    return Cost(live.peak, counter.get_total_flops(), live.traffic, live.largest)
+    return Cost(live.peak, live.flops, live.traffic, live.largest)
 
 
 @dataclass(frozen=True, kw_only=True)

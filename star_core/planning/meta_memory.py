@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 META = torch.device("meta")
 
@@ -60,22 +61,35 @@ class LiveTensors(TorchDispatchMode):
 
 
 class LiveMetaTensors(LiveTensors):
-    """Counts the bytes of meta tensors only, and fast; for code in inference mode.
+    """Counts the bytes of meta tensors only, and fast, and the FLOPs of the operations.
 
-    Attention counts as a fused kernel, which holds no matrix of scores.
+    flops: two for each multiply-add, counted by torch's formulas. Attention counts as a fused
+    kernel, which holds no matrix of scores.
     """
 
     def __init__(self) -> None:
         super().__init__("meta")
+        self.flops = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        aten = torch.ops.aten
+        aten, kwargs = torch.ops.aten, kwargs or {}
         if func is aten.scaled_dot_product_attention.default:
+            self.flops += sdpa_flop_count(*(x.shape for x in args[:3]))
             fused = aten._scaled_dot_product_flash_attention_for_cpu.default
             return super().__torch_dispatch__(partial(_infer, fused), types, args[:3])[0]
-        return super().__torch_dispatch__(partial(_infer, func), types, args, kwargs)
+        if func not in _BASIC:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+            _BASIC.add(func)
+        out = super().__torch_dispatch__(partial(_infer, func), types, args, kwargs)
+        if formula := flop_registry.get(func.overloadpacket):
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
 
 
+_BASIC: set[Any] = set()  # operations that are not made of others
 # Whether an operation returns several new tensors, and their shapes, strides and dtypes, by the
 # operation and its arguments. Without it a pass takes three to four times as long.
 _RESULTS: dict[Any, tuple[bool, list[Any]]] = {}

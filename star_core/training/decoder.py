@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..metrics.fidelity import psnr
+from ..planning.meta_memory import META, LiveMetaTensors
 from ..progress import Progress
 from ..vae.cogvideox import CausalVideoVAE
 from ..vae.frame_vae import FrameGeometry, VideoVAE
@@ -30,9 +30,9 @@ FITTED = 8  # samples that the linear part is fitted to
 
 def decoding_flops(decode: Callable[[Tensor], Any], channels: int) -> int:
     """Returns the FLOPs of decoding 3 frames of 32x32 latents (1 c f h w), counted on meta."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+    with LiveMetaTensors() as live, torch.inference_mode(), META:
         decode(torch.empty(1, channels, 3, 32, 32))
-    return counter.get_total_flops()
+    return live.flops
 
 
 def small_decoder(geometry: FrameGeometry, share: float) -> SmallDecoder:

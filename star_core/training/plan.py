@@ -1,15 +1,16 @@
 """Memory and compute of a training run, counted with tensors on meta."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from ..backbones import Network, NetworkConfig, build_network
+from ..backbones import NetworkConfig, build_network
 from ..lora import LoraLayers, add_lora
 from ..planning.cost import Geometry, encoding
+from ..planning.meta_memory import LiveMetaTensors
 from ..vae.cogvideox import CausalVideoVAE
 from .checkpointing import recompute
 from .distillation import DistillConfig
@@ -131,47 +132,32 @@ def plan_training(
     for none.
     text_encoder: bytes of its weights.
     """
-    dtype = torch.bfloat16 if bf16 else torch.float32
-
-    def run(checkpointing: bool) -> tuple["_SavedTensors", int, int, Network]:
-        attention = _FusedAttention()
-        network = build_network(config, attention=attention, device="meta", dtype=dtype)
-        if trains == "lora":
-            add_lora(network, rank, layers=lora_layers, controlnet=lora_controlnet)
-        choose_trained(network, trains)
-        network.eval()  # no dropout
-        saved = _SavedTensors(network)
-        if checkpointing:
-            recompute(network)
-        options: dict[str, Any] = {"device": "meta", "dtype": dtype}
-        x = torch.empty(batch, config.in_dim, frames, height, width, **options)
-        y = torch.empty(batch, config.context_length, config.context_dim, **options)
-        t = torch.zeros(batch, device="meta", dtype=torch.int64)
-        with FlopCounterMode(display=False) as counter:
-            with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
-                v = network(x, t, y, x)
-            forward = counter.get_total_flops() + attention.flops
-            v.float().square().mean().backward()
-        return saved, forward, counter.get_total_flops() + attention.flops, network
-
-    saved, forward, flops, network = run(checkpointing)
+    counted = partial(
+        _count,
+        config,
+        size=(batch, frames, height, width),
+        dtype=torch.bfloat16 if bf16 else torch.float32,
+        trains=trains,
+        rank=rank,
+        lora_layers=lora_layers,
+        lora_controlnet=lora_controlnet,
+    )
+    step = counted(checkpointing=checkpointing)
+    block = counted(checkpointing=False, backward=False).largest if checkpointing else 0
+    parameters, trained, matrices = step.parameters, step.trained, step.trained_matrices
+    narrow = step.frozen_matrices if bf16 else 0
+    flops = step.flops
     if distill is not None:
         # Two prompts of the teacher, and the student where its phase has not ended by then.
         evaluations = 3 - distill.evaluations / distill.solver_steps
-        flops += round(evaluations * forward)
-    block = run(False)[0].largest if checkpointing else 0
-    every = list(network.parameters())
-    trained = sum(p.numel() for p in every if p.requires_grad)
-    matrices = sum(p.numel() for p in every if p.requires_grad and p.ndim > 1)
-    narrow = sum(p.numel() for p in every if not p.requires_grad and p.ndim > 1) if bf16 else 0
-    parameters = sum(p.numel() for p in every)
+        flops += round(evaluations * step.forward)
     average = 4 * trained
     # Muon keeps one moment of a matrix, Adam two of everything.
     moments = 4 * (2 * trained - (matrices if optimizer == "muon" else 0))
     others = {"text encoder": text_encoder}
     stages = {
         # Autocasting keeps the trained matrices in bfloat16 until the backward pass has ended.
-        "activations": saved.bytes + block + (2 * matrices if bf16 else 0),
+        "activations": step.saved + block + (2 * matrices if bf16 else 0),
         # AdamW's square roots of the second moments.
         "optimizer step": 4 * trained,
     }
@@ -213,6 +199,69 @@ def plan_training(
     )
 
 
+class _Pass(NamedTuple):
+    """What a forward and a backward pass of a network in training take.
+
+    forward, flops: FLOPs of the first and of both. saved: bytes that autograd saves. largest: most
+    of these that one block saves. The rest counts weights.
+    """
+
+    forward: int
+    flops: int
+    saved: int
+    largest: int
+    parameters: int
+    trained: int
+    trained_matrices: int
+    frozen_matrices: int
+
+
+@cache
+def _count(
+    config: NetworkConfig,
+    *,
+    size: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    trains: Trains,
+    rank: int,
+    lora_layers: LoraLayers,
+    lora_controlnet: bool,
+    checkpointing: bool,
+    backward: bool = True,
+) -> _Pass:
+    """Counts a pass on latents. size: samples, frames, height and width. backward: takes time."""
+    attention = _FusedAttention()
+    network = build_network(config, attention=attention, device="meta", dtype=dtype)
+    if trains == "lora":
+        add_lora(network, rank, layers=lora_layers, controlnet=lora_controlnet)
+    choose_trained(network, trains)
+    network.eval()  # no dropout
+    saved = _SavedTensors(network)
+    if checkpointing:
+        recompute(network)
+    batch, *sides = size
+    x = torch.empty(batch, config.in_dim, *sides, device="meta", dtype=dtype)
+    y = x.new_empty(batch, config.context_length, config.context_dim)
+    t = x.new_zeros(batch, dtype=torch.int64)
+    with LiveMetaTensors() as live:
+        with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
+            v = network(x, t, y, x)
+        forward = live.flops + attention.flops
+        if backward:
+            v.float().square().mean().backward()
+    matrices = [(p.numel(), p.requires_grad) for p in network.parameters() if p.ndim > 1]
+    return _Pass(
+        forward=forward,
+        flops=live.flops + attention.flops,
+        saved=saved.bytes,
+        largest=saved.largest,
+        parameters=sum(p.numel() for p in network.parameters()),
+        trained=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        trained_matrices=sum(count for count, is_trained in matrices if is_trained),
+        frozen_matrices=sum(count for count, is_trained in matrices if not is_trained),
+    )
+
+
 def vae_on_meta(geometry: Geometry) -> Any:
     """Returns a VAE without weights, on the device "meta"."""
     with torch.device("meta"):
@@ -237,12 +286,12 @@ def _decoding(geometry: Geometry, crop: PixelCrop, size: tuple[int, int, int]) -
     z = torch.empty(1, vae.latent_channels, frames, height, width, device="meta")
     saved = _SavedTensors(vae.model)
     with (
-        FlopCounterMode(display=False) as counter,
+        LiveMetaTensors() as live,
         torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor),
         torch.device("meta"),
     ):
         vae.decode_window(z.requires_grad_())
-    return saved.bytes, counter.get_total_flops()
+    return saved.bytes, live.flops
 
 
 class _SavedTensors:

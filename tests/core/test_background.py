@@ -9,8 +9,8 @@ from star_core.background import ahead, behind
 
 
 def soon(condition) -> bool:
-    """Waits until a condition holds, for up to five seconds."""
-    end = time.monotonic() + 5
+    """Waits until a condition holds, for at most a minute."""
+    end = time.monotonic() + 60
     while not condition() and time.monotonic() < end:
         time.sleep(0.001)
     return condition()

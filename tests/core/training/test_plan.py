@@ -15,7 +15,7 @@ from star_core.training.tiny import NETWORK
 from star_core.vae.patch import PatchGeometry
 from star_core.vae.svd import SVDGeometry
 
-CONFIG = replace(NETWORK, dim_mult=(1, 2), attn_scales=(1.0,))
+CONFIG = replace(NETWORK, dim_mult=(1,), attn_scales=(1.0,))
 SIZE: dict[str, Any] = {"frames": 3, "height": 10, "width": 8}
 
 
