@@ -16,6 +16,7 @@ from .host import AUTO, Progress
 OWN_FOLDER = "star"
 MODEL_FOLDERS = (OWN_FOLDER, "diffusion_models", "checkpoints")
 VAE_FOLDERS = (OWN_FOLDER, "vae", "checkpoints")
+DECODER_FOLDERS = ("vae_approx",)
 TEXT_ENCODER_FOLDERS = (OWN_FOLDER, "text_encoders")
 
 BUILT_IN_NAME = "tiny (built in)"

@@ -8,16 +8,25 @@ from ..star_core.checkpoints.kinds import CLIP_OPEN_CLIP, CLIP_TRANSFORMERS, T5
 from ..star_core.model import BUILT_IN, check_vae
 from ..star_core.star_checkpoint import ModelFile, open_model
 from .host import AUTO
-from .host_files import BUILT_IN_NAME, TEXT_ENCODER_FOLDERS, VAE_FOLDERS, part_of_model
+from .host_files import (
+    BUILT_IN_NAME,
+    DECODER_FOLDERS,
+    TEXT_ENCODER_FOLDERS,
+    VAE_FOLDERS,
+    part_of_model,
+    resolve,
+)
 from .host_vae import load_host_vae, star_vae
 
 NONE = "none"
 
 
-def load_vae(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.VAE:
+def load_vae(star: ModelFile, name: str, decoder: str, *, fetch: bool) -> comfy.sd.VAE:
     """Returns the VAE of a choice; "auto" is the built-in VAE for a model with its latents.
 
-    fetch: download the published VAE if "auto" finds none. ValueError if the VAE does not fit.
+    decoder: the choice of a small decoder in place of the VAE's own, "none" for that. fetch:
+    download the published VAE if "auto" finds none. ValueError if the VAE or the decoder does not
+    fit.
     """
     tiny_model, tiny_vae = BUILT_IN["tiny"]
     tiny = open_model(tiny_model)
@@ -29,8 +38,9 @@ def load_vae(star: ModelFile, name: str, *, fetch: bool) -> comfy.sd.VAE:
         kinds = backbone_of(star.config).vae
         channels = star.config.in_dim
         path = part_of_model(name, "vae_name", VAE_FOLDERS, kinds, fetch=fetch, channels=channels)
+    small = None if decoder == NONE else resolve(decoder, DECODER_FOLDERS, ())
     window = star.sampling.decode_window
-    vae = load_host_vae(path, scale=star.latents.scale, window=window)
+    vae = load_host_vae(path, decoder=small, scale=star.latents.scale, window=window)
     check_vae(star_vae(vae).video_vae, star.config, star.latents)
     return vae
 

@@ -22,6 +22,7 @@ from ..star_core.planning.cost import Cost, decoding, encoding
 from ..star_core.vae.cogvideox import CausalVideoVAE
 from ..star_core.vae.frame_vae import VideoVAE
 from ..star_core.vae.load import load_vae
+from ..star_core.vae.small_decoder import use_decoder
 from ..star_core.windows.chunking import filled_to
 from ..star_core.windows.geometry import Padding, crop
 from ..star_core.windows.tiling import Tile
@@ -137,19 +138,20 @@ class FirstStageModel(nn.Module):
     def encode_memory(self, frames: int, height: int, width: int) -> int:
         """Returns the peak bytes on the device of encoding frames (or tiles) of that many pixels.
 
-        Allocations on fake tensors show 5 maps of the first level's channels at full size here and
-        8 in the decoder, whatever the size and the window. A quarter is added for what convolution
-        libraries allocate. Frames are encoded one by one.
+        They are those of the code itself on the meta device, and a quarter more for what
+        convolution libraries allocate. Frames are encoded one by one.
         """
-        return int(1.25 * 5 * height * width * self._bytes_per_pixel)
+        return self._peak(encoding, 1, height, width)
 
     def decode_memory(self, frames: int, height: int, width: int) -> int:
         """Returns the peak bytes on the device of decoding a window of frames (or their tiles)."""
-        return int(1.25 * 8 * frames * height * width * self._bytes_per_pixel)
+        return self._peak(decoding, frames, height, width)
 
-    @property
-    def _bytes_per_pixel(self) -> int:
-        return self.video_vae.geometry.finest_channels * self.video_vae.model.dtype.itemsize
+    def _peak(self, cost: Callable[..., Cost], frames: int, height: int, width: int) -> int:
+        geometry, dtype = self.video_vae.geometry, self.video_vae.model.dtype
+        sides = geometry.tiles((height, width), None)
+        height, width = (geometry.factor * max(map(len, side)) for side in sides)
+        return int(1.25 * cost(geometry, dtype, frames, height, width).peak)
 
 
 class CausalFirstStageModel(FirstStageModel):
@@ -220,12 +222,6 @@ class CausalFirstStageModel(FirstStageModel):
         """Returns the peak bytes of decoding; they do not grow after two groups of latents."""
         return self._peak(decoding, 4 * self.video_vae.latent_frames + 1, height, width)
 
-    def _peak(self, cost: Callable[..., Cost], frames: int, height: int, width: int) -> int:
-        geometry, dtype = self.video_vae.geometry, self.video_vae.model.dtype
-        sides = geometry.tiles((height, width), None)
-        height, width = (geometry.factor * max(map(len, side)) for side in sides)
-        return int(1.25 * cost(geometry, dtype, frames, height, width).peak)
-
 
 def host_vae(
     video_vae: VideoVAE | CausalVideoVAE, *, window: int = 3, overlap: int = DEFAULT.decode_overlap
@@ -280,29 +276,36 @@ def host_vae(
 def load_host_vae(
     path: str | os.PathLike[str],
     *,
+    decoder: str | os.PathLike[str] | None = None,
     scale: float | None = None,
     window: int = 3,
     overlap: int = DEFAULT.decode_overlap,
 ) -> VAE:
     """Loads a VAE file as a VAE of the host, which can repeat the call, for a second device say.
 
-    scale: scaling factor of the latents, None for that of the file. window, overlap: frames decoded
-    together, and shared by neighbouring windows.
+    decoder: file of a small decoder in place of the VAE's own, None for that. scale: scaling factor
+    of the latents, None for that of the file. window, overlap: frames decoded together, and shared
+    by neighbouring windows.
     """
-    vae = host_vae(load_vae(path, scale=scale), window=window, overlap=overlap)
-    vae.patcher.cached_patcher_init = (_load_patcher, (path, scale, window, overlap))
+    video_vae = load_vae(path, scale=scale)
+    if decoder is not None:
+        use_decoder(video_vae, decoder)
+    vae = host_vae(video_vae, window=window, overlap=overlap)
+    vae.patcher.cached_patcher_init = (_load_patcher, (path, decoder, scale, window, overlap))
     return vae
 
 
 def _load_patcher(
     path: str | os.PathLike[str],
+    decoder: str | os.PathLike[str] | None,
     scale: float | None,
     window: int,
     overlap: int,
     disable_dynamic: bool = True,
 ) -> ModelPatcher:
     """Loads the patcher again when the host asks; `disable_dynamic` has no effect on a VAE."""
-    return load_host_vae(path, scale=scale, window=window, overlap=overlap).patcher
+    options = {"decoder": decoder, "scale": scale, "window": window, "overlap": overlap}
+    return load_host_vae(path, **options).patcher
 
 
 def star_vae(vae: VAE) -> FirstStageModel:

@@ -7,6 +7,7 @@ from .host import AUTO, node_errors
 from .host_features import advanced, schema
 from .host_files import (
     BUILT_IN_NAME,
+    DECODER_FOLDERS,
     DOWNLOAD,
     MODEL_FOLDERS,
     TEXT_ENCODER_FOLDERS,
@@ -65,6 +66,18 @@ class StarLoadModel(io.ComfyNode):
                         "CLIP instead.",
                     )
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "decoder",
+                        options=choices(DECODER_FOLDERS, NONE),
+                        default=NONE,
+                        optional=True,
+                        tooltip="A small decoder that takes the place of the VAE's own, faster and "
+                        "in less memory, but less exact: a file in models/vae_approx, made by "
+                        "train --trains decoder, or TAESD's, which fits STAR's VAE. none keeps the "
+                        "VAE's own.",
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The network, for STAR nodes and for ComfyUI's samplers."),
@@ -77,10 +90,12 @@ class StarLoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model_name, weight_dtype, vae_name, text_encoder) -> io.NodeOutput:
+    def execute(
+        cls, model_name, weight_dtype, vae_name, text_encoder, decoder=NONE
+    ) -> io.NodeOutput:
         with node_errors("STAR Load Model"):
             star = open_model(model_file(model_name))
             model = load_patcher(star, weight_dtype)  # first: it rejects other files
             fetch = model_name.endswith(DOWNLOAD)
-            vae = load_vae(star, vae_name, fetch=fetch)
+            vae = load_vae(star, vae_name, decoder, fetch=fetch)
             return io.NodeOutput(model, load_clip(star, text_encoder, fetch=fetch), vae)

@@ -221,6 +221,28 @@ class LoraFile:
             changed = weight.float() + self.strength * scale * change
             weight.data = changed.to(weight.dtype)
 
+    @torch.no_grad()
+    def continue_in(self, network: nn.Module) -> None:
+        """Sets the LoRA that `add_lora` has added to a network to that of the file.
+
+        The strength is ignored. ValueError if the network's has other layers or another rank.
+        """
+        layers = lora_layers(network)
+        own = {n: (x.lora_up.weight.shape, x.lora_down.weight.shape) for n, x in layers.items()}
+        stored = {name: (up.shape, down.shape) for name, (up, down, _) in self.changes.items()}
+        if own != stored:
+            names = sorted(own.keys() | stored.keys())
+            odd = next(name for name in names if own.get(name) != stored.get(name))
+            raise ValueError(
+                f"{self.path.name} differs from the LoRA that is trained, at {odd}: give the same "
+                "--rank, --lora-layers and --no-lora-controlnet as for its own training"
+            )
+        for name, (up, down, scale) in self.changes.items():
+            layer = layers[name]
+            layer.lora_up.weight.copy_(up)
+            layer.lora_down.weight.copy_(down)
+            layer.alpha = scale * layer.rank
+
 
 def open_lora(path: str | os.PathLike[str], strength: float = 1.0) -> LoraFile:
     """Opens a LoRA file of this project or of diffusers.

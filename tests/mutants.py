@@ -76,7 +76,7 @@ MUTANTS = [
         ("return int(u * config.noise_level)", "return int(u * min(config.noise_level, 900))"),
         ("u = 0.75 + 0.25 * u", "u = 0.25 * u"),
         ("and chance < config.degraded", "and chance < config.degraded * 0.5"),
-        ("bf16 if self.config.bf16", "nullcontext() if self.config.bf16"),
+        ("enabled=self.config.bf16", "enabled=False"),
         ("x_0[later] = schedule.x_0(", "schedule.x_0("),
         (
             "noise.append(torch.randn(sample.hq.shape, generator=generator))",
@@ -98,6 +98,28 @@ MUTANTS = [
         ('"noise_level": teacher.noise_level', '"noise_level": 900'),
         ('{"spacing": "diffusers"}', "{}"),
         (".sub(1).clamp(min=0)", ".clamp(max=len(self.timesteps) - 1)"),
+    ),
+    *_mutants(
+        "training/adversarial",
+        "training/adversarial",
+        ("self.distill.adversarial * adversarial + heads", "heads"),
+        (
+            "self.distill.adversarial * adversarial + heads",
+            "self.distill.adversarial * adversarial",
+        ),
+        ("lora_strength(self.network, 0.0)", "lora_strength(self.network, 1.0)"),
+        ("p.detach() for name, p", "p for name, p"),
+        ("[x.detach() for x in shown]", "shown"),
+        ("_mean(torch.neg, opinions)", "_mean(torch.abs, opinions)"),
+        ("F.relu(1 - x), of_real", "F.relu(1 - x), of_false"),
+        ("- (ratio * sigma_end) ** 2", ""),
+        ("times[border] + 1", "0 * times[border]"),
+        ("manual_seed(seed) for seed in batch.seeds", "manual_seed(0) for seed in batch.seeds"),
+    ),
+    *_mutants(
+        "training/checkpointing",
+        "training/adversarial",
+        ("lora_strength(module, *strengths) if strengths else nullcontext()", "nullcontext()"),
     ),
     *_mutants(
         "lora",

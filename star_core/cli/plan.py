@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from ..planning.duration import Machine
 
 
+SMALL = "small"  # in place of a decoder's file: the size of one that is not trained yet
+
+
 def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frame-count", type=int, required=True, metavar="N", help="frames of the input"
@@ -54,6 +57,12 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vae", metavar="FILE", help="a VAE of another size than the published one"
     )
+    parser.add_argument(
+        "--decoder",
+        metavar="FILE",
+        help="plan for upscale --decoder FILE; small, for a decoder of the size that train "
+        "--trains decoder makes for the VAE",
+    )
     add_compute(parser)
     parser.add_argument(
         "--plot",
@@ -78,7 +87,7 @@ def run_plan(args: argparse.Namespace) -> None:
     from ..plots import write_figure
     from ..windows.geometry import output_size
 
-    model = _model(args.model, args.vae)
+    model = _model(args.model, args.vae, args.decoder)
     given = {"cfg": args.cfg, "steps": args.steps, "solver_mode": args.steps and "normal"}
     given = {name: value for name, value in given.items() if value is not None}
     model["sampling"] = replace(model["sampling"], **given)
@@ -150,13 +159,16 @@ def _machine(name: str) -> "Machine | None":
         return None
 
 
-def _model(name: str, vae: str | None) -> dict[str, Any]:
+def _model(name: str, vae: str | None, decoder: str | None) -> dict[str, Any]:
     """Fields of `Task` about the model."""
     from ..backbones import BACKBONES, I2VGENXL, SIZES, backbone_of
     from ..file_info import describe
     from ..model import BUILT_IN, PUBLISHED_MODELS
     from ..sampling_defaults import SamplingDefaults
+    from ..training.decoder import small_decoder
+    from ..vae.frame_vae import FrameGeometry
     from ..vae.load import geometry_of
+    from ..vae.small_decoder import SmallDecodedGeometry, with_decoder
 
     path, own_vae = BUILT_IN.get(name, (name, None))
     if name in (*SIZES, *PUBLISHED_MODELS):
@@ -173,9 +185,16 @@ def _model(name: str, vae: str | None) -> dict[str, Any]:
         config, text_encoder = info.size, not info.presets
         sampling = SamplingDefaults(**info.sampling)
     vae_path = vae or own_vae
+    geometry = geometry_of(vae_path) if vae_path else backbone_of(config).geometry
+    if decoder == SMALL and isinstance(geometry, SmallDecodedGeometry):
+        geometry = geometry.vae
+    if decoder == SMALL and isinstance(geometry, FrameGeometry):
+        geometry = SmallDecodedGeometry(vae=geometry, decoder=small_decoder(geometry))
+    elif decoder is not None:
+        geometry = with_decoder(geometry, decoder)
     return {
         "config": config,
         "sampling": sampling,
         "text_encoder": text_encoder,
-        "vae": geometry_of(vae_path) if vae_path else backbone_of(config).geometry,
+        "vae": geometry,
     }

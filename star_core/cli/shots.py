@@ -129,7 +129,7 @@ class RunOptions:
             frames=frames,
             size=output_size(info.width, info.height, job.scale, job.out_size),
             config=files.info.size,
-            vae=geometry_of(files.vae),
+            vae=geometry_of(files.vae, files.decoder),
             text_encoder=files.text_encoder is not None,
             dtype=self._precision.network,
             vae_dtype=self._precision.vae,

@@ -69,6 +69,12 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "or all linear layers and convolutions (default with --distill)",
     )
     group.add_argument(
+        "--lora",
+        metavar="FILE",
+        help="continue from the LoRA in FILE, which was trained with the same --rank, "
+        "--lora-layers and --no-lora-controlnet (default: a new LoRA)",
+    )
+    group.add_argument(
         "--no-lora-controlnet",
         action="store_true",
         help="the ControlNet gets no LoRA",
@@ -232,6 +238,13 @@ def add_distillation(parser: argparse.ArgumentParser) -> None:
         help="weight of a loss in pixels of a decoded part in the last phase (default 0)",
     )
     group.add_argument(
+        "--adversarial",
+        type=float,
+        metavar="X",
+        help="weight of an adversarial loss, for a second stage: heads on the ControlNet's "
+        "features learn to tell the LoRA's results from clean clips (default 0)",
+    )
+    group.add_argument(
         "--sampler",
         choices=("euler", "lcm"),
         help="sampler that the LoRA asks for: euler (default) keeps the noise of the start, lcm "
@@ -338,6 +351,7 @@ def run_train(args: argparse.Namespace) -> None:
         rank=args.rank,
         lora_layers=args.lora_layers,
         lora_controlnet=not args.no_lora_controlnet,
+        lora=Path(args.lora) if args.lora else None,
         distill=distill,
         teacher=teacher,
         **running,
@@ -353,7 +367,9 @@ def _complete(args: argparse.Namespace) -> "tuple[DistillConfig | None, dict[str
     from ..training.distillation import DistillConfig
 
     teacher = {name: getattr(args, name) for name in ("cfg", "cfg_rescale")}
-    options = {name: getattr(args, name) for name in ("solver_steps", "pixels", "sampler")}
+    options = {
+        name: getattr(args, name) for name in ("solver_steps", "pixels", "adversarial", "sampler")
+    }
     teacher, options = (
         {name: value for name, value in given.items() if value is not None}
         for given in (teacher, options)
@@ -363,8 +379,8 @@ def _complete(args: argparse.Namespace) -> "tuple[DistillConfig | None, dict[str
         raise ValueError(
             f"--{given.replace('_', '-')} belongs to --distill: add it, or leave it out"
         )
-    if small and distills:
-        raise ValueError("--distill is for the network: leave out --trains decoder")
+    if small and (distills or args.lora):
+        raise ValueError("--distill and --lora are for the network: leave out --trains decoder")
     defaults = {
         "trains": "lora" if distills else "star",
         "lora_layers": "all" if distills else "attention",

@@ -238,6 +238,25 @@ class ControlledVideoUNet(nn.Module):
 
         return blend_tiles(velocity, rows, columns)
 
+    def control_features(
+        self, x: Tensor, t: Tensor, y: Tensor, hint: Tensor | None = None
+    ) -> list[Tensor]:
+        """Returns the ControlNet's last features (b·f c h w) of each level, the finest first.
+
+        Those of the coarsest level come from the middle block. Arguments are as in `forward`.
+        """
+        self.check_size(*x.shape[-2:])
+        features: dict[torch.Size, Tensor] = {}
+        for _, each in self.VideoControlNet.controls(self._shown(x, t, hint), t, y, hint):
+            features[each.shape[-2:]] = each
+        return list(features.values())
+
+    def _shown(self, x: Tensor, t: Tensor, hint: Tensor | None) -> Tensor:
+        """Returns what both encoders get of noisy latents."""
+        if not self.config.guess_input:
+            return x
+        return hint_prior_guess(x, t, hint, self.config.hint_prior)
+
     def _velocity(
         self,
         x: Tensor,
@@ -247,9 +266,7 @@ class ControlledVideoUNet(nn.Module):
         deep: DeepFeatures | BatchedFeatures | None,
         place: tuple[int, ...] = (),
     ) -> Tensor:
-        x_t = x
-        if self.config.guess_input:
-            x = hint_prior_guess(x, t, hint, self.config.hint_prior)
+        x_t, x = x, self._shown(x, t, hint)
         frames = x.shape[2]
         emb = self.time_embed(sinusoidal_embedding(send(t, x.device), self.config.dim).to(x.dtype))
         emb = emb.repeat_interleave(frames, dim=0)

@@ -25,6 +25,7 @@ from .trainer import DEFAULT_EXECUTION, OnStep, TrainExecution, start_accelerate
 from .videos import VideoClips, VideoSamples
 
 DECODER_FILE, VAE_FILE = "decoder.safetensors", "vae.safetensors"
+SHARE = 0.1  # of the compute of the VAE's own decoder
 FITTED = 8  # samples that the linear part is fitted to
 
 
@@ -35,25 +36,25 @@ def decoding_flops(decode: Callable[[Tensor], Any], channels: int) -> int:
     return live.flops
 
 
-def small_decoder(geometry: FrameGeometry, share: float) -> SmallDecoder:
-    """Returns an untrained decoder with at most a share of the compute of a VAE's own, on meta.
+def small_decoder(geometry: FrameGeometry, share: float = SHARE) -> SmallDecoderConfig:
+    """Returns the sizes of a decoder with at most a share of the compute of a VAE's own.
 
     share: from 0 to 1. ValueError if no decoder is as small.
     """
     vae = vae_on_meta(geometry)
     allowed = share * decoding_flops(vae.decode_window, vae.latent_channels)
 
-    def sized(width: int) -> SmallDecoder:
-        config = SmallDecoderConfig(
+    def sized(width: int) -> SmallDecoderConfig:
+        return SmallDecoderConfig(
             latent_channels=vae.latent_channels,
             factor=vae.factor,
             width=width,
             blocks=min(4, 1 + width // 32),
         )
-        with torch.device("meta"):
-            return SmallDecoder(config)
 
-    def flops(decoder: SmallDecoder) -> int:
+    def flops(config: SmallDecoderConfig) -> int:
+        with torch.device("meta"):
+            decoder = config.build()
         return decoding_flops(partial(_decoded, decoder), vae.latent_channels)
 
     fitting = [width for width in range(4, 260, 4) if flops(sized(width)) <= allowed]
@@ -85,8 +86,7 @@ class DecoderObjective(Objective):
         latents = torch.cat([batch.hq, batch.lq])
         with torch.no_grad():
             target = self.vae.decode_window(latents)
-        bf16 = torch.autocast(latents.device.type, torch.bfloat16, enabled=self.config.bf16)
-        with bf16:
+        with self.autocast(latents):
             error = _decoded(self.network, latents).float() - target
         absolute, squared = error.abs().mean(), error.square().mean()
         return absolute + 10 * squared, {"absolute": absolute.item(), "squared": squared.item()}
@@ -108,7 +108,7 @@ def distil_decoder(
     config: TrainConfig,
     *,
     scale: float | None = None,
-    share: float = 0.1,
+    share: float = SHARE,
     upsampling: str = "bicubic",
     every: int = 500,
     on_step: OnStep | None = None,
@@ -141,7 +141,7 @@ def distil_decoder(
     learned = samples(data.data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # layer initialisation takes no generator
-        decoder = SmallDecoder(small_decoder(vae.geometry, share).config)
+        decoder = small_decoder(vae.geometry, share).build()
     first = [learned.source.draw(sample_generator(config.seed, i)) for i in range(FITTED)]
     fit_linear(decoder, vae, learned.encode(first))
     validate = None

@@ -8,7 +8,7 @@ arXiv:2310.04378). Teacher and student share all weights: the student is the tea
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,13 +29,15 @@ class DistillConfig:
     evaluations: of the student, the number of phases. solver_steps: of the teacher from the first
     noise level to the clean clip, a multiple of `evaluations`. pixels: weight of the mean absolute
     difference in pixels of a decoded crop, in the last phase only, where the target is a clean
-    clip; 0 for none. sampler: that the student is meant for: "euler" keeps the noise of the start
+    clip; 0 for none. adversarial: weight of the loss of `AdversarialObjective`; 0 for none.
+    sampler: that the student is meant for: "euler" keeps the noise of the start
     between the phases, "lcm" draws it anew.
     """
 
     evaluations: int = 4
     solver_steps: int = 16
     pixels: float = 0.0
+    adversarial: float = 0.0
     sampler: str = "euler"
 
     def __post_init__(self) -> None:
@@ -43,6 +45,10 @@ class DistillConfig:
             raise ValueError(
                 f"the teacher's steps must be a multiple of the student's evaluations, got "
                 f"{self.solver_steps} for {self.evaluations}"
+            )
+        if min(self.pixels, self.adversarial) < 0:
+            raise ValueError(
+                f"weights of losses must be at least 0, got {self.pixels} and {self.adversarial}"
             )
 
     def sampling(self, teacher: SamplingDefaults) -> dict[str, Any]:
@@ -60,6 +66,23 @@ class DistillConfig:
             "noise_level": teacher.noise_level,
             **star,
         }
+
+
+class Predicted(NamedTuple):
+    """What a student predicts for a batch, and how far that is from its target.
+
+    x_t: its noisy latents (b c f h w). clean: its x_0 (b c f h w). y: text embeddings (b l d).
+    step, border: indices of the teacher's step and of the end of its phase, (b,), on the CPU.
+    loss: of the batch, with its parts by name as numbers.
+    """
+
+    x_t: Tensor
+    clean: Tensor
+    y: Tensor
+    step: Tensor
+    border: Tensor
+    loss: Tensor
+    parts: dict[str, float]
 
 
 class DistillationObjective(Objective):
@@ -103,6 +126,14 @@ class DistillationObjective(Objective):
 
         The timesteps of the batch choose steps of the teacher.
         """
+        predicted = self.predict(batch)
+        return predicted.loss, predicted.parts
+
+    def predict(self, batch: Batch) -> Predicted:
+        """Returns the student's prediction for a batch, and its loss.
+
+        The timesteps of the batch choose steps of the teacher.
+        """
         count = self.distill.solver_steps
         step = (self.timesteps >= batch.t.cpu()[:, None]).sum(1).sub(1).clamp(min=0)
         t = self.timesteps[step]
@@ -128,7 +159,7 @@ class DistillationObjective(Objective):
             difference = (pixels - truth).abs().mean()
             parts["pixels"] = difference.item()
             loss = loss + self.distill.pixels * difference * last.float().mean()
-        return loss.mean(), parts
+        return Predicted(x_t, clean, y, step, border, loss.mean(), parts)
 
     @torch.no_grad()
     def _target(self, x_t: Tensor, step: Tensor, border: Tensor, batch: Batch, y: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ..backbones import Network, backbone_of
 from ..degradation import Recipe
-from ..lora import LoraLayers, add_lora, write_lora
+from ..lora import LoraLayers, add_lora, open_lora, write_lora
 from ..model import check_vae, open_text_encoder
 from ..progress import Progress
 from ..star_checkpoint import ModelFile, save_model
 from ..text.prompts import PromptDefaults, join_prompt
 from ..vae.cogvideox import CausalVideoVAE
 from ..vae.load import load_vae
+from .adversarial import AdversarialObjective
 from .distillation import DistillationObjective, DistillConfig
 from .initialise import completed, start_network
 from .objective import Prompts, TrainConfig, TrainingObjective, sample_generator
@@ -55,6 +56,7 @@ def finetune(
     rank: int = 16,
     lora_layers: LoraLayers = "attention",
     lora_controlnet: bool = True,
+    lora: Path | None = None,
     distill: DistillConfig | None = None,
     teacher: Mapping[str, Any] | None = None,
     every: int = 500,
@@ -66,10 +68,11 @@ def finetune(
 
     model: a file with official names, with or without ControlNet and LIEM. vae_file: the model's
     VAE. text_encoder: None for models with learned prompts. rank, lora_layers, lora_controlnet: of
-    a LoRA, see `add_lora`. distill: what the LoRA is distilled for; None to train on the clean
-    clips. teacher: fields of `SamplingDefaults` that replace the file's for the teacher, such as
-    cfg. every: steps between states. on_step, execution: see `train`. on_progress: called as
-    on_progress(stage, done, total) for the stages in `STAGES`, by the first process. ValueError for
+    a LoRA, see `add_lora`. lora: a file with a LoRA of the same sizes, to train on. distill: what
+    the LoRA is distilled for; None to train on the clean clips. teacher: fields of
+    `SamplingDefaults` that replace the file's for the teacher, such as cfg. every: steps between
+    states. on_step, execution: see `train`. on_progress: called as on_progress(stage, done, total)
+    for the stages in `STAGES`, by the first process. ValueError for
     files and sizes that do not fit each other, and for a distillation that trains more than a LoRA.
     """
     if distill is not None and config.trains != "lora":
@@ -122,10 +125,15 @@ def finetune(
     student: dict[str, Any] = {}
     if config.trains == "lora":
         add_lora(network, rank, layers=lora_layers, controlnet=lora_controlnet, seed=config.seed)
+        if lora is not None:
+            open_lora(lora).continue_in(network)
+    elif lora is not None:
+        raise ValueError("--lora continues a LoRA: add --trains lora, or leave it out")
     if distill is None:
         objective = TrainingObjective(network, config, prompts=prompts, decoder=decoder)
     else:
-        objective = DistillationObjective(
+        kind = AdversarialObjective if distill.adversarial else DistillationObjective
+        objective = kind(
             network, config, distill, sampling, prompts=prompts, negative=negative, decoder=decoder
         )
         student = distill.sampling(sampling)
@@ -168,6 +176,7 @@ def finetune(
     }
     if config.trains == "lora":
         facts |= {"rank": rank, "LoRA layers": lora_layers, "LoRA ControlNet": lora_controlnet}
+        facts |= {"LoRA at the start": lora and lora.name}
     if distill is not None:
         facts |= {f"distill.{name}": value for name, value in asdict(distill).items()}
         facts |= {f"teacher.{name}": value for name, value in (teacher or {}).items()}

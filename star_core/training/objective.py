@@ -2,7 +2,6 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Literal, NamedTuple, Protocol
@@ -108,7 +107,7 @@ class Batch(NamedTuple):
     """Samples hq, lq (b c f h w), text (b l d) with random noise (b c f h w) and timesteps t (b,).
 
     task: RESTORE, DEGRADE or SHARPEN (b,). parts: frames, rows and columns of each sample's latents
-    that are decoded for losses in pixels.
+    that are decoded for losses in pixels. seeds: of what else an objective draws for each sample.
     """
 
     hq: Tensor
@@ -118,6 +117,7 @@ class Batch(NamedTuple):
     task: Tensor
     text: Tensor | None
     parts: list[tuple[slice, slice, slice]]
+    seeds: list[int]
 
 
 class Prompts(nn.Module):
@@ -184,10 +184,13 @@ class Objective(nn.Module, ABC):
         assert y is not None, "neither text nor learned prompts"
         return y
 
+    def autocast(self, x: Tensor) -> torch.autocast:
+        """Returns a context that computes in bfloat16, if so configured, on the device of x."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.bf16)
+
     def velocity(self, x_t: Tensor, t: Tensor, y: Tensor, lq: Tensor) -> Tensor:
         """Runs the network, in bfloat16 if so configured, and returns float32 (b c f h w)."""
-        bf16 = torch.autocast(x_t.device.type, torch.bfloat16)
-        with bf16 if self.config.bf16 else nullcontext():
+        with self.autocast(x_t):
             return self.network(x_t, t, y, lq).float()
 
     def velocity_error(self, v: Tensor, x_t: Tensor, x_0: Tensor, batch: Batch) -> Tensor:
@@ -333,7 +336,7 @@ def draw_timestep(config: TrainConfig, generator: torch.Generator) -> int:
 
 def draw_batch(data: Samples, indices: range, config: TrainConfig) -> Batch:
     """Draws the samples of these numbers, with their timesteps, noise, tasks and crops."""
-    samples, t, noise, tasks, parts = [], [], [], [], []
+    samples, t, noise, tasks, parts, seeds = [], [], [], [], [], []
     for index in indices:
         generator = sample_generator(config.seed, index)
         sample = data.sample(generator)
@@ -346,6 +349,7 @@ def draw_batch(data: Samples, indices: range, config: TrainConfig) -> Batch:
         tasks.append(DEGRADE if degraded else SHARPEN if sharp else RESTORE)
         frames, height, width = sample.hq.shape[1:]
         parts.append(random_crop((frames, height, width), config.crop, generator))
+        seeds.append(int(torch.randint(2**62, (), generator=generator)))
     texts = [sample.text for sample in samples if sample.text is not None]
     return Batch(
         hq=torch.stack([sample.hq for sample in samples]),
@@ -355,4 +359,5 @@ def draw_batch(data: Samples, indices: range, config: TrainConfig) -> Batch:
         task=torch.tensor(tasks),
         text=torch.stack(texts) if texts else None,
         parts=parts,
+        seeds=seeds,
     )

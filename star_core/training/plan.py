@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import NetworkConfig, build_network
-from ..lora import LoraLayers, add_lora
+from ..lora import LoraLayers, add_lora, lora_strength
 from ..planning.cost import Geometry, encoding
 from ..planning.meta_memory import LiveMetaTensors
 from ..vae.cogvideox import CausalVideoVAE
+from .adversarial import heads_of
 from .checkpointing import recompute
 from .distillation import DistillConfig
 from .objective import Trains
@@ -126,10 +127,10 @@ def plan_training(
 
     frames, height, width: of a sample, in latents; the defaults are STAR's (32 frames of 720p).
     trains, checkpointing, bf16, optimizer, batch: see `TrainConfig`. rank, lora_layers,
-    lora_controlnet: of a LoRA, see `add_lora`. distill: counts the teacher's evaluations too; it is
-    taken to be guided. accumulate, average_on_cpu, shard: see `TrainExecution`. vae: sizes of the
-    VAE, which stays on the device; None for none. crop: what is decoded for a loss in pixels; None
-    for none.
+    lora_controlnet: of a LoRA, see `add_lora`. distill: counts the teacher's evaluations too, which
+    is taken to be guided, and what an adversarial loss adds. accumulate, average_on_cpu, shard: see
+    `TrainExecution`. vae: sizes of the VAE, which stays on the device; None for none. crop: what is
+    decoded for a loss in pixels; None for none.
     text_encoder: bytes of its weights.
     """
     counted = partial(
@@ -141,6 +142,7 @@ def plan_training(
         rank=rank,
         lora_layers=lora_layers,
         lora_controlnet=lora_controlnet,
+        adversarial=distill is not None and bool(distill.adversarial),
     )
     step = counted(checkpointing=checkpointing)
     block = counted(checkpointing=False, backward=False).largest if checkpointing else 0
@@ -194,7 +196,7 @@ def plan_training(
         buckets=4 * trained,
         host=average if average_on_cpu else 0,
         state=4 * trained + average + moments,
-        model=2 * (trained if trains == "lora" else parameters),
+        model=2 * ((trained if trains == "lora" else parameters) - step.heads),
         flops=flops,
     )
 
@@ -203,7 +205,7 @@ class _Pass(NamedTuple):
     """What a forward and a backward pass of a network in training take.
 
     forward, flops: FLOPs of the first and of both. saved: bytes that autograd saves. largest: most
-    of these that one block saves. The rest counts weights.
+    of these that one block saves. The rest counts weights; heads: those of the adversarial loss.
     """
 
     forward: int
@@ -214,6 +216,7 @@ class _Pass(NamedTuple):
     trained: int
     trained_matrices: int
     frozen_matrices: int
+    heads: int
 
 
 @cache
@@ -226,12 +229,14 @@ def _count(
     rank: int,
     lora_layers: LoraLayers,
     lora_controlnet: bool,
+    adversarial: bool,
     checkpointing: bool,
     backward: bool = True,
 ) -> _Pass:
     """Counts a pass on latents. size: samples, frames, height and width. backward: takes time."""
     attention = _FusedAttention()
-    network = build_network(config, attention=attention, device="meta", dtype=dtype)
+    heads: Any = heads_of(config, device="meta", dtype=dtype) if adversarial else None
+    network: Any = build_network(config, attention=attention, device="meta", dtype=dtype)
     if trains == "lora":
         add_lora(network, rank, layers=lora_layers, controlnet=lora_controlnet)
     choose_trained(network, trains)
@@ -246,19 +251,28 @@ def _count(
     with LiveMetaTensors() as live:
         with torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
             v = network(x, t, y, x)
-        forward = live.flops + attention.flops
+            forward = live.flops + attention.flops
+            loss = v.float().square().mean()
+            if heads is not None:
+                with lora_strength(network, 0.0):
+                    features = network.control_features(v, t, y, x)
+                loss = loss + sum(opinion.mean() for opinion in heads(features))
+        once = live.flops + attention.flops - forward
         if backward:
-            v.float().square().mean().backward()
-    matrices = [(p.numel(), p.requires_grad) for p in network.parameters() if p.ndim > 1]
+            loss.backward()
+    weights = [*network.parameters(), *(heads.parameters() if heads else ())]
+    matrices = [(p.numel(), p.requires_grad) for p in weights if p.ndim > 1]
     return _Pass(
         forward=forward,
-        flops=live.flops + attention.flops,
+        # The features of clean clips take no gradient.
+        flops=live.flops + attention.flops + once,
         saved=saved.bytes,
         largest=saved.largest,
-        parameters=sum(p.numel() for p in network.parameters()),
-        trained=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in weights),
+        trained=sum(p.numel() for p in weights if p.requires_grad),
         trained_matrices=sum(count for count, is_trained in matrices if is_trained),
         frozen_matrices=sum(count for count, is_trained in matrices if not is_trained),
+        heads=sum(p.numel() for p in heads.parameters()) if heads else 0,
     )
 
 

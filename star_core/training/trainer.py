@@ -155,8 +155,12 @@ def train(
         recompute(network)
     complete = None
     if execution.shard:
-        if prompts is not None and config.trains == "all":
-            raise ValueError("learned prompts cannot be sharded: leave out --shard")
+        trained = (name for name, p in objective.named_parameters() if p.requires_grad)
+        if not all(name.startswith("network.") for name in trained):
+            raise ValueError(
+                "only the network can be sharded, not learned prompts or adversarial heads: leave "
+                "out --shard"
+            )
         if accelerator.is_main_process:
             complete = skeleton(network)
         shard(network.to(device), device)

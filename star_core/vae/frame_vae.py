@@ -32,11 +32,6 @@ class FrameGeometry(ABC):
     def factor(self) -> int:
         """Pixels per latent in height and width."""
 
-    @property
-    @abstractmethod
-    def finest_channels(self) -> int:
-        """Channels that the layers have for each pixel of the frame."""
-
     @abstractmethod
     def build(self) -> VideoVAE:
         """Returns a VAE with random weights."""

@@ -19,7 +19,7 @@ from .cogvideox import CausalVAEGeometry, CausalVideoVAE
 from .frame_vae import FrameGeometry, VideoVAE
 from .patch import PatchGeometry, patch_vae
 from .small_decoder import METADATA as DECODER_METADATA
-from .small_decoder import PREFIX, VAE_METADATA, use_decoder
+from .small_decoder import PREFIX, VAE_METADATA, use_decoder, with_decoder
 from .svd import SVDGeometry
 
 METADATA = VAE_METADATA  # metadata key of a file for its configuration as JSON
@@ -123,13 +123,19 @@ def load_frame_vae(path: str | os.PathLike[str]) -> VideoVAE:
     return vae
 
 
-def geometry_of(path: str | os.PathLike[str]) -> FrameGeometry | CausalVAEGeometry:
+def geometry_of(
+    path: str | os.PathLike[str], decoder: str | os.PathLike[str] | None = None
+) -> FrameGeometry | CausalVAEGeometry:
     """Returns the sizes of a VAE without loading its weights.
 
-    path: a file or a diffusers folder, see `load_vae`. Raises ValueError for a file that is not a
-    VAE.
+    path: a file or a diffusers folder, see `load_vae`. decoder: the file of a small decoder that
+    takes the place of the VAE's own, see `use_decoder`; None for that of the VAE's file. Raises
+    ValueError for a file that is not a VAE, and for a decoder that does not fit it.
     """
-    return _open(path).vae.geometry
+    opened = _open(path)
+    if decoder is None and opened.has_decoder:
+        decoder = opened.path
+    return opened.vae.geometry if decoder is None else with_decoder(opened.vae.geometry, decoder)
 
 
 def vae_file(path: str | os.PathLike[str]) -> Path:

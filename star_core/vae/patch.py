@@ -37,11 +37,6 @@ class PatchGeometry(FrameGeometry):
         """Pixels per latent in height and width."""
         return self.patch
 
-    @property
-    def finest_channels(self) -> int:
-        """Channels that the layers have for each pixel of the frame."""
-        return 1 + self.width // self.patch**2
-
     def build(self) -> VideoVAE:
         """Returns a VAE with random weights."""
         return patch_vae(asdict(self))

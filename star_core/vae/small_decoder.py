@@ -5,13 +5,15 @@ decodes the latents of Stable Diffusion, which are those of Stable Video Diffusi
 decodes every frame alone.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +23,8 @@ from torch import Tensor, nn
 from ..checkpoints.metadata import dataclass_from_json, read_object
 from ..checkpoints.tensors import load_into, open_tensors, write_tensors
 from ..models.temporal_conv import speed_up_temporal_convs
-from .cogvideox import CausalVideoVAE
-from .frame_vae import VideoVAE
+from .cogvideox import CausalVAEGeometry, CausalVideoVAE
+from .frame_vae import FrameGeometry, VideoVAE
 from .patch import Residual
 
 METADATA = "star_decoder"  # metadata key of a file for its configuration as JSON
@@ -46,6 +48,10 @@ class SmallDecoderConfig:
     def __post_init__(self) -> None:
         if min(asdict(self).values()) < 1:
             raise ValueError(f"all sizes of a decoder must be at least 1, got {self}")
+
+    def build(self) -> SmallDecoder:
+        """Returns an untrained decoder."""
+        return SmallDecoder(self)
 
 
 class SmallDecoder(nn.Module):
@@ -85,6 +91,22 @@ class SmallDecoder(nn.Module):
         return F.pixel_shuffle(self.linear(latents) + self.conv_out(F.relu(x)), self.config.factor)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaesdConfig:
+    """Sizes of a `TaesdDecoder`; the defaults are TAESD's.
+
+    latent_channels: of the VAE. width: channels of all layers.
+    """
+
+    latent_channels: int = 4
+    width: int = 64
+    factor: ClassVar = 8
+
+    def build(self) -> TaesdDecoder:
+        """Returns an untrained decoder."""
+        return TaesdDecoder(self)
+
+
 class _TaesdBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -100,14 +122,12 @@ class _TaesdBlock(nn.Module):
 class TaesdDecoder(nn.Sequential):
     """The decoder of TAESD: three times three residual blocks and an upsampling by 2.
 
-    Its keys are those of the original file. latent_channels: 4 for Stable Diffusion.
+    Its keys are those of the original file.
     """
 
-    factor = 8
-
-    def __init__(self, latent_channels: int = 4, width: int = 64) -> None:
-        layers: list[nn.Module] = [nn.Identity(), nn.Conv2d(latent_channels, width, 3, padding=1)]
-        layers.append(nn.ReLU())
+    def __init__(self, config: TaesdConfig) -> None:
+        width, first = config.width, nn.Conv2d(config.latent_channels, config.width, 3, padding=1)
+        layers: list[nn.Module] = [nn.Identity(), first, nn.ReLU()]
         for _ in range(3):
             layers += [_TaesdBlock(width, width) for _ in range(3)]
             layers.append(nn.Upsample(scale_factor=2))
@@ -155,24 +175,73 @@ class SmallDecodedModel(nn.Module):
         return (self.decoder(z * self.config["scaling_factor"], num_frames),)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SmallDecodedGeometry(FrameGeometry):
+    """Sizes of a VAE that decodes by a small decoder in place of its own.
+
+    vae: of the VAE. decoder: of the small decoder.
+    """
+
+    vae: FrameGeometry
+    decoder: SmallDecoderConfig | TaesdConfig
+    latent_channels: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "latent_channels", self.vae.latent_channels)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent in height and width."""
+        return self.vae.factor
+
+    def build(self) -> VideoVAE:
+        """Returns a VAE with random weights."""
+        vae = self.vae.build()
+        _decode_by(vae, self.decoder.build(), self)
+        return vae
+
+
+def with_decoder(
+    geometry: FrameGeometry | CausalVAEGeometry, path: str | os.PathLike[str]
+) -> SmallDecodedGeometry:
+    """Returns the sizes of a VAE that decodes by the small decoder in a file.
+
+    ValueError for a file that holds none or one for other latents, and for a VAE that decodes whole
+    clips only.
+    """
+    if isinstance(geometry, CausalVAEGeometry):
+        raise ValueError(
+            "the VAE of CogVideoX decodes whole clips only, it takes no small decoder: leave it out"
+        )
+    if isinstance(geometry, SmallDecodedGeometry):  # from a file that holds one
+        geometry = geometry.vae
+    config, _ = _open(path)
+    if (config.latent_channels, config.factor) != (geometry.latent_channels, geometry.factor):
+        raise ValueError(
+            f"{path} decodes latents of {config.latent_channels} channels, {config.factor} pixels "
+            f"wide; the VAE's have {geometry.latent_channels} and {geometry.factor}: choose the "
+            "decoder that was made for it"
+        )
+    return SmallDecodedGeometry(vae=geometry, decoder=config)
+
+
 def use_decoder(vae: VideoVAE | CausalVideoVAE, path: str | os.PathLike[str]) -> None:
     """Makes a VAE decode by the small decoder in a file, in place.
 
     ValueError for a file that holds none or one for other latents, and for a VAE that decodes whole
     clips only.
     """
-    if isinstance(vae, CausalVideoVAE):
-        raise ValueError("the VAE of CogVideoX takes no small decoder: leave out --decoder")
+    geometry = with_decoder(vae.geometry, path)
+    assert isinstance(vae, VideoVAE)
     decoder = load_decoder(path, device=vae.model.device, dtype=vae.model.dtype)
-    is_taesd = isinstance(decoder, TaesdDecoder)
-    channels = decoder[1].in_channels if is_taesd else decoder.config.latent_channels
-    factor = decoder.factor if is_taesd else decoder.config.factor
-    if (channels, factor) != (vae.latent_channels, vae.factor):
-        raise ValueError(
-            f"{path} decodes latents of {channels} channels, {factor} pixels wide; the VAE's have "
-            f"{vae.latent_channels} and {vae.factor}: choose the decoder that was made for it"
-        )
-    if isinstance(vae.model, SmallDecodedModel):  # from a file that holds one
+    _decode_by(vae, decoder, geometry)
+
+
+def _decode_by(
+    vae: VideoVAE, decoder: SmallDecoder | TaesdDecoder, geometry: SmallDecodedGeometry
+) -> None:
+    vae.geometry = geometry
+    if isinstance(vae.model, SmallDecodedModel):
         vae.model.decoder = decoder
     else:
         vae.model = SmallDecodedModel(vae.model, decoder).eval().requires_grad_(False)
@@ -189,26 +258,31 @@ def load_decoder(
     path: a file of `save_decoder` or `save_with_decoder`, or one of TAESD in the original naming
     (taesd_decoder) or in diffusers' (AutoencoderTiny). ValueError for any other file.
     """
+    config, tensors = _open(path)
+    with torch.device("meta"):
+        decoder = config.build()
+    load_into(decoder, tensors, device=device, dtype=dtype, name=str(path))
+    return decoder.eval().requires_grad_(False)
+
+
+def _open(
+    path: str | os.PathLike[str],
+) -> tuple[SmallDecoderConfig | TaesdConfig, dict[str, Tensor]]:
+    """Returns the sizes and the weights of the decoder in a file; ValueError if it holds none."""
     file = open_tensors(path)
     if METADATA in file.metadata:
         held = [key for key in file if key.startswith(PREFIX)]
         tensors = {key.removeprefix(PREFIX): file[key] for key in held or file}
         where = f"{path}, {METADATA}"
         content = read_object(file.metadata[METADATA], where)
-        config = dataclass_from_json(SmallDecoderConfig, content, where)
-        with torch.device("meta"):
-            decoder = SmallDecoder(config)
-    else:
-        tensors = _taesd(file)
-        if "1.weight" not in tensors or "19.weight" not in tensors:
-            raise ValueError(
-                f"{path} holds no small decoder: choose a file of `train --trains decoder`, or of "
-                "TAESD"
-            )
-        with torch.device("meta"):
-            decoder = TaesdDecoder(tensors["1.weight"].shape[1], len(tensors["1.weight"]))
-    load_into(decoder, tensors, device=device, dtype=dtype, name=str(path))
-    return decoder.eval().requires_grad_(False)
+        return dataclass_from_json(SmallDecoderConfig, content, where), tensors
+    tensors = _taesd(file)
+    if "1.weight" not in tensors or "19.weight" not in tensors:
+        raise ValueError(
+            f"{path} holds no small decoder: choose a file of `train --trains decoder`, or of TAESD"
+        )
+    width, channels = tensors["1.weight"].shape[:2]
+    return TaesdConfig(latent_channels=channels, width=width), tensors
 
 
 def _taesd(file: Mapping[str, Tensor]) -> dict[str, Tensor]:

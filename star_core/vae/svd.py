@@ -27,11 +27,6 @@ class SVDGeometry(BlockGeometry, FrameGeometry):
     layers_per_block: int = 2
     latent_channels: int = 4
 
-    @property
-    def finest_channels(self) -> int:
-        """Channels that the layers have for each pixel of the frame."""
-        return self.block_out_channels[0]
-
     def build(self) -> VideoVAE:
         """Returns a VAE with random weights."""
         return svd_vae(asdict(self))

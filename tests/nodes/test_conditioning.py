@@ -22,6 +22,8 @@ from star_core.sampling_defaults import (
 )
 from star_core.star_checkpoint import LearnedPrompts, open_model, save_model
 from star_core.text.prompts import join_prompt
+from star_core.vae.load import load_frame_vae
+from star_core.vae.small_decoder import SmallDecoderConfig, save_decoder, use_decoder
 from star_core.vae.svd import SVDGeometry
 
 pytestmark = pytest.mark.host
@@ -53,9 +55,10 @@ def vae(nodes):
     return load(nodes, nodes.host_files.BUILT_IN_NAME)[2]
 
 
-def load(nodes, name, *, vae_name="auto", text_encoder="auto"):
+def load(nodes, name, *, vae_name="auto", text_encoder="auto", **decoder):
     """MODEL, CLIP and VAE of STAR Load Model."""
-    return nodes.loaders.StarLoadModel.execute(name, "auto", vae_name, text_encoder).args
+    choices = name, "auto", vae_name, text_encoder
+    return nodes.loaders.StarLoadModel.execute(*choices, **decoder).args
 
 
 class Clip:
@@ -243,7 +246,8 @@ def folders(tmp_path, monkeypatch):
     import folder_paths  # pyright: ignore[reportMissingImports]
 
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    for name in ("star", "diffusion_models", "checkpoints", "vae", "text_encoders"):
+    kinds = ("star", "diffusion_models", "checkpoints", "vae", "vae_approx", "text_encoders")
+    for name in kinds:
         (tmp_path / name).mkdir()
         known = ([str(tmp_path / name)], {".pt", ".safetensors"})
         monkeypatch.setitem(folder_paths.folder_names_and_paths, name, known)
@@ -267,6 +271,40 @@ def test_a_published_file_is_offered_whether_it_is_there_or_not(nodes, folders):
     path = folders("star/light_deg.pt")
     assert files.choices(files.MODEL_FOLDERS, "auto")[:4] == ["auto", "light_deg.pt", *published]
     assert files.model_file("light_deg.pt") == path
+
+
+def test_a_small_decoder_takes_the_place_of_the_vae_s_own(nodes, folders):
+    files, name = nodes.host_files, nodes.host_files.BUILT_IN_NAME
+    for file, factor in (("small.safetensors", 4), ("other.safetensors", 8)):
+        config = SmallDecoderConfig(latent_channels=32, factor=factor, width=8, blocks=1)
+        save_decoder(folders(f"vae_approx/{file}"), config.build(), overwrite=True)
+    path = folders("vae_approx/taesd_encoder.pt").with_name("small.safetensors")
+    offered = ["none", "other.safetensors", "small.safetensors", "taesd_encoder.pt"]
+    assert files.choices(files.DECODER_FOLDERS, "none") == offered
+    own, none, small = (
+        load(nodes, name, **decoder)[2]
+        for decoder in ({}, {"decoder": "none"}, {"decoder": "small.safetensors"})
+    )
+    expected = load_frame_vae(BUILT_IN["tiny"][1])
+    use_decoder(expected, path)
+    latents = torch.randn(1, 32, 4, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(none.decode(latents), own.decode(latents))
+        first_stage = small.first_stage_model
+        window, overlap = first_stage.window, first_stage.overlap
+        video = expected.decode(latents * expected.scaling_factor, window=window, overlap=overlap)
+        assert torch.equal(first_stage.decode(latents), video)
+        assert not torch.allclose(own.decode(latents), small.decode(latents))
+    # So STAR Plan and the host count the decoder that works.
+    assert small.first_stage_model.video_vae.geometry.decoder.width == 8
+    size = torch.Size((1, 32, 4, 64, 64))
+    assert small.memory_used_decode(size, torch.float32) < own.memory_used_decode(
+        size, torch.float32
+    )
+    with pytest.raises(ValueError, match="STAR Load Model: .*other.safetensors decodes latents"):
+        load(nodes, name, decoder="other.safetensors")
+    with pytest.raises(ValueError, match="gone.pt was not found: put it into .*models/vae_approx"):
+        load(nodes, name, decoder="gone.pt")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from star_core.model import BUILT_IN
+from star_core.vae.small_decoder import SmallDecoderConfig, save_decoder
 
 pytestmark = pytest.mark.host
 
@@ -81,10 +82,13 @@ def test_the_host_makes_a_model_anew_for_another_device(load_tiny):
     assert not rebuild(*arguments, disable_dynamic=True).is_dynamic()
 
 
-def test_the_host_makes_a_vae_anew_for_another_device(pack):
+def test_the_host_makes_a_vae_anew_for_another_device(pack, tmp_path):
+    decoder = SmallDecoderConfig(latent_channels=32, factor=4, width=8, blocks=1).build()
+    save_decoder(tmp_path / "decoder.safetensors", decoder)
     module = importlib.import_module(".nodes.host_vae", pack.__name__)
     with torch.inference_mode():
-        vae = module.load_host_vae(BUILT_IN["tiny"][1], window=4, overlap=2)
+        small = tmp_path / "decoder.safetensors"
+        vae = module.load_host_vae(BUILT_IN["tiny"][1], decoder=small, window=4, overlap=2)
         latents = torch.randn(1, 32, 6, 8, 8)
         expected = vae.decode(latents)
         vae.patcher = second_device(vae.patcher)

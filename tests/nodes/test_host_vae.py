@@ -8,8 +8,8 @@ import torch
 from star_core.planning.meta_memory import LiveTensors
 from star_core.vae.frame_vae import VideoVAE
 from star_core.vae.load import load_frame_vae
-from star_core.vae.patch import PatchVAE
-from star_core.vae.small_decoder import SmallDecodedModel, SmallDecoder, SmallDecoderConfig
+from star_core.vae.patch import PatchGeometry, PatchVAE
+from star_core.vae.small_decoder import SmallDecodedGeometry, SmallDecoderConfig
 from star_core.vae.svd import svd_vae
 from tests.paths import ROOT
 
@@ -20,22 +20,20 @@ TINY = ROOT / "star_core" / "weights" / "tiny_vae.safetensors"
 
 def small_svd() -> VideoVAE:
     """SVD's shape (factor 8, 4 channels, windows of 3), narrow, every weight random."""
-    vae = svd_vae({"block_out_channels": [32] * 4, "layers_per_block": 1})
+    return randomised(svd_vae({"block_out_channels": [32] * 4, "layers_per_block": 1}))
+
+
+def with_small_decoder() -> VideoVAE:
+    """A VAE of tiny's size, with a small decoder that mixes frames, every weight random."""
+    decoder = SmallDecoderConfig(latent_channels=32, factor=4, width=8, blocks=1)
+    return randomised(SmallDecodedGeometry(vae=PatchGeometry(), decoder=decoder).build())
+
+
+def randomised(vae: VideoVAE) -> VideoVAE:
     generator = torch.Generator().manual_seed(0)
     for tensor in vae.model.state_dict().values():
         tensor.normal_(std=0.05, generator=generator)
     vae.model.eval().requires_grad_(False)
-    return vae
-
-
-def with_small_decoder() -> VideoVAE:
-    """The VAE of tiny, with a small decoder that mixes frames, every weight of it random."""
-    decoder = SmallDecoder(SmallDecoderConfig(latent_channels=32, factor=4, width=8, blocks=1))
-    generator = torch.Generator().manual_seed(0)
-    for tensor in decoder.state_dict().values():
-        tensor.normal_(std=0.05, generator=generator)
-    vae = load_frame_vae(TINY)
-    vae.model = SmallDecodedModel(vae.model, decoder).eval().requires_grad_(False)
     return vae
 
 

@@ -17,6 +17,7 @@ from star_core.cli import main
 from star_core.cli.arguments import MEMORY
 from star_core.diffusion.shortcuts import FAST, Shortcuts
 from star_core.memory import SLICES
+from star_core.model import BUILT_IN
 from star_core.models.slicing import Slicing
 from star_core.models.unet import ControlledVideoUNet, UNetConfig
 from star_core.parity import REFERENCE
@@ -35,6 +36,14 @@ from star_core.planning.predict import (
 from star_core.plots import write_figure
 from star_core.sampling_defaults import SamplingDefaults
 from star_core.star_checkpoint import StarModel
+from star_core.training.decoder import small_decoder
+from star_core.vae.small_decoder import (
+    SmallDecodedGeometry,
+    SmallDecoderConfig,
+    TaesdConfig,
+    save_decoder,
+    save_with_decoder,
+)
 from star_core.vae.svd import SVDGeometry, svd_vae
 from star_core.windows.canvas import Canvas
 from star_core.windows.chunking import ChunkConfig
@@ -206,6 +215,35 @@ def small(frames: int, width: int, height: int) -> Plan:
     return Plan(task=replace(TASK, frames=frames, size=(width, height)), chunk=CHUNK)
 
 
+@pytest.mark.parametrize(
+    ("vae", "decoder"),
+    [
+        (GEOMETRY, SmallDecoderConfig(latent_channels=4, factor=2, width=12, blocks=2)),
+        (SVDGeometry(block_out_channels=(32,) * 4, layers_per_block=1), TaesdConfig(width=8)),
+    ],
+    ids=["distilled", "TAESD"],
+)
+def test_a_small_decoder_is_counted_in_place_of_the_vae_s_own(vae, decoder):
+    own = replace(TASK, vae=vae, size=(48, 32))
+    task = replace(own, vae=SmallDecodedGeometry(vae=vae, decoder=decoder))
+    before, after = (predict(Plan(task=each, chunk=CHUNK)) for each in (own, task))
+    assert after.work["encode"] == before.work["encode"]
+    assert after.work["denoise"] == before.work["denoise"]
+    height, width = task.latents
+    network = decoder.build().eval()
+    window = torch.zeros(3, 4, height, width)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(window, 3)
+    windows = len(Plan(task=task, chunk=CHUNK).span.decode_windows)
+    assert after.flops["decode"] == windows * counter.get_total_flops() < before.flops["decode"]
+    with torch.inference_mode(), LiveTensors() as live:
+        network(window, 3)
+    held = after.memory["decode"].device - weights(task.vae.build().model)
+    assert held < before.memory["decode"].device
+    assert live.peak <= held
+    assert after.memory["denoise"].device < before.memory["denoise"].device
+
+
 def test_each_smaller_plan_needs_no_more_and_the_last_is_far_smaller():
     plans = [small(20, 400, 300)]
     while (smaller := plans[-1].smaller_denoising()) is not None:
@@ -244,6 +282,17 @@ def test_full_size_work_meets_its_targets_by_the_windows_of_each_behaviour():
     assert work(replace(FULL, shortcuts=FAST)) <= 0.5 * reference
 
 
+def test_four_evaluations_and_a_small_decoder_take_at_most_0_16_of_the_default():
+    few = SamplingDefaults(steps=4, solver_mode="normal", cfg=1.0)
+    vae = SVDGeometry()
+    small = SmallDecodedGeometry(vae=vae, decoder=small_decoder(vae))
+    default, student = (
+        sum(predict(fitting(task)).flops.values())
+        for task in (FULL, replace(FULL, sampling=few, vae=small))
+    )
+    assert student <= 0.16 * default
+
+
 def test_the_command_tells_a_plan_for_the_memory_given(capsys):
     command = ["plan", "--frame-count", "40", "--size", "120x90", "--model", "tiny", "--json"]
     main([*command])
@@ -256,6 +305,24 @@ def test_the_command_tells_a_plan_for_the_memory_given(capsys):
         sum(whole[f"tflop_{stage}"] for stage in ("encode", "denoise", "decode"))
     )
     assert {"chunk_frames", "chunk_overlap", "tile", "slices", "offload"} <= less.keys()
+
+
+def test_the_command_counts_a_small_decoder(capsys, tmp_path):
+    command = ["plan", "--frame-count", "40", "--size", "120x90", "--model", "tiny", "--json"]
+    config = SmallDecoderConfig(latent_channels=32, factor=4, width=64, blocks=3)
+    save_decoder(path := tmp_path / "decoder.safetensors", config.build())
+    save_with_decoder(whole := tmp_path / "vae.safetensors", BUILT_IN["tiny"][1], config.build())
+
+    def decode(*more: str) -> float:
+        assert main([*command, *more]) == 0
+        return json.loads(capsys.readouterr().out)["tflop_decode"]
+
+    own, small, file = decode(), decode("--decoder", "small"), decode("--decoder", str(path))
+    assert small <= 0.1 * own < file
+    assert decode("--vae", str(whole)) == file
+    assert decode("--vae", str(whole), "--decoder", "small") == small
+    assert main([*command, "--model", "cogvideox-5b", "--decoder", "small"]) == 2
+    assert "takes no small decoder" in capsys.readouterr().err
 
 
 def test_the_command_says_in_words_what_it_chose(capsys):

@@ -19,7 +19,8 @@ from tests.films import write_shards
 @pytest.mark.parametrize("geometry", [PatchGeometry(), SVDGeometry()])
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_a_decoder_takes_the_share_of_compute_that_it_is_given(geometry, share):
-    decoder = small_decoder(geometry, share)
+    with torch.device("meta"):
+        decoder = small_decoder(geometry, share).build()
     vae = vae_on_meta(geometry)
     own = decoding_flops(vae.decode_window, vae.latent_channels)
     small = decoding_flops(partial(_decoded, decoder), vae.latent_channels)

@@ -72,6 +72,35 @@ def test_a_distilled_lora_says_how_it_is_sampled(shards, tmp_path, capsys):
     assert "--trains" in capsys.readouterr().err
 
 
+def test_a_second_stage_goes_on_with_the_lora_of_the_first(shards, tmp_path, capsys):
+    options = ["--distill", "1", "--cfg", "1.5", "--rank", "2", "--learning-rate", "0.01"]
+    assert main(arguments(shards, tmp_path / "first", *options)) == 0
+    first = tmp_path / "first" / "lora.safetensors"
+    options = [*options[:-1], "1e-8", "--lora", str(first), "--adversarial", "0.1"]
+    assert main(arguments(shards, tmp_path / "second", *options)) == 0
+    before, after = (
+        open_lora(tmp_path / each / "lora.safetensors") for each in ("first", "second")
+    )
+    assert after.sampling == before.sampling and after.changes.keys() == before.changes.keys()
+    for name, (up, down, scale) in before.changes.items():
+        torch.testing.assert_close(after.changes[name][0], up, atol=1e-4, rtol=1e-2)
+        torch.testing.assert_close(after.changes[name][1], down, atol=1e-4, rtol=1e-2)
+        assert after.changes[name][2] == scale
+    assert any(up.any() for up, _, _ in before.changes.values())
+    for more, word in (
+        (["--rank", "3"], "--rank"),
+        (["--lora-layers", "attention"], "--lora-layers"),
+        (["--adversarial", "-1"], "at least 0"),
+        (["--lora", "none.safetensors"], "none.safetensors"),
+    ):
+        assert main(arguments(shards, tmp_path / "other", *options, *more)) == 2
+        assert word in capsys.readouterr().err
+    assert main(arguments(shards, tmp_path / "other", "--lora", str(first))) == 2
+    assert "--trains lora" in capsys.readouterr().err
+    assert main(arguments(shards, tmp_path / "other", "--adversarial", "1")) == 2
+    assert "belongs to --distill" in capsys.readouterr().err
+
+
 def test_sizes_that_do_not_fit_and_missing_options_are_told(shards, tmp_path, capsys):
     assert main(arguments(shards, tmp_path, "--size", "32x32")) == 2
     assert "pad" in capsys.readouterr().err

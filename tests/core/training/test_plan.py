@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from star_core.lora import add_lora
 from star_core.models.unet import ControlledVideoUNet
+from star_core.training.adversarial import heads_of
 from star_core.training.distillation import DistillConfig
 from star_core.training.objective import Trains
 from star_core.training.pixels import PixelCrop
@@ -66,6 +67,25 @@ def test_a_distillation_counts_the_teacher_and_the_students_second_look(evaluati
     assert distilled.memory() == plain.memory()
     names = [name for name, _ in network.named_parameters() if ".lora_" in name]
     assert distilled.trained == sum(network.get_parameter(name).numel() for name in names)
+
+
+def test_an_adversarial_loss_counts_the_controlnet_and_the_heads():
+    options = {"trains": "lora", "lora_layers": "all", **SIZE}
+    plans = [
+        plan_training(CONFIG, distill=DistillConfig(adversarial=weight), **options)
+        for weight in (0.0, 0.1)
+    ]
+    plain, judged = plans
+    x, y = torch.empty(1, 32, 3, 10, 8, device="meta"), torch.empty(1, 77, 32, device="meta")
+    network = ControlledVideoUNet(CONFIG, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        network.control_features(x, torch.zeros(1, device="meta", dtype=torch.int64), y, x)
+    heads = sum(p.numel() for p in heads_of(CONFIG).parameters())
+    assert judged.trained - plain.trained == heads
+    assert judged.model == plain.model and judged.state > plain.state
+    # The features of both, and the gradient of the student's through them.
+    assert judged.flops - plain.flops > 3 * counter.get_total_flops()
+    assert judged.memory() > plain.memory()
 
 
 def test_hours_follow_from_steps_and_the_rate_of_a_gpu():

@@ -12,9 +12,10 @@ from star_core.checkpoints.find import find_vae, first_of
 from star_core.checkpoints.kinds import VAE_PATCH
 from star_core.model import BUILT_IN
 from star_core.vae.cogvideox import causal_vae
-from star_core.vae.load import load_frame_vae
+from star_core.vae.load import geometry_of, load_frame_vae
 from star_core.vae.patch import PatchGeometry
 from star_core.vae.small_decoder import (
+    SmallDecodedGeometry,
     SmallDecoder,
     SmallDecoderConfig,
     TaesdDecoder,
@@ -81,6 +82,8 @@ def test_the_file_of_a_vae_may_hold_its_decoder(tmp_path):
     decoder, path = random(SmallDecoder(CONFIG)), tmp_path / "vae.safetensors"
     tiny = BUILT_IN["tiny"][1]
     save_with_decoder(path, tiny, decoder)
+    geometry = SmallDecodedGeometry(vae=PatchGeometry(), decoder=CONFIG)
+    assert geometry_of(path) == geometry_of(tiny, path) == geometry_of(path, path) == geometry
     vae, own = load_frame_vae(path), load_frame_vae(tiny)
     picture, z = torch.rand(1, 3, 8, 8) * 2 - 1, torch.randn(1, 32, 2, 4, 4)
     assert torch.equal(vae.encode_frame(picture), own.encode_frame(picture))
@@ -89,6 +92,7 @@ def test_the_file_of_a_vae_may_hold_its_decoder(tmp_path):
     again = load_frame_vae(path)
     use_decoder(again, path)
     video = vae.decode_window(z)
+    assert vae.geometry == apart.geometry == again.geometry == geometry
     assert torch.equal(video, apart.decode_window(z)) and torch.equal(video, again.decode_window(z))
     assert not torch.allclose(video, own.decode_window(z))
     assert find_vae(path) == path and first_of([path], (VAE_PATCH,)) == path
@@ -119,7 +123,7 @@ def test_decoders_that_do_not_fit_are_refused(tmp_path):
     save_decoder(path, SmallDecoder(CONFIG))
     with pytest.raises(ValueError, match="32 channels, 4 pixels wide; the VAE's have 4 and 2"):
         use_decoder(svd_vae({"block_out_channels": (32, 32)}), path)
-    with pytest.raises(ValueError, match="leave out --decoder"):
+    with pytest.raises(ValueError, match="CogVideoX.*leave it out"):
         use_decoder(causal_vae(VAE), path)
     save_file({"weight": torch.zeros(1)}, other)
     with pytest.raises(ValueError, match="holds no small decoder"):
