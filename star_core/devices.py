@@ -74,6 +74,14 @@ def usable_memory(device: torch.device) -> int | None:
     return whole and int(0.9 * whole)
 
 
+def synchronize(device: torch.device) -> None:
+    """Waits until a device has finished all that it was given."""
+    if device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type != "cpu":
+        getattr(torch, device.type).synchronize(device)
+
+
 def release_cached_memory() -> None:
     """Returns memory that torch has freed but not given back to the devices."""
     for backend, available in (
