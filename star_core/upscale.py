@@ -297,11 +297,14 @@ def upscale(
                 placement=placement,
                 on_progress=on_progress,
             )
-            with clip.sink as sink, closing(frames), behind(sink.write) as write:
-                for frame in frames:
-                    write(frame)
-                    if on_frame:
-                        on_frame(frame)
+            with clip.sink as sink:
+                with closing(frames), behind(sink.write) as write:
+                    for frame in frames:
+                        write(frame)
+                        if on_frame:
+                            on_frame(frame)
+                if work:
+                    work.complete(sink.unfinished)
     first = clips[0]
     width, height = first.size if first.region is None else map(len, first.region[::-1])
     return {
