@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def best_device() -> torch.device:
@@ -44,6 +44,16 @@ def check_compiler(device: torch.device | str) -> None:
         raise ValueError(f"torch cannot compile here, leave out --compile: {reason}") from None
     # Blocks of several widths share their code.
     torch._dynamo.config.cache_size_limit = 64  # pyright: ignore
+
+
+def put_channels_last(module: nn.Module) -> None:
+    """Stores the kernels of 2-D convolutions with their channels last, in place.
+
+    Convolutions then compute in that memory layout, which is the faster one on some GPUs.
+    """
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def device_name(device: torch.device) -> str:

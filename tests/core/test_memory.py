@@ -154,10 +154,10 @@ def test_changes_that_are_no_option_are_skipped_and_tiles_have_four_steps_at_lea
 def test_clips_that_ask_for_the_same_share_what_was_found_to_fit():
     placement = DevicePlacement("cpu")
     wanted: Any = {"slicing": Slicing(offload=True), "vae_tile": None, "latent_tile": None}
-    geometry = {"vae_factor": 8, "downsamplings": 3}
+    geometry: Any = {"vae_factor": 8, "downsamplings": 3}
 
     def limits(**changes: Any) -> MemoryLimits:
-        return placement.limits(**wanted | changes, **geometry)
+        return placement.limits(**wanted | changes | geometry)
 
     first, tile = limits(), Tile(size=1024, overlap=256)
     assert first.shrink_vae(1200) == "tiles of 1024 pixels for the VAE"
