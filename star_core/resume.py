@@ -23,6 +23,7 @@ from torch import Tensor
 _LOG = logging.getLogger(__name__)
 _MARK = "what this folder is.txt"
 _LOCK = "in use"
+_COMPLETE = "complete"  # holds the name of the result in the folder
 _PATIENCE = 10  # seconds in which other workers have entered
 _LARGE = 10**8  # bytes
 _LONGEST_NAME = 255  # bytes, of the common file systems
@@ -64,7 +65,8 @@ class Work:
     def __enter__(self) -> "Work":
         folder = self.folder
         try:
-            if folder.exists() and not (folder / _MARK).exists() and any(folder.iterdir()):
+            names = [path.name for path in folder.iterdir()] if folder.exists() else []
+            if _MARK not in names and not all(name.startswith(_LOCK) for name in names):
                 raise ValueError(
                     f"{self._out} cannot be written: {folder}, where its work is kept, holds other "
                     "files. Remove it, or choose another output"
@@ -80,6 +82,8 @@ class Work:
                     with FileLock(path, timeout=0):
                         pass
                     path.unlink(missing_ok=True)
+                if self._is_done():
+                    self._clear()
         except Timeout:
             self._lock.release()
             raise ValueError(
@@ -102,9 +106,34 @@ class Work:
             self._own_lock.release()
             Path(self._own_lock.lock_file).unlink(missing_ok=True)
             return
-        self._lock.release()
+        if kind is not None:
+            (self.folder / _COMPLETE).unlink(missing_ok=True)
         if kind is None and not self._keep or not any(self.folder.glob("*.safetensors")):
+            self._clear()
+            self._lock.release()
             shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.release()
+
+    def complete(self, result: Path) -> None:
+        """Notes that `result`, in this folder, is whole and about to be renamed to the output.
+
+        A run that is killed after that leaves the folder, and the next one removes it.
+        """
+        if not self._keep:
+            (self.folder / _COMPLETE).write_bytes(os.fsencode(result.name))
+
+    def _is_done(self) -> bool:
+        note = self.folder / _COMPLETE
+        if not note.exists():
+            return False
+        result = self.folder / os.fsdecode(note.read_bytes())
+        return not any(result.iterdir()) if result.is_dir() else not result.exists()
+
+    def _clear(self) -> None:
+        """Removes what could be resumed from before the note that it need not be."""
+        for pattern in ("*.safetensors", _COMPLETE):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def begin(self, identity: str) -> None:
         """Starts or resumes a run, and removes unfinished files.
@@ -125,7 +154,7 @@ class Work:
                 self._out,
                 self.folder,
             )
-        for path in self.folder.glob("*.part"):
+        for path in (*self.folder.glob("*.part"), *self.folder.glob(_COMPLETE)):
             path.unlink()
         for path in self.folder.glob(".star-*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -237,10 +266,15 @@ def tensor_hash(*tensors: Tensor) -> str:
 def work_folder(out: Path) -> Path:
     """Returns the path of the hidden folder for the work on a result.
 
-    It lies in `out` itself if that is a folder, otherwise in its closest existing parent.
+    It lies in `out` itself if that is a folder, otherwise in its closest existing parent. One that
+    is left from before `out` was made is found again.
     """
     out = out.absolute()
-    parent = next(folder for folder in (out, *out.parents) if folder.is_dir())
+    places = [_folder_in(parent, out) for parent in (out, *out.parents) if parent.is_dir()]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def _folder_in(parent: Path, out: Path) -> Path:
     name = "-".join(out.relative_to(parent).parts)
     folder = f".{name}-star-work" if name else ".star-work"
     if len(os.fsencode(folder)) > _LONGEST_NAME:

@@ -87,7 +87,7 @@ class ShotSettings:
 class RunSpec:
     """A job and everything that it is to be done with.
 
-    dtype, attention, compiled: see `model.load`.
+    dtype, attention, compiled, channels_last: see `model.load`.
     """
 
     job: Job
@@ -96,6 +96,7 @@ class RunSpec:
     dtype: torch.dtype | None = None
     attention: str = "sdpa"
     compiled: bool = False
+    channels_last: bool = False
     get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None = None
 
     @property
@@ -112,7 +113,8 @@ class RunSpec:
     @property
     def computing(self) -> dict[str, Any]:
         """How the network that `load` returns is to compute."""
-        return {"attention": self.attention, "compiled": self.compiled}
+        names = ("attention", "compiled", "channels_last")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,11 +297,14 @@ def upscale(
                 placement=placement,
                 on_progress=on_progress,
             )
-            with clip.sink as sink, closing(frames), behind(sink.write) as write:
-                for frame in frames:
-                    write(frame)
-                    if on_frame:
-                        on_frame(frame)
+            with clip.sink as sink:
+                with closing(frames), behind(sink.write) as write:
+                    for frame in frames:
+                        write(frame)
+                        if on_frame:
+                            on_frame(frame)
+                if work:
+                    work.complete(sink.unfinished)
     first = clips[0]
     width, height = first.size if first.region is None else map(len, first.region[::-1])
     return {

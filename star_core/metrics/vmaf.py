@@ -3,15 +3,15 @@
 import json
 import os
 import re
-import subprocess
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..video_io.ffmpeg import filters, first_error, messages, running
+from ..video_io.ffmpeg import FFmpeg, filters
 from .meters import Meter
 
 
@@ -29,33 +29,25 @@ class VMAF(Meter):
                 "IMAGEIO_FFMPEG_EXE"
             )
         self.resources = ExitStack()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.ffmpeg: FFmpeg | None = None
         self.count = 0
 
     def add(self, restored: Tensor, reference: Tensor | None) -> None:
         """Sends the next frame (3 h w) in [0, 1] and its reference to ffmpeg."""
         assert reference is not None
-        if self.process is None:
-            self._start(restored.shape[-1], restored.shape[-2])
-        assert self.process is not None and self.process.stdin is not None
-        try:
+        if self.ffmpeg is None:
+            self.ffmpeg = self._start(restored.shape[-1], restored.shape[-2])
+        with _told():
             for frame in (reference, restored):
-                self.process.stdin.write(_planes(frame))
-        except OSError:
-            raise self._failure() from None
+                self.ffmpeg.write(_planes(frame))
         self.count += 1
 
     def result(self) -> list[float]:
         """Returns the score of each frame."""
-        if self.process is None:
+        if self.ffmpeg is None:
             return []
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.close()
-        except OSError:
-            raise self._failure() from None
-        if self.process.wait():
-            raise self._failure()
+        with _told():
+            self.ffmpeg.finish()
         report = json.loads(self.report.read_text(encoding="utf-8"))
         scores = [frame["metrics"]["vmaf"] for frame in report["frames"]]
         assert len(scores) == self.count
@@ -64,10 +56,9 @@ class VMAF(Meter):
     def __exit__(self, *_: object) -> None:
         self.resources.close()
 
-    def _start(self, width: int, height: int) -> None:
-        folder = Path(self.resources.enter_context(tempfile.TemporaryDirectory()))
-        self.report = folder / "vmaf.json"
-        self.log = self.resources.enter_context((folder / "log").open("w+b"))
+    def _start(self, width: int, height: int) -> FFmpeg:
+        folder = self.resources.enter_context(tempfile.TemporaryDirectory())
+        self.report = Path(folder) / "vmaf.json"
         # One stream for both, a reference frame before each restored one: a second pipe would need
         # a name, which differs between systems.
         graph = (
@@ -77,15 +68,15 @@ class VMAF(Meter):
             f":n_threads={os.cpu_count() or 1}:log_path={_quoted(self.report.as_posix())}"
         )
         raw = ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{width}x{height}", "-i", "-"]
-        self.process = self.resources.enter_context(
-            running([*raw, "-lavfi", graph, "-f", "null", "-"], stdin=True, log=self.log)
-        )
+        return self.resources.enter_context(FFmpeg([*raw, "-lavfi", graph, "-f", "null", "-"]))
 
-    def _failure(self) -> ValueError:
-        assert self.process is not None
-        self.process.wait()
-        self.log.seek(0)
-        return ValueError(f"VMAF could not be computed: {first_error(messages(self.log))}")
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"VMAF could not be computed: {error}") from None
 
 
 def _planes(frame: Tensor) -> bytes:

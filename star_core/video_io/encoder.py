@@ -1,13 +1,10 @@
 """Runs ffmpeg as an encoder: timed frames through a pipe, other streams from the source's file."""
 
-import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from types import TracebackType
 
 from .color import Color
 from .encoding import Encoding, tag_filter
-from .ffmpeg import first_error, messages, running
+from .ffmpeg import FFmpeg
 from .reader import VideoSource
 from .survey import Stream
 from .timed_frames import stream_header, timed_frame
@@ -21,95 +18,63 @@ _COMMON_TAGS = {
 }
 
 
-class Encoder:
-    """A context manager that runs one ffmpeg process.
+class Encoder(FFmpeg):
+    """Encodes timed frames, with other streams of the source's file beside them.
 
-    arguments: see `encoder_arguments`. color, width, height: of the frames, in pixels. Entering,
-    `write` and `finish` raise ValueError with ffmpeg's own message if it fails.
+    output: the path to write. color: tags of the frames. width, height: of the frames, in pixels.
+    source: None for a video of frames alone. streams: of the source's file. seconds: the end of all
+    streams, for an excerpt or a trial; None for no limit.
     """
 
     def __init__(
         self,
-        arguments: Sequence[str],
+        output: str,
         encoding: Encoding,
         color: Color,
         width: int,
         height: int,
         timing: Timing,
+        source: VideoSource | None,
+        streams: Sequence[Stream],
+        *,
+        seconds: float | None,
     ) -> None:
-        self._arguments = arguments
+        size = (width, height)
+        super().__init__(
+            _arguments(output, encoding, color, size, timing, source, streams, seconds)
+        )
         self._is_timed = encoding.container != "image2"
         self._header = stream_header(encoding.layout, width, height, timing.fps, color)
 
-    def __enter__(self) -> "Encoder":
-        with ExitStack() as stack:
-            self._log = stack.enter_context(tempfile.TemporaryFile())
-            self._process = stack.enter_context(running(self._arguments, stdin=True, log=self._log))
-            if self._is_timed:
-                self._send(self._header)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
-    def write(self, data: bytes, time: float, duration: float) -> None:
+    def add(self, data: bytes, time: float, duration: float) -> None:
         """Encodes a frame.
 
         data: its planes. time, duration: in seconds, when it is shown after the first frame, and
-        for how long. Raises ValueError if ffmpeg has stopped.
+        for how long. Raises ValueError with ffmpeg's own message if it has stopped.
         """
-        for part in timed_frame(data, time, duration) if self._is_timed else [data]:
-            self._send(part)
-
-    def finish(self) -> None:
-        """Waits until everything is written; ValueError if ffmpeg reports a failure."""
-        assert self._process.stdin is not None
-        with suppress(OSError):
-            self._process.stdin.close()
-        if self._process.wait() != 0:
-            raise self._failure()
-
-    def _send(self, data: bytes) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(data)
-        except OSError:  # the process has ended; its log says why
-            self._process.wait()
-            raise self._failure() from None
-
-    def _failure(self) -> ValueError:
-        self._log.seek(0)
-        reason = first_error(messages(self._log))
-        return ValueError(f"ffmpeg stopped with code {self._process.returncode}: {reason}")
+        parts = [self._header, *timed_frame(data, time, duration)] if self._is_timed else [data]
+        for part in parts:
+            self.write(part)
+        self._header = b""
 
 
-def encoder_arguments(
+def _arguments(
     output: str,
     encoding: Encoding,
     color: Color,
-    width: int,
-    height: int,
+    size: tuple[int, int],
     timing: Timing,
     source: VideoSource | None,
     streams: Sequence[Stream],
-    *,
     seconds: float | None,
 ) -> list[str]:
     """Returns ffmpeg's arguments for timed frames on stdin and `streams` of the source's file.
 
-    Images have no times and get plain frames. output: the path to write. color: tags of the frames.
-    width, height: of the frames. source: None for a video of frames alone.
-    seconds: the end of all streams, for an excerpt or a trial; None for no limit.
+    Images have no times and get plain frames. Arguments: see `Encoder`.
     """
     unit = timing.time_base
     first = ["-itsoffset", f"{timing.timestamps[0]:.6f}"]
-    plain = ["-f", "rawvideo", "-pix_fmt", encoding.layout.name, "-s", f"{width}x{height}"]
+    plain = ["-f", "rawvideo", "-pix_fmt", encoding.layout.name, "-s", "{}x{}".format(*size)]
     timed = [*first, "-f", "matroska"]
     arguments = ["-y", *(plain if encoding.container == "image2" else timed), "-i", "pipe:0"]
     mapped = ["-map", "0:v:0"]

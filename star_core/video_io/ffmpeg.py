@@ -3,57 +3,74 @@
 import functools
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import IO
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TypeVar
 
 import imageio_ffmpeg
 
+T = TypeVar("T", bound="FFmpeg")
 
-@contextmanager
-def running(
-    arguments: Sequence[str], *, stdin: bool = False, stdout: bool = False, log: IO[bytes] | None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Starts ffmpeg, and kills it when the block ends, also by an exception.
 
-    stdin, stdout: whether these are pipes. log: a file for messages, which cannot fill up and stall
-    ffmpeg while frames are read or written, as a pipe could; None to read them from
-    `process.stderr`. Every message begins with its level: `[error] ...`.
+class FFmpeg:
+    """An ffmpeg that reads from a pipe: `with FFmpeg(arguments) as ffmpeg: ffmpeg.write(data)`.
+
+    It is killed when the block ends, also by an exception, unless `finish` has waited for its end.
     """
-    # In a session of its own: otherwise ffmpeg would receive Ctrl-C from the terminal too, and
-    # finish the file early.
-    new_group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # Windows only
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-nostats"]
-    process: subprocess.Popen[bytes] = subprocess.Popen(
-        [*command, "-v", "level+info", *arguments],
-        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-        stdout=subprocess.PIPE if stdout else subprocess.DEVNULL,
-        stderr=subprocess.PIPE if log is None else log,
-        start_new_session=True,
-        creationflags=new_group,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                with suppress(OSError):  # unsent frames of a sink that failed
-                    pipe.close()
 
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._arguments = arguments
 
-def messages(lines: Iterable[bytes]) -> Iterator[str]:
-    """Yields the lines of ffmpeg's log as text."""
-    return (line.decode(errors="replace").rstrip("\r\n") for line in lines)
+    def __enter__(self: T) -> T:
+        # Messages in a file cannot fill up and stall ffmpeg, as those in a pipe could.
+        self._log = tempfile.TemporaryFile()
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-nostats"]
+        # In a session of its own: otherwise ffmpeg would receive Ctrl-C from the terminal too, and
+        # finish the file early.
+        self._process = subprocess.Popen(
+            [*command, "-v", "level+info", *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._log,
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows only
+        )
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._close()
+        self._log.close()
 
-def first_error(lines: Iterable[str]) -> str:
-    """Returns the first error in a log, which caused the later ones, without memory addresses."""
-    for line in lines:
-        if "[error]" in line or "[fatal]" in line:
-            return re.sub(r"\[[^]]*( @ 0x\w+|error|fatal)\] *", "", line)
-    return "no reason given"
+    def write(self, data: bytes) -> None:
+        """Sends data. Raises ValueError with ffmpeg's own message if it has stopped."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(data)
+        except OSError:  # the process has ended; its log says why
+            self._process.wait()
+            raise self._failure() from None
+
+    def finish(self) -> None:
+        """Waits until everything is processed; ValueError with ffmpeg's own message if it fails."""
+        self._close()
+        if self._process.wait() != 0:
+            raise self._failure()
+
+    def _close(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):  # data that was not sent to a process that has failed
+            self._process.stdin.close()
+
+    def _failure(self) -> ValueError:
+        """Tells the first error of the log, which caused the later ones, without addresses."""
+        self._log.seek(0)
+        lines = (line.decode(errors="replace").rstrip("\r\n") for line in self._log)
+        errors = (line for line in lines if "[error]" in line or "[fatal]" in line)
+        reason = re.sub(r"\[[^]]*( @ 0x\w+|error|fatal)\] *", "", next(errors, "no reason given"))
+        return ValueError(f"ffmpeg stopped with code {self._process.returncode}: {reason}")
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 SUFFIXES = {
     ".png",
@@ -17,6 +18,7 @@ SUFFIXES = {
     ".pgm",
     ".exr",
 }
+_TIFF: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 _PATTERN = re.compile(r"((?:[^%]|%%)*)%(?:0(\d+))?d((?:[^%]|%%)*)")
 
@@ -59,6 +61,42 @@ def sequence_files(path: Path) -> list[Path]:
             "number the images without gaps, or treat them as stills"
         )
     return [files[number] for number in numbers]
+
+
+def check_readable(path: Path) -> None:
+    """Raises ValueError for an image of which ffmpeg would read the first of several, or none."""
+    with path.open("rb") as file:
+        start = file.read(64)
+        if start[8:12] == b"WEBP" and b"ANIM" in start:
+            raise ValueError(f"{path.name} is an animated WebP image, which ffmpeg cannot decode")
+        if start[:4] in _TIFF and _has_pages(file, _TIFF[start[:4]]):
+            raise ValueError(
+                f"{path.name} is a TIFF image of several pages, of which ffmpeg reads the first "
+                "only: save every page as an image of its own"
+            )
+
+
+def _has_pages(file: BinaryIO, order: Literal["little", "big"]) -> bool:
+    """Tests whether a TIFF image has more than one page, besides thumbnails and masks."""
+
+    def number(data: bytes) -> int:
+        return int.from_bytes(data, order)
+
+    pages, link, seen = 0, 4, {0}
+    while pages < 2:
+        file.seek(link)
+        start = number(file.read(4))
+        if start in seen:
+            break
+        seen.add(start)
+        file.seek(start)
+        count = number(file.read(2))
+        fields = [file.read(12) for _ in range(count)]
+        link = start + 2 + 12 * count
+        # NewSubfileType (TIFF 6.0, section 8): 1 for a smaller copy, 4 for a mask.
+        kind = next((number(field[8:]) for field in fields if number(field[:2]) == 254), 0)
+        pages += not kind & 5
+    return pages > 1
 
 
 def _visible(folder: Path) -> list[Path]:

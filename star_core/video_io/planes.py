@@ -69,7 +69,11 @@ class PlanarFormat:
         """Returns a decoded frame in this format, its code values in the same range."""
         if frame.format.name.replace("yuvj", "yuv") == self.name:
             return frame
-        return frame.reformat(format=self.name, src_color_range=2, dst_color_range=2)
+        same_range = {"src_color_range": 2, "dst_color_range": 2}
+        try:
+            return frame.reformat(format=self.name, threads=1, **same_range)
+        except TypeError:  # PyAV 14 uses one thread. Those of FFmpeg 8 damage each other's lines.
+            return frame.reformat(format=self.name, **same_range)
 
     def planes(self, frame: "VideoFrame") -> list[np.ndarray]:
         """Returns views of the code values of a decoded frame, one (h w) per plane."""

@@ -250,6 +250,4 @@ def _files(path: Path) -> list[Path]:
     stated = int.from_bytes(start[4:8], "little") if start[:4] == b"RIFF" else 0
     if path.stat().st_size < stated < 2**32 - 1:  # ffmpeg reads a truncated AVI without an error
         raise ValueError(f"{path.name} is truncated: copy it again")
-    if start[8:12] == b"WEBP" and b"ANIM" in start:
-        raise ValueError(f"{path.name} is an animated WebP image, which ffmpeg cannot decode")
     return [path]

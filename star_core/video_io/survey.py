@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .decoding import Findings, captured_log, decode, opened, time_of, video_stream
 from .excerpt import WHOLE, Excerpt
 from .form import Form, FormReader
+from .images import check_readable
 from .planes import planar_format
 from .timing import Timing, timing
 
@@ -231,6 +232,7 @@ def _check_change(name: str, number: int, first: Form, form: Form) -> None:
 def _survey_file(name: str, path: Path, excerpt: Excerpt) -> Survey:
     from av.error import FFmpegError
 
+    check_readable(path)
     seek, step = excerpt.start, 1.0
     while True:  # seeks further back while decoding begins after the excerpt's first frame
         with captured_log() as log:

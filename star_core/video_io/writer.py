@@ -11,7 +11,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from .encoder import Encoder, encoder_arguments
+from .encoder import Encoder
 from .encoding import Encoding, Rounding, choose_encoding, quantize, stored_color
 from .reader import VideoSource
 from .survey import Stream
@@ -75,6 +75,11 @@ class VideoSink:
                 self._encoder.finish()
                 self._target.commit()
 
+    @property
+    def unfinished(self) -> Path:
+        """The file or folder that gets the video's name when it is complete."""
+        return self._target.temporary
+
     def write(self, frame: Tensor) -> None:
         """Appends a frame (c h w) in [0, 1], c = 3, or 4 if the sink has alpha.
 
@@ -95,7 +100,7 @@ class VideoSink:
             seed=self._dither_seed,
             index=index,
         )
-        self._encoder.write(data, time, duration)
+        self._encoder.add(data, time, duration)
         self._written += 1
 
     def _interval(self) -> tuple[float, float]:
@@ -124,7 +129,7 @@ class VideoSink:
         return [stream for stream in streams if stream.kind != "Attachment"]
 
     def _encode(self, streams: Sequence[Stream], seconds: float | None) -> Encoder:
-        arguments = encoder_arguments(
+        return Encoder(
             self._target.output,
             self._encoding,
             self._color,
@@ -134,7 +139,6 @@ class VideoSink:
             streams,
             seconds=seconds,
         )
-        return Encoder(arguments, self._encoding, self._color, *self._size, self._timing)
 
     def _check_writable(self) -> None:
         """Writes one black frame as a trial, so that hours of work do not end in an error."""
@@ -160,7 +164,7 @@ class VideoSink:
         try:
             with self._encode(streams, self._timing.timestamps[0] + 0.02) as encoder:
                 size = self._encoding.layout.frame_bytes(*self._size)
-                encoder.write(bytes(size), 0, 0.01)
+                encoder.add(bytes(size), 0, 0.01)
                 encoder.finish()
         except ValueError as error:
             return str(error)

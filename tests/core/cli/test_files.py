@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from star_core.video_io import reader, survey
 from tests.command_line import frames_of, refused, upscaled, write_clip
 
 
@@ -27,6 +28,21 @@ def test_stills_are_restored_each_on_its_own(tmp_path, capsys):
     upscaled(capsys, stills, out, "--stills", "--scale", 1, "--overwrite")
     assert frames_of(out / "a.png").shape == (1, 3, 9, 12)
     assert not list(tmp_path.glob(".star-*"))
+
+
+@pytest.mark.parametrize("options", [[], ["--shots", "2"], ["--shots", "off", "--segment", "2"]])
+def test_a_file_is_surveyed_and_hashed_once_a_job(tmp_path, capsys, monkeypatch, options):
+    clip, calls = write_clip(tmp_path / "clip.mkv", 4, 12, 16), []
+    for module, name in ((survey, "_survey_file"), (reader, "hash_of")):
+        function = getattr(module, name)
+
+        def counted(*arguments, name=name, function=function):
+            calls.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, counted)
+    upscaled(capsys, clip, tmp_path / "out.mkv", "--scale", 1, *options)
+    assert sorted(calls) == ["_survey_file", "hash_of"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file names are text there")

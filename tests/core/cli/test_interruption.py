@@ -64,6 +64,48 @@ def test_a_killed_run_goes_on_to_the_same_file_byte_for_byte(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mkv", "out.mp4", "whole.mp4"]
 
 
+def killed_before(function: str, command: list[str]) -> None:
+    """Runs the command line in a process that is killed where it calls a function."""
+    kill = "lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)"
+    script = f"""
+import os, signal
+from star_core import resume
+from star_core.cli import main
+from star_core.video_io import targets
+{function} = {kill}
+main({command})
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+@pytest.mark.parametrize("name", ["out.mkv", "frames", "there/%03d.png"])
+def test_a_run_that_was_killed_when_its_result_was_there_is_cleaned_up(tmp_path, capsys, name):
+    source, out = write_clip(tmp_path / "in.mkv", 3, 12, 16), tmp_path / name
+    if out.suffix == ".png":
+        out.parent.mkdir()
+    command = ["upscale", str(source), str(out), "--scale", "2", "--shots", "off"]
+    folder = work_folder(out)
+    killed_before("resume.Work.__exit__", command)
+    result = out.parent if out.suffix == ".png" else out
+    assert len(frames_of(result)) == 3 and list(folder.glob("*.safetensors"))
+    code, _, err = run(capsys, *command)
+    assert code != 0 and "exists already" in err and "star-work" not in err
+    assert not folder.exists() and len(frames_of(result)) == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
+def test_a_run_that_was_killed_before_its_result_was_there_keeps_its_work(tmp_path, capsys):
+    source, out = write_clip(tmp_path / "in.mkv", 3, 12, 16), tmp_path / "out.mkv"
+    out.write_bytes(b"an earlier result")
+    command = ["upscale", str(source), str(out), "--scale", "2", "--shots", "off"]
+    killed_before("targets.FileTarget.commit", [*command, "--overwrite"])
+    assert run(capsys, *command)[0] != 0
+    assert list(work_folder(out).glob("*.safetensors")) and out.read_bytes() == b"an earlier result"
+    upscaled(capsys, *command[1:], "--overwrite")
+    assert len(frames_of(out)) == 3 and not work_folder(out).exists()
+
+
 def test_work_of_other_settings_is_not_gone_on_with(tmp_path, capsys):
     source = write_clip(tmp_path / "in.mkv", 3, 12, 16)
     outs = [tmp_path / "a.mkv", tmp_path / "b.mkv"]

@@ -68,4 +68,4 @@ def test_vmaf_that_fails_says_why_and_leaves_no_process():
     with meter, pytest.raises(ValueError, match="VMAF could not be computed: .+"):
         meter.add(frame, frame)
         meter.result()
-    assert meter.process is not None and meter.process.poll() is not None
+    assert meter.ffmpeg is not None and meter.ffmpeg._process.poll() is not None

@@ -301,9 +301,37 @@ def test_an_animated_image_in_a_sequence_is_named(tmp_path):
 
 
 def test_an_animated_webp_image_is_named(tmp_path):
-    path = film(tmp_path / "a.webp", "-c:v", "libwebp_anim")
-    with pytest.raises(ValueError, match=r"a\.webp is an animated WebP image"):
-        open_video(path)
+    path = film(tmp_path / "1.webp", "-c:v", "libwebp_anim")
+    for source in (path, tmp_path):
+        with pytest.raises(ValueError, match=r"1\.webp is an animated WebP image"):
+            open_video(source)
+
+
+def tiff(path: Path, order: str, kinds: list[int]) -> Path:
+    """Grey images 8x8 in one file, one for each of `kinds`, the values of NewSubfileType."""
+    pixels, length = 8, 2 + 12 * 8 + 4  # where pixels lie, and the length of a page's description
+    data = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", pixels + 64)
+    data += bytes(range(64))
+    for kind in kinds:
+        fields = {254: kind, 256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: pixels, 279: 64}
+        follows = 0 if kind == kinds[-1] else len(data) + length
+        data += struct.pack(f"{order}H", len(fields))
+        data += b"".join(struct.pack(f"{order}HHII", tag, 4, 1, v) for tag, v in fields.items())
+        data += struct.pack(f"{order}I", follows)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_an_image_of_several_pages_is_named(tmp_path, order):
+    for number in (1, 3):
+        tiff(tmp_path / f"{number}.tif", order, [0])
+    tiff(tmp_path / "2.tif", order, [0, 1, 4])  # with a thumbnail and a mask
+    assert len(open_video(tmp_path)) == len(open_video(tmp_path / "2.tif")) + 2 == 3
+    path = tiff(tmp_path / "2.tif", order, [0, 1, 2])
+    for source in (path, tmp_path):
+        with pytest.raises(ValueError, match=r"2\.tif is a TIFF image of several pages"):
+            open_video(source)
 
 
 def test_images_may_have_very_large_numbers(tmp_path):

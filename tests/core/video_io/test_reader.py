@@ -9,6 +9,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from av import VideoFrame
 from torch import Tensor
 
 from star_core.video_io import open_stills, open_video
@@ -185,6 +186,21 @@ def test_every_bit_of_a_deep_source_is_kept(tmp_path, pixel_format, bits, planes
 )
 def test_every_pixel_format_has_a_planar_one_that_holds_it(pixel_format, planar):
     assert planar_format(pixel_format, alpha=has_alpha(pixel_format)).name == planar
+
+
+@pytest.mark.parametrize("pixel_format", ["p010le", "y210le"])
+def test_formats_are_converted_exactly_every_time(pixel_format):
+    frame = VideoFrame(24, 16, pixel_format)
+    codes = [
+        np.random.default_rng(0).integers(0, 1024, (16 // k, plane.line_size // 2), np.uint16)
+        for k, plane in enumerate(frame.planes, 1)
+    ]
+    for plane, values in zip(frame.planes, codes, strict=True):
+        plane.update((values << 6).tobytes())
+    layout, luma = planar_format(pixel_format, alpha=False), codes[0]
+    luma = luma[:, :24] if pixel_format == "p010le" else luma[:, :48:2]
+    for _ in range(4000):  # what threads do to each other, they do rarely
+        assert np.array_equal(layout.planes(frame)[0], luma)
 
 
 def test_alpha_is_read_where_it_is_used(tmp_path):

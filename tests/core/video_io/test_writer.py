@@ -479,14 +479,14 @@ def test_the_preview_of_a_cut_is_dithered_like_the_whole(tmp_path, monkeypatch):
             source=open_video(source.path, frames=(start, 4)),
         )
         sent[start] = []
-        write = Encoder.write
+        add = Encoder.add
 
-        def record(self, data, time, duration, to=sent[start], write=write):
+        def record(self, data, time, duration, to=sent[start], add=add):
             to.append(data)
-            write(self, data, time, duration)
+            add(self, data, time, duration)
 
         with monkeypatch.context() as patched, sink:
-            patched.setattr(Encoder, "write", record)
+            patched.setattr(Encoder, "add", record)
             for _ in range(start, 4):
                 sink.write(torch.full((3, 32, 48), 0.3))
     assert sent[0][2:] == sent[2] and sent[0][0] != sent[0][1]
