@@ -8,14 +8,15 @@ import torch
 
 from star_core.lora import add_lora, lora_layers, lora_strength
 from star_core.losses import DFLossConfig
+from star_core.models.cogvideox_weights import COGVIDEOX_2B
 from star_core.sampling_defaults import SamplingDefaults
-from star_core.training.adversarial import AdversarialObjective
+from star_core.training.adversarial import AdversarialObjective, heads_of
 from star_core.training.checkpointing import recompute
 from star_core.training.distillation import DistillationObjective, DistillConfig
 from star_core.training.objective import TrainConfig, draw_batch
 from star_core.training.pairs import LatentPairs
 from star_core.training.tiny import NETWORK, new_network
-from star_core.training.trainer import choose_trained, train
+from star_core.training.trainer import TrainExecution, choose_trained, train
 
 SMALL = replace(
     NETWORK, in_dim=4, out_dim=4, dim_mult=(1, 1), attn_scales=(0.5,), hint_prior=0.5, dropout=0.1
@@ -176,3 +177,11 @@ def test_a_resumed_second_stage_ends_where_an_uninterrupted_one_does(pairs, tmp_
     for name, value in whole.items():
         assert torch.equal(value, halves[1][name]), name
         assert not torch.equal(value, halves[0][name]), name
+
+
+def test_what_cannot_have_heads_is_refused(pairs, tmp_path):
+    sharded = TrainExecution(shard=True)
+    with pytest.raises(ValueError, match="adversarial heads: leave out --shard"):
+        train(pairs, objective_of(0.5), tmp_path, write=lambda *_: None, execution=sharded)
+    with pytest.raises(ValueError, match="CogVideoX"):
+        heads_of(COGVIDEOX_2B)
