@@ -71,7 +71,6 @@ class StarLoadModel(io.ComfyNode):
                         "decoder",
                         options=choices(DECODER_FOLDERS, NONE),
                         default=NONE,
-                        optional=True,
                         tooltip="A small decoder that takes the place of the VAE's own, faster and "
                         "in less memory, but less exact: a file in models/vae_approx, made by "
                         "train --trains decoder, or TAESD's, which fits STAR's VAE. none keeps the "
@@ -90,9 +89,7 @@ class StarLoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model_name, weight_dtype, vae_name, text_encoder, decoder=NONE
-    ) -> io.NodeOutput:
+    def execute(cls, model_name, weight_dtype, vae_name, text_encoder, decoder) -> io.NodeOutput:
         with node_errors("STAR Load Model"):
             star = open_model(model_file(model_name))
             model = load_patcher(star, weight_dtype)  # first: it rejects other files

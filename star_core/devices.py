@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def best_device() -> torch.device:
@@ -46,6 +46,16 @@ def check_compiler(device: torch.device | str) -> None:
     torch._dynamo.config.cache_size_limit = 64  # pyright: ignore
 
 
+def put_channels_last(module: nn.Module) -> None:
+    """Stores the kernels of 2-D convolutions with their channels last, in place.
+
+    Convolutions then compute in that memory layout, which is the faster one on some GPUs.
+    """
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def device_name(device: torch.device) -> str:
     """Returns the name of a GPU, or CPU."""
     if device.type in ("cuda", "xpu"):
@@ -72,6 +82,14 @@ def usable_memory(device: torch.device) -> int | None:
     """
     whole = total_memory(device)
     return whole and int(0.9 * whole)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a device has finished all that it was given."""
+    if device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type != "cpu":
+        getattr(torch, device.type).synchronize(device)
 
 
 def release_cached_memory() -> None:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class DevicePlacement:
-    """Copies the weights of modules to the device while they work.
+    """Copies the weights of modules to the device while they work; knows how much fits beside them.
 
     The tensors of before stay where they are and are put back afterwards, so that nothing is copied
     back. Used as a context manager, `with DevicePlacement("cuda") as placement:
@@ -42,6 +42,7 @@ class DevicePlacement:
         """one_at_a_time: whether the other modules leave the device before one is loaded."""
         self.device, self.one_at_a_time = device, one_at_a_time
         self._homes: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}  # weights, data of before
+        self._limits: dict[object, MemoryLimits] = {}
 
     def __enter__(self) -> "DevicePlacement":
         return self
@@ -91,6 +92,32 @@ class DevicePlacement:
         with torch.inference_mode(False):
             module.float()
         return narrow
+
+    def limits(
+        self,
+        *,
+        slicing: Slicing,
+        vae_tile: Tile | None,
+        latent_tile: Tile | None,
+        vae_factor: int,
+        downsamplings: int,
+    ) -> "MemoryLimits":
+        """Returns the limits of all work that asks for these; see `MemoryLimits`.
+
+        They are lower than asked for if memory ran out before, so that no shot or picture of a run
+        has to find out again what fits.
+        """
+        key = slicing, vae_tile, latent_tile
+        if key not in self._limits:
+            self._limits[key] = MemoryLimits(
+                slicing=slicing,
+                vae_tile=vae_tile,
+                latent_tile=latent_tile,
+                vae_factor=vae_factor,
+                downsamplings=downsamplings,
+                placement=self,
+            )
+        return self._limits[key]
 
     def _unload(self, stays: nn.Module | None) -> None:
         for module in [other for other in self._homes if other is not stays]:
@@ -183,6 +210,8 @@ def next_smaller(
 class MemoryLimits:
     """Limits how much a run works on at a time, and lowers the limits when memory runs out.
 
+    All clips of a run share them, see `DevicePlacement.limits`.
+
     slicing: of the network's layers. vae_tile: tiles of the VAE, in pixels. network_tile: tiles of
     the network, in latents. None stands for whole frames.
     """
@@ -193,40 +222,40 @@ class MemoryLimits:
         slicing: Slicing,
         vae_tile: Tile | None,
         latent_tile: Tile | None,
-        view: tuple[int, int],
         vae_factor: int,
         downsamplings: int,
         placement: DevicePlacement,
     ) -> None:
         """latent_tile: tiles of the network, in pixels; ValueError if they are too small for it.
-        view: height and width of a computed frame, in pixels. vae_factor: pixels per latent.
-        downsamplings: of the network. placement: where network and VAE work.
+        vae_factor: pixels per latent. downsamplings: of the network. placement: where network and
+        VAE work.
         """
         self.slicing, self.vae_tile, self._latent_tile = slicing, vae_tile, latent_tile
-        self._largest, self._factor, self._step = max(view), vae_factor, 2**downsamplings
+        self._factor, self._step = vae_factor, 2**downsamplings
         self._placement = placement
         self.network_tile = self._in_latents(latent_tile)
 
-    def shrink_vae(self) -> str | None:
+    def shrink_vae(self, largest: int) -> str | None:
         """Offloads idle weights, then makes the tiles of the VAE smaller.
 
-        Returns what was done, for the log, or None if nothing is left to do.
+        largest: side of the computed frame in pixels. Returns what was done, for the log, or None
+        if nothing is left to do.
         """
-        smaller = next_smaller(
-            self.slicing, self.vae_tile, largest=self._largest, step=self._factor, slices=False
-        )
+        tile = _tile_within(self.vae_tile, largest)
+        smaller = next_smaller(self.slicing, tile, largest=largest, step=self._factor, slices=False)
         if smaller is None:
             return None
         self.vae_tile = smaller.tile
         return self._shrink(smaller, "VAE")
 
-    def shrink_network(self) -> str | None:
+    def shrink_network(self, largest: int) -> str | None:
         """Makes large slices smaller, offloads, makes slices smaller still, then tiles.
 
-        Returns what was done, for the log, or None if nothing is left to do.
+        largest: side of the computed frame in pixels. Returns what was done, for the log, or None
+        if nothing is left to do.
         """
-        step = self._factor * self._step
-        smaller = next_smaller(self.slicing, self._latent_tile, largest=self._largest, step=step)
+        step, tile = self._factor * self._step, _tile_within(self._latent_tile, largest)
+        smaller = next_smaller(self.slicing, tile, largest=largest, step=step)
         if smaller is None:
             return None
         self._latent_tile, self.network_tile = smaller.tile, self._in_latents(smaller.tile)
@@ -240,3 +269,8 @@ class MemoryLimits:
 
     def _in_latents(self, tile: Tile | None) -> Tile | None:
         return tile and tile.in_latents(self._factor, step=self._step)
+
+
+def _tile_within(tile: Tile | None, largest: int) -> Tile | None:
+    """Returns a tile, None if a frame of up to `largest` pixels a side is whole with it."""
+    return tile if tile and tile.size < largest else None

@@ -11,7 +11,7 @@ from torch import Tensor
 from .backbones import BACKBONES, I2VGENXL, Backbone, NetworkConfig
 from .checkpoints.download import PUBLISHED
 from .checkpoints.find import find_published, find_text_encoder, find_vae
-from .devices import check_compiler
+from .devices import check_compiler, put_channels_last
 from .file_info import FileInfo, describe
 from .lora import LoraFile, open_lora, with_loras
 from .models.attention import attention_of
@@ -155,12 +155,14 @@ def load(
     dtype: torch.dtype | None = None,
     attention: str = "sdpa",
     compiled: bool = False,
+    channels_last: bool = False,
 ) -> Model:
     """Load a model and encode prompts, on `device`; the rest waits on the CPU.
 
     dtype: type of the network; it and the types of the other parts are those of
     `Backbone.precision`. attention: see `attention_of`. compiled: whether torch compiles the
-    network's blocks, which takes minutes when they first run.
+    network's blocks, which takes minutes when they first run. channels_last: see
+    `devices.put_channels_last`.
     ValueError for prompts to a model that takes none, for a VAE or a LoRA that does not fit, and
     for an attention whose package is missing.
     """
@@ -169,6 +171,8 @@ def load(
     star = load_model(files.model, dtype=precision.network, attention=fused)
     for lora in files.loras:
         lora.apply(star.network)
+    if channels_last:
+        put_channels_last(star.network)
     if compiled:
         check_compiler(device)
         star.network.compile_blocks()

@@ -15,7 +15,7 @@ from .backbones import NetworkConfig
 from .background import ahead
 from .diffusion.noise import FrameNoise, ReferenceNoise
 from .diffusion.samplers import refuse_crashes
-from .memory import DevicePlacement, MemoryLimits
+from .memory import DevicePlacement
 from .progress import Counter, Progress
 from .resume import Work
 from .settings import Execution, Settings
@@ -124,14 +124,12 @@ def _restorer(
         vae=vae,
         canvas=canvas,
         noise=_noise(shot.settings, canvas, vae.factor),
-        limits=MemoryLimits(
+        limits=placement.limits(
             vae_tile=shot.settings.tile,
             latent_tile=shot.settings.latent_tile,
             slicing=shot.execution.slicing,
-            view=canvas.view_size,
             vae_factor=vae.factor,
             downsamplings=model.config.downsamplings,
-            placement=placement,
         ),
         placement=placement,
         work=work,

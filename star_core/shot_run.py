@@ -158,12 +158,14 @@ class ShotRestorer(ABC):
         ValueError if the result is not finite.
         """
 
+        largest = max(self.canvas.view_size)
+
         def load_and_work() -> Tensor:
             self.placement.load(self.vae.model)
             return work()
 
         while True:
-            result = retry_on_oom(load_and_work, self.limits.shrink_vae)
+            result = retry_on_oom(load_and_work, lambda: self.limits.shrink_vae(largest))
             if is_finite(result):
                 return result
             if not self.placement.widen(self.vae.model):
@@ -247,7 +249,8 @@ class ShotRestorer(ABC):
                 ):
                     return denoiser(x_in, sigma, window)
 
-            x_0 = retry_on_oom(look, self.limits.shrink_network)
+            largest = max(self.canvas.view_size)
+            x_0 = retry_on_oom(look, lambda: self.limits.shrink_network(largest))
             if settings.strength < 1:
                 lq = send(hint[:, :, window.start : window.stop], x_0.device, x_0.dtype)
                 x_0 = torch.lerp(lq, x_0, settings.strength)

@@ -87,7 +87,7 @@ class ShotSettings:
 class RunSpec:
     """A job and everything that it is to be done with.
 
-    dtype, attention, compiled: see `model.load`.
+    dtype, attention, compiled, channels_last: see `model.load`.
     """
 
     job: Job
@@ -96,6 +96,7 @@ class RunSpec:
     dtype: torch.dtype | None = None
     attention: str = "sdpa"
     compiled: bool = False
+    channels_last: bool = False
     get_shots: Callable[[VideoSource], Sequence[ShotSettings]] | None = None
 
     @property
@@ -112,7 +113,8 @@ class RunSpec:
     @property
     def computing(self) -> dict[str, Any]:
         """How the network that `load` returns is to compute."""
-        return {"attention": self.attention, "compiled": self.compiled}
+        names = ("attention", "compiled", "channels_last")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

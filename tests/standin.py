@@ -74,6 +74,11 @@ class Stream:
 MAIN = Stream()
 
 
+def _limit_memory(fraction: float, device: object = None) -> None:
+    if not (0 <= fraction <= 1 and (device is None or type(device) is int)):
+        raise ValueError(f"Invalid fraction or device without index: {fraction}, {device}")
+
+
 class Generator(torch.Generator):
     """A generator of the card, which draws on the CPU."""
 
@@ -122,8 +127,9 @@ class StandIn(TorchFunctionMode):
         self._patch = MonkeyPatch()
         properties = SimpleNamespace(total_memory=MEMORY, name="stand-in")
         self._patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-        for name in ("synchronize", "reset_peak_memory_stats", "set_per_process_memory_fraction"):
+        for name in ("synchronize", "reset_peak_memory_stats"):
             self._patch.setattr(torch.cuda, name, lambda *arguments: None)
+        self._patch.setattr(torch.cuda, "set_per_process_memory_fraction", _limit_memory)
         for name in ("memory_allocated", "max_memory_allocated"):
             self._patch.setattr(torch.cuda, name, lambda device=None: 0)
         self._patch.setattr(torch, "Generator", Generator)

@@ -1,7 +1,10 @@
 """Checks and measures a device: `python -m star_core bench --device cuda --report FILE`.
 
-Full-size networks with random weights on a GPU, small ones on a CPU. Every check that fails is a
-row with its error, so that one run shows everything that is wrong.
+Full-size networks with random weights on a GPU, small ones on a CPU. Every case that fails is a row
+with its error, so that one run shows everything that is wrong.
+
+Each pass runs once before it is measured: the first one chooses the algorithms of convolutions, by
+trying some that take more time and memory.
 """
 
 import gc
@@ -9,19 +12,21 @@ import logging
 import math
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..demo import DATA, DEGRADED
-from ..devices import device_name, release_cached_memory, total_memory
+from ..devices import device_name, release_cached_memory, synchronize, total_memory
 from ..memory import DevicePlacement, MemoryLimits, retry_on_oom
 from ..model import BUILT_IN, find_model, load
 from ..models.slicing import Slicing
@@ -40,6 +45,7 @@ from .weight_types import random_network
 
 _LOG = logging.getLogger(__name__)
 GIB = 2**30
+T = TypeVar("T")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDE = UNetConfig(dim_mult=(1, 2), num_res_blocks=1, attn_scales=(1.0, 0.5))
 # Named by their place between the slices of a CPU and whole layers.
@@ -103,32 +109,44 @@ class Result:
     error: str | None = None
 
 
-def measure(device: torch.device, sizes: Sizes | None = None) -> dict[str, Any]:
+def measure(
+    device: torch.device,
+    sizes: Sizes | None = None,
+    *,
+    on_result: Callable[[str], object] = lambda row: None,
+) -> dict[str, Any]:
     """Does all checks; returns the machine and the results, ready for JSON.
 
-    sizes: None for full sizes, and small ones on a CPU.
+    sizes: None for full sizes, and small ones on a CPU. on_result: called with each row of `table`
+    as soon as it is known.
     """
     sizes = sizes or (SMALL if device.type == "cpu" else FULL)
-    results: list[Result] = []
+    results: list[dict[str, Any]] = []
     for check in CHECKS:
         rows = check(device, sizes)
-        while True:
-            start = time.monotonic()
-            try:
-                results.append(next(rows))
-            except StopIteration:
-                break
-            except Exception as error:  # the report shows it beside the other results
-                _LOG.warning("%s failed", check.__name__, exc_info=True)
-                text = " ".join(str(error).split())
-                text = f"{type(error).__name__}: {text[:200]}"
-                results.append(Result(check=check.__name__, case="", figures={}, error=text))
-                break
-            finally:
-                gc.collect()
-                release_cached_memory()
-                _LOG.info("%s: %.1f s", check.__name__, time.monotonic() - start)
-    return {**machine(device), "results": [asdict(result) for result in results]}
+        while row := _row(check.__name__, "", lambda rows=rows: next(rows, None)):
+            results.append(asdict(row))
+            on_result(_line(results[-1]))
+            gc.collect()
+            release_cached_memory()
+    return {**machine(device), "results": results}
+
+
+def _row(check: str, case: str, work: Callable[[], T]) -> T | Result:
+    """Returns what a function returns, or a row with the error that it raises."""
+    try:
+        return work()
+    except Exception as error:  # the report shows it beside the other results
+        # As text: a record of the error itself would keep the tensors of its frames.
+        _LOG.warning("%s %s failed\n%s", check, case, traceback.format_exc())
+        text = " ".join(str(error).split())
+        text = f"{type(error).__name__}: {text[:200]}"
+        return Result(check=check, case=case, figures={}, error=text)
+
+
+def _result(check: str, case: str, work: Callable[[], Mapping[str, Any]]) -> Result:
+    """Returns the row with the figures that a function measures, or with its error."""
+    return _row(check, case, lambda: Result(check=check, case=case, figures=work()))
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -149,11 +167,13 @@ def machine(device: torch.device) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """Returns the report of `measure` as a table in Markdown."""
     title = "{name} ({device}), torch {torch}, {date}".format(**report)
-    rows = ["| check | case | result |", "| --- | --- | --- |"]
-    for result in report["results"]:
-        figures = ", ".join(f"{name} {_text(value)}" for name, value in result["figures"].items())
-        rows.append(f"| {result['check']} | {result['case']} | {result['error'] or figures} |")
-    return "\n".join([title, "", *rows])
+    head = ["| check | case | result |", "| --- | --- | --- |"]
+    return "\n".join([title, "", *head, *map(_line, report["results"])])
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    figures = ", ".join(f"{name} {_text(value)}" for name, value in result["figures"].items())
+    return f"| {result['check']} | {result['case']} | {result['error'] or figures} |"
 
 
 def _text(value: float | bool | str) -> str:
@@ -170,21 +190,20 @@ def _error_of(found: Tensor, expected: Tensor) -> float:
     return float((found.cpu().float() - expected).norm() / expected.norm())
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
-
-
 @torch.inference_mode()
 def _measured(device: torch.device, work: Callable[[], Tensor]) -> tuple[Tensor, float, int]:
-    """Returns a result, seconds, and the most bytes beyond those in use before."""
+    """Returns a result, seconds, and the most bytes beyond those in use before.
+
+    The work is done twice and the second time is measured.
+    """
+    work()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     result = work()
-    _synchronize(device)
+    synchronize(device)
     seconds = time.perf_counter() - start
     if device.type == "cuda":
         return result, seconds, torch.cuda.max_memory_allocated(device) - before
@@ -203,16 +222,27 @@ def parity(device: torch.device, sizes: Sizes) -> Iterator[Result]:
         config, generator = network.config, torch.Generator().manual_seed(1)
         x, hint = torch.randn(2, 1, config.in_dim, *sizes.parity, generator=generator)
         y = torch.randn(1, config.context_length, config.context_dim, generator=generator)
-        inputs = (x, torch.tensor([500]), y, hint)
         with torch.inference_mode():
-            expected = network(*inputs)
+            expected = network(x, torch.tensor([500]), y, hint)
+        measured = partial(_parity, network, (x, y, hint), expected, device)
         for dtype in TYPES:
-            copy = deepcopy(network).to(device, dtype)  # of weights that were not rounded before
-            there = [e.to(device, dtype if e.is_floating_point() else e.dtype) for e in inputs]
-            _measured(device, lambda n=copy, i=there: n(*i))  # warms up
-            found, seconds, _ = _measured(device, lambda n=copy, i=there: n(*i))
-            figures = {"relative error": _error_of(found, expected), "seconds": seconds}
-            yield Result(check="parity", case=f"{name}, {_type_name(dtype)}", figures=figures)
+            yield _result("parity", f"{name}, {_type_name(dtype)}", partial(measured, dtype))
+
+
+def _parity(
+    network: nn.Module,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    expected: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Measures a pass on a device in a type against the expected velocity; inputs: x, y, hint."""
+    network = deepcopy(network).to(device, dtype)  # of weights that were not rounded before
+    x, y, hint = (each.to(device, dtype) for each in inputs)
+    # In full: convolutions of GPUs shorten float32 (TF32) unless they are told not to.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        found, seconds, _ = _measured(device, lambda: network(x, torch.tensor([500]), y, hint))
+    return {"relative error": _error_of(found, expected), "seconds": seconds}
 
 
 def _network(case: Case, device: torch.device, dtype: torch.dtype) -> ControlledVideoUNet:
@@ -227,16 +257,14 @@ def slices(device: torch.device, sizes: Sizes) -> Iterator[Result]:
     """Measures one forward pass at three sizes of slices."""
     case, dtype = sizes.forward, _type_on(device)
     network, inputs = _network(case, device, dtype), case.inputs(str(device), dtype)
+
+    def measured(slicing: Slicing) -> dict[str, float]:
+        with network.working(slicing=slicing):
+            _, seconds, peak = _measured(device, lambda: network(*inputs))
+        return {"seconds": seconds, "GiB beside weights": peak / GIB}
+
     for name, slicing in SLICES.items():
-
-        def forward(slicing: Slicing = slicing) -> Tensor:
-            with network.working(slicing=slicing):
-                return network(*inputs)
-
-        _measured(device, forward)  # warms up
-        _, seconds, peak = _measured(device, forward)
-        figures = {"seconds": seconds, "GiB beside weights": peak / GIB}
-        yield Result(check="slices", case=f"{case.name}, {name}", figures=figures)
+        yield _result("slices", f"{case.name}, {name}", partial(measured, slicing))
 
 
 @contextmanager
@@ -247,50 +275,48 @@ def _capped(device: torch.device, cap: int) -> Iterator[None]:
         return
     whole = torch.cuda.get_device_properties(device).total_memory
     release_cached_memory()
-    torch.cuda.set_per_process_memory_fraction(min(1.0, cap / whole), device)
+    # The device's number, or None for the present one: "cuda" alone is refused.
+    torch.cuda.set_per_process_memory_fraction(min(1.0, cap / whole), device.index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, device.index)
 
 
 def plans(device: torch.device, sizes: Sizes) -> Iterator[Result]:
     """Compares the bytes of a forward pass with those predicted, under memory limits."""
     (size, frames), dtype, case = sizes.clip, _type_on(device), sizes.forward
-    for cap in sizes.caps:
-        task = Task(
-            frames=frames,
-            size=size,
-            config=case.config,
-            vae=sizes.vae,
-            text_encoder=False,
-            dtype=dtype,
-        )
+    task = Task(
+        frames=frames,
+        size=size,
+        config=case.config,
+        vae=sizes.vae,
+        text_encoder=False,
+        dtype=dtype,
+    )
+
+    def measured(cap: int) -> dict[str, float | bool | str]:
         # A tenth is left to what torch does not count.
-        plan = fitting(task, int(0.9 * cap))
-        predicted = predict(plan).memory["denoise"].device
+        plan = fitting(task, int(0.9 * cap), gpu=device.type != "cpu")
         height, width = task.latents
         part = replace(case, frames=max(plan.windows), height=height, width=width)
         with _capped(device, cap):
             network, inputs = _network(part, device, dtype), part.inputs(str(device), dtype)
-            weights = sum(each.nbytes for each in network.parameters())
-
-            def forward(network=network, inputs=inputs, plan=plan) -> Tensor:
-                with network.working(slicing=plan.slicing, tile=plan.network_tile):
-                    return network(*inputs)
-
-            _, seconds, peak = _measured(device, forward)
-            del network, inputs, forward
-        tile = plan.latent_tile.size if plan.latent_tile else "none"
-        figures = {
-            "GiB predicted": predicted / GIB,
+            with network.working(slicing=plan.slicing, tile=plan.network_tile):
+                _, seconds, peak = _measured(device, lambda: network(*inputs))
+        weights = sum(each.nbytes for each in network.parameters())
+        return {
+            "GiB predicted": predict(plan).memory["denoise"].device / GIB,
             "GiB measured": (weights + peak) / GIB,
             "seconds": seconds,
-            "frames": max(plan.windows),
-            "tile": tile,
+            "frames": part.frames,
+            "tile": plan.latent_tile.size if plan.latent_tile else "none",
+            "temporal pixels of a slice": plan.slicing.temporal_pixels,
             "offload": plan.offload,
         }
-        yield Result(check="plan", case=f"{cap / GIB:g} GiB", figures=figures)
+
+    for cap in sizes.caps:
+        yield _result("plan", f"{cap / GIB:g} GiB", partial(measured, cap))
 
 
 def out_of_memory(device: torch.device, sizes: Sizes) -> Iterator[Result]:
@@ -305,7 +331,6 @@ def out_of_memory(device: torch.device, sizes: Sizes) -> Iterator[Result]:
             slicing=large,
             vae_tile=None,
             latent_tile=None,
-            view=(case.height * 8, case.width * 8),
             vae_factor=8,
             downsamplings=case.config.downsamplings,
             placement=placement,
@@ -319,7 +344,7 @@ def out_of_memory(device: torch.device, sizes: Sizes) -> Iterator[Result]:
                 return network(*inputs)
 
         def shrink() -> str | None:
-            change = limits.shrink_network()
+            change = limits.shrink_network(8 * max(case.height, case.width))
             changes.append(change or "nothing is left to save")
             return change
 
@@ -340,26 +365,23 @@ def offloading(device: torch.device, sizes: Sizes) -> Iterator[Result]:
     size = sum(each.nbytes for each in network.parameters()) / GIB
     with DevicePlacement(device) as placement:
         for name in ("load", "load again"):
-            _synchronize(device)
+            synchronize(device)
             start = time.perf_counter()
             placement.load(network)
-            _synchronize(device)
+            synchronize(device)
             seconds = time.perf_counter() - start
             figures = {"seconds": seconds, "GiB per second": size / max(seconds, 1e-9)}
             yield Result(check="offloading", case=f"{name} {size:.2f} GiB", figures=figures)
             if name == "load":
                 placement.unload(network)
-        for offload in (False, True):
 
-            def forward(offload: bool = offload) -> Tensor:
-                with network.working(slicing=Slicing(offload=offload)):
-                    return network(*inputs)
+        def measured(offload: bool) -> dict[str, float]:
+            with network.working(slicing=Slicing(offload=offload)):
+                _, seconds, peak = _measured(device, lambda: network(*inputs))
+            return {"seconds": seconds, "GiB beside weights": peak / GIB}
 
-            _measured(device, forward)  # warms up
-            _, seconds, peak = _measured(device, forward)
-            figures = {"seconds": seconds, "GiB beside weights": peak / GIB}
-            place = "main memory" if offload else "the device"
-            yield Result(check="offloading", case=f"skips in {place}", figures=figures)
+        for offload, place in ((False, "the device"), (True, "main memory")):
+            yield _result("offloading", f"skips in {place}", partial(measured, offload))
 
 
 def vae(device: torch.device, sizes: Sizes) -> Iterator[Result]:
@@ -372,24 +394,25 @@ def vae(device: torch.device, sizes: Sizes) -> Iterator[Result]:
     latents = torch.randn(1, channels, 3, height // factor, width // factor, generator=generator)
     latents = 0.2 * latents
     expected: dict[str, Tensor] = {}
-    for dtype, (name, work) in product(
-        TYPES,
-        {
-            "encode": lambda: model.encode_frame(frame),
-            "decode": lambda: model.decode_window(latents),
-        }.items(),
-    ):
+    works = {
+        "encode": lambda: model.encode_frame(frame),
+        "decode": lambda: model.decode_window(latents),
+    }
+
+    def measured(dtype: torch.dtype, name: str) -> dict[str, float | bool]:
         model.model = nn.Module.to(deepcopy(weights), device, dtype)  # its own `to` warns
-        result, seconds, peak = _measured(device, work)
+        result, seconds, peak = _measured(device, works[name])
         result = result.cpu()
         expected.setdefault(name, result)
-        figures = {
+        return {
             "seconds": seconds,
             "GiB beside weights": peak / GIB,
             "relative error": _error_of(result, expected[name]),
             "finite": bool(result.isfinite().all()),
         }
-        yield Result(check="VAE", case=f"{name}, {_type_name(dtype)}", figures=figures)
+
+    for dtype, name in product(TYPES, works):
+        yield _result("VAE", f"{name}, {_type_name(dtype)}", partial(measured, dtype, name))
 
 
 def job(device: torch.device, sizes: Sizes) -> Iterator[Result]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Precision
+from ..devices import put_channels_last
 from ..model import Model, ModelFiles, Prompts, find_model, load
 from ..models.slicing import Slicing
 from ..models.unet import UNetConfig
@@ -43,17 +44,20 @@ def measure(device: torch.device, dtype: torch.dtype | None) -> Machine:
     """
     files = find_model("tiny")
     precision = files.backbone.precision(device, dtype)
-    works = _on_gpu(device, precision)
+    channels_last = device.type != "cpu" and _faster_with_channels_last(device, precision.network)
+    works = _on_gpu(device, precision, channels_last)
     if device.type == "cpu":
         works = _on_cpu(files, precision)
     measured: dict[torch.dtype, list[tuple[Work, float]]] = {}
     with torch.inference_mode():
         for kind, cost, work in works:
-            work()  # warms up
-            shortest = min(seconds(work, str(device)) for _ in range(ROUNDS))
-            measured.setdefault(kind, []).append((Work(cost.flops, cost.traffic), shortest))
+            time = _shortest(work, device)
+            measured.setdefault(kind, []).append((Work(cost.flops, cost.traffic), time))
     machine = Machine(
-        speeds={kind: fitted(each) for kind, each in measured.items()}, start=0.0, pixel=0.0
+        speeds={kind: fitted(each) for kind, each in measured.items()},
+        start=0.0,
+        pixel=0.0,
+        channels_last=channels_last,
     )
     # Two runs tell what each takes beside its work, and what each pixel.
     (pixels, rest), (more_pixels, more_rest) = (
@@ -61,6 +65,18 @@ def measure(device: torch.device, dtype: torch.dtype | None) -> Machine:
     )
     pixel = max(0.0, (more_rest - rest) / (more_pixels - pixels))
     return replace(machine, start=max(0.0, rest - pixel * pixels), pixel=pixel)
+
+
+def _shortest(work: Callable[[], object], device: torch.device) -> float:
+    work()  # warms up
+    return min(seconds(work, str(device)) for _ in range(ROUNDS))
+
+
+@torch.inference_mode()
+def _faster_with_channels_last(device: torch.device, dtype: torch.dtype) -> bool:
+    """Returns whether STAR's network is clearly faster with that memory layout."""
+    times = [_shortest(_pass(FULL, device, dtype, FEW, each)[2], device) for each in (False, True)]
+    return times[1] < 0.95 * times[0]
 
 
 def _run(
@@ -94,7 +110,14 @@ def _run(
     shot = ShotSettings(settings=settings, execution=Execution(device=device, slicing=plan.slicing))
 
     def get_model(prompts: Sequence[Prompts]) -> Model:
-        return load(files, prompts, behaviour=settings.behaviour, device=device, dtype=dtype)
+        return load(
+            files,
+            prompts,
+            behaviour=settings.behaviour,
+            device=device,
+            dtype=dtype,
+            channels_last=machine.channels_last,
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "clip.mkv"
@@ -117,15 +140,22 @@ def _on_cpu(files: ModelFiles, precision: Precision) -> Measured:
     yield from _vae(geometry_of(files.vae), (256, 256), device, precision.vae)
 
 
-def _on_gpu(device: torch.device, precision: Precision) -> Measured:
-    yield _pass(FULL, device, precision.network, FEW)
+def _on_gpu(device: torch.device, precision: Precision, channels_last: bool) -> Measured:
+    for case in (FULL, replace(FULL, height=FULL.height // 2 + 1, width=FULL.width // 2)):
+        yield _pass(case, device, precision.network, FEW, channels_last)
     yield from _vae(SVDGeometry(), FRAME, device, precision.vae)
 
 
 def _pass(
-    case: Case, device: torch.device, dtype: torch.dtype, slicing: Slicing
+    case: Case,
+    device: torch.device,
+    dtype: torch.dtype,
+    slicing: Slicing,
+    channels_last: bool = False,
 ) -> tuple[torch.dtype, Cost, Callable[[], object]]:
     network, inputs = case.network(str(device), dtype), case.inputs(str(device), dtype)
+    if channels_last:
+        put_channels_last(network)
     size = {"frames": case.frames, "height": case.height, "width": case.width}
     cost, _ = pass_cost(Pass(config=case.config, dtype=dtype, **size))
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..allocator import keep_freed_memory
+from ..devices import synchronize
 from ..models.slicing import Slicing
 from ..models.unet import ControlledVideoUNet, UNetConfig
 
@@ -49,11 +50,11 @@ class Case:
         return network
 
     def inputs(self, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns x, t, y and hint of one forward pass."""
+        """Returns x, t, y and hint of one forward pass; t on the CPU, as in a run."""
         size = (1, self.config.in_dim, self.frames, self.height, self.width)
         x = torch.ones(size, device=device, dtype=dtype)
         y = torch.ones(1, TEXT_TOKENS, self.config.context_dim, device=device, dtype=dtype)
-        return x, torch.full((1,), 500, device=device), y, x
+        return x, torch.full((1,), 500, device="meta" if device == "meta" else "cpu"), y, x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +110,10 @@ def count_flops(case: Case) -> int:
 
 def seconds(work: Callable[[], object], device: str) -> float:
     """Returns the time that a function takes, until the device has finished."""
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    synchronize()
+    synchronize(torch.device(device))
     start = time.perf_counter()
     work()
-    synchronize()
+    synchronize(torch.device(device))
     return time.perf_counter() - start
 
 

@@ -85,7 +85,9 @@ def run_bench(args: argparse.Namespace) -> None:
         from ..bench.device import table as table_of
 
         path = Path(args.report)
-        report = measure_device(compute(args)[0])
+        report = measure_device(
+            compute(args)[0], on_result=lambda row: sys.stderr.write(f"{row}\n")
+        )
         path.write_text(f"{table_of(report)}\n", encoding="utf-8")
         path.with_suffix(".json").write_text(f"{json.dumps(report, indent=1)}\n", encoding="utf-8")
         print(json.dumps(report) if args.json else table_of(report))

@@ -353,10 +353,12 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
     from ..models.slicing import Slicing
     from ..parity import DEFAULT
     from ..pipeline import Execution, Settings
+    from ..planning.duration import stored_machine
     from ..upscale import Job, RunSpec
     from ..windows.chunking import ChunkConfig, usual_overlap
 
     device, dtype = compute(args)
+    machine = stored_machine(device)
     attention_of(args.attention)
     files = find_model(
         args.model,
@@ -429,6 +431,7 @@ def run_spec(args: argparse.Namespace) -> "tuple[RunSpec, RunOptions]":
         dtype=dtype,
         attention=args.attention,
         compiled=args.compile,
+        channels_last=machine is not None and machine.channels_last,
         get_shots=lambda source: options.shot_settings(source, job),
     )
     return run, options

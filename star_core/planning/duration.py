@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,12 +52,14 @@ class Machine:
     """The measured speed of a device.
 
     speeds: by the type of computation. start: seconds of a run before and after its work. pixel:
-    seconds to read, enlarge, correct and write a pixel of the result.
+    seconds to read, enlarge, correct and write a pixel of the result. channels_last: whether the
+    network is faster with this memory layout of its kernels, see `devices.put_channels_last`.
     """
 
     speeds: Mapping[torch.dtype, Speed]
     start: float
     pixel: float
+    channels_last: bool = False
 
 
 def duration(prediction: Prediction, task: Task, machine: Machine | None) -> float | None:
@@ -78,7 +80,8 @@ def stored_machine(device: torch.device) -> Machine | None:
     if stored is None:
         return None
     found = {getattr(torch, name): Speed(*each) for name, each in stored["speeds"].items()}
-    return Machine(speeds=found, start=stored["start"], pixel=stored["pixel"])
+    layout = stored.get("channels_last", False)
+    return Machine(speeds=found, start=stored["start"], pixel=stored["pixel"], channels_last=layout)
 
 
 def store_machine(device: torch.device, machine: Machine) -> Path:
@@ -89,7 +92,7 @@ def store_machine(device: torch.device, machine: Machine) -> Path:
     before = stored_machine(device)
     everything = {**(before.speeds if before else {}), **machine.speeds}
     named = {str(dtype).removeprefix("torch."): speed for dtype, speed in everything.items()}
-    stored = {"speeds": named, "start": machine.start, "pixel": machine.pixel}
+    stored = {**asdict(machine), "speeds": named}
     file = _file()
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")

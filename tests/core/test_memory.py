@@ -1,4 +1,5 @@
 import platform
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from star_core.allocator import keep_freed_memory
 from star_core.memory import (
     SMALL_SLICES,
     DevicePlacement,
+    MemoryLimits,
     is_out_of_memory,
     next_smaller,
     retry_on_oom,
@@ -147,6 +149,22 @@ def test_changes_that_are_no_option_are_skipped_and_tiles_have_four_steps_at_lea
     smaller = next_smaller(Slicing(), None, step=128, **options)
     assert smaller is not None and smaller.tile == Tile(size=512, overlap=128)
     assert next_smaller(Slicing(), None, step=129, **options) is None
+
+
+def test_clips_that_ask_for_the_same_share_what_was_found_to_fit():
+    placement = DevicePlacement("cpu")
+    wanted: Any = {"slicing": Slicing(offload=True), "vae_tile": None, "latent_tile": None}
+    geometry: Any = {"vae_factor": 8, "downsamplings": 3}
+
+    def limits(**changes: Any) -> MemoryLimits:
+        return placement.limits(**wanted | changes | geometry)
+
+    first, tile = limits(), Tile(size=1024, overlap=256)
+    assert first.shrink_vae(1200) == "tiles of 1024 pixels for the VAE"
+    assert limits() is first and first.vae_tile == tile
+    assert limits(vae_tile=Tile(size=2048, overlap=512)).vae_tile != tile
+    # A smaller frame is whole with these tiles.
+    assert limits().shrink_vae(800) == "tiles of 768 pixels for the VAE"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")

@@ -415,9 +415,9 @@ def test_dover_s_networks_on_the_card_equal_those_on_the_cpu():
 class Brightness:
     """In place of DOVER's networks, which are large."""
 
-    def technical(self, clip: torch.Tensor) -> torch.Tensor:
-        assert on_card(clip)
-        return clip.mean((1, 2, 3, 4))
+    def technical(self, clips: torch.Tensor) -> torch.Tensor:
+        assert on_card(clips)
+        return clips.mean((1, 2, 3, 4))
 
     aesthetic = technical
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from star_core import memory
 from star_core.bench import device as bench
 from star_core.bench import machine, speed
 from star_core.cli import main
@@ -19,6 +20,7 @@ from star_core.metrics import catalogue, lpips
 from star_core.metrics.features import AlexNet
 from star_core.metrics.raft import RAFT, RAFTFlow
 from star_core.model import BUILT_IN
+from star_core.models.unet import ControlledVideoUNet
 from star_core.star_checkpoint import load_model
 from star_core.vae.load import load_vae
 from star_core.vae.small_decoder import SmallDecoder, SmallDecoderConfig, save_decoder
@@ -144,6 +146,37 @@ def test_stills_are_restored_with_weights_that_stay_on_the_card(tmp_path, monkey
         assert main(["upscale", str(tmp_path / "in"), str(tmp_path / "out"), *options]) == 0
     assert len(moved) == len(set(moved)) == 2  # network and VAE
     assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+@pytest.mark.parametrize("kind", ["shots", "stills"])
+def test_what_one_shot_or_picture_found_to_fit_holds_for_those_after_it(
+    kind, files, tmp_path, monkeypatch, caplog
+):
+    """The card is full until weights are offloaded, and the network works in tiles."""
+    forward, failed = ControlledVideoUNet.forward, []
+
+    def limited(network: ControlledVideoUNet, x: torch.Tensor, *inputs: Any, **options: Any) -> Any:
+        fits = network.tile and network.slicing and network.slicing.offload
+        if x.is_cuda and not fits:  # a plan has none there
+            failed.append(x)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(network, x, *inputs, **options)
+
+    monkeypatch.setattr(ControlledVideoUNet, "forward", limited)
+    monkeypatch.setattr(memory, "TILES", (64, 48))
+    source, out = files / "clip.mkv", tmp_path / "out.mkv"
+    options = ["--shots", "2", "--frames", "0:4", "--chunk-frames", "32"]
+    if kind == "stills":
+        source, out, options = tmp_path / "in", tmp_path / "out", ["--stills"]
+        with open_sink(source, width=20, height=12, fps=Fraction(1)) as sink:
+            for picture in torch.rand(2, 3, 12, 20):
+                sink.write(picture)
+    command = ["upscale", str(source), str(out), "--scale", "4", "--device", "cuda", *FEW, *options]
+    with StandIn():
+        assert main(command) == 0
+    said = [line for line in caplog.messages if "out of memory" in line]
+    assert len(said) == len(failed) > 2
+    assert [n for n, line in enumerate(said, 1) if "tiles of 64 pixels" in line] == [len(said)]
 
 
 @pytest.mark.parametrize("name", ["tiny", "cogvideox"])

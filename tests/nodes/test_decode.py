@@ -78,7 +78,7 @@ def test_latents_are_the_cores_of_padded_frames_that_the_network_takes(node, vae
 
 def test_a_model_has_its_own_padding(pack, node, vae):
     loaders = importlib.import_module(".nodes.loaders", pack.__name__)
-    tiny = loaders.StarLoadModel.execute(loaders.BUILT_IN_NAME, *3 * ["auto"]).args[0]
+    tiny = loaders.StarLoadModel.execute(loaders.BUILT_IN_NAME, *3 * ["auto"], "none").args[0]
     latent = node.StarVAEEncode.execute(torch.rand(1, 20, 50, 3), vae, 0, 0, "mean", 0, tiny).args[
         0
     ]

@@ -21,7 +21,7 @@ def nodes(pack):
 @pytest.fixture(scope="module")
 def loaded(nodes):
     name = nodes.host_files.BUILT_IN_NAME
-    model, _, vae = nodes.loaders.StarLoadModel.execute(name, *3 * ["auto"]).args
+    model, _, vae = nodes.loaders.StarLoadModel.execute(name, *3 * ["auto"], "none").args
     return model, vae
 
 

@@ -56,7 +56,9 @@ class Host:
         self.loaders, self.node = module("nodes.loaders"), module("nodes.restore").StarRestoreVideo
         self.video, self.files = module("nodes.host_video"), module("nodes.host_model")
         tiny = "tiny (built in)"
-        self.model, _, self.vae = self.loaders.StarLoadModel.execute(tiny, *3 * ["auto"]).args
+        self.model, _, self.vae = self.loaders.StarLoadModel.execute(
+            tiny, *3 * ["auto"], "none"
+        ).args
         self.folder = folder
 
     def restore(self, video, **changes):

@@ -1,12 +1,14 @@
 """The report of a device, on a CPU with small networks; the figures themselves are not tested."""
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 from star_core.bench import device as bench
-from star_core.bench.device import SMALL, measure, table
+from star_core.bench.device import GIB, SMALL, measure, table
 from star_core.cli import main
 
 CHECKS = ["parity", "slices", "plan", "out of memory", "offloading", "VAE", "job"]
@@ -73,3 +75,15 @@ def test_a_check_that_fails_is_a_row_and_the_others_go_on(monkeypatch):
         "| fails |  | RuntimeError: no kernel image is available |",
         "| works |  | finite True |",
     ]
+
+
+def test_a_case_that_fails_is_a_row_and_the_other_cases_go_on(monkeypatch):
+    def capped(device, cap):
+        if cap == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return nullcontext()
+
+    monkeypatch.setattr(bench, "_capped", capped)
+    first, second = bench.plans(torch.device("cpu"), replace(SMALL, caps=(1, GIB)))
+    assert first.error == "OutOfMemoryError: CUDA out of memory" and not first.figures
+    assert second.error is None and second.figures["GiB measured"]
