@@ -47,8 +47,8 @@ class Heads(nn.ModuleList):
 
 def _head(channels: int) -> nn.Module:
     last = nn.Conv2d(WIDTH, 1, 1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
     return nn.Sequential(
         nn.GroupNorm(1, channels),
         nn.Conv2d(channels, WIDTH, 1),

@@ -1,6 +1,7 @@
 """The second stage of a distillation: heads and student learn, the teacher does not."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -36,8 +37,9 @@ def pairs():
     return Pairs()
 
 
-def objective_of(weight: float, evaluations: int = 2, config: TrainConfig = CONFIG):
+def objective_of(weight: float, evaluations: int = 2, config: TrainConfig = CONFIG) -> Any:
     """An objective whose LoRA and heads do something already; without a weight, the first stage."""
+    network: Any
     network, prompts = new_network(SMALL, 0)
     generator = torch.Generator().manual_seed(1)
     # A new network gives nothing out and shows its ControlNet nothing of the noisy latents.
