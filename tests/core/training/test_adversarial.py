@@ -117,6 +117,26 @@ def test_what_the_heads_see_lies_in_the_phase_and_has_the_noise_of_its_level(eva
     assert own == (predicted.border < 8).tolist()
 
 
+def test_the_losses_are_those_of_the_opinions_on_both_kinds(pairs):
+    objective = objective_of(2.0)
+    batch = draw_batch(pairs, range(2), CONFIG)
+    predicted = objective.predict(batch)
+    false, real, t = objective._noised(predicted, batch)
+    of_false, of_real = (
+        objective.heads(objective._features(x, t, predicted.y, batch.lq)) for x in (false, real)
+    )
+    loss, parts = objective(batch)
+    hinges = [
+        (1 + f).clamp(min=0).mean() + (1 - r).clamp(min=0).mean()
+        for f, r in zip(of_false, of_real, strict=True)
+    ]
+    hinge = torch.stack(hinges).mean()
+    deceived = torch.stack([f.mean() for f in of_false]).mean()
+    assert parts["heads"] == pytest.approx(hinge.item(), abs=1e-5)
+    assert parts["adversarial"] == pytest.approx(-deceived.item(), abs=1e-5)
+    torch.testing.assert_close(loss, predicted.loss - 2 * deceived + hinge)
+
+
 @pytest.mark.parametrize(("learner", "figure"), [("heads.", "heads"), ("network.", "adversarial")])
 def test_each_side_gets_better_by_a_step_along_its_gradient(learner, figure, pairs):
     objective = objective_of(1e4)
