@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..demo import DATA, DEGRADED
-from ..devices import device_name, release_cached_memory, synchronize, total_memory
+from ..devices import check_compiler, device_name, release_cached_memory, synchronize, total_memory
 from ..memory import DevicePlacement, MemoryLimits, retry_on_oom
 from ..model import BUILT_IN, find_model, load
 from ..models.slicing import Slicing
@@ -443,6 +443,40 @@ def job(device: torch.device, sizes: Sizes) -> Iterator[Result]:
     yield Result(check="job", case="tiny, with loading and writing", figures=figures)
 
 
+def compiled(device: torch.device, sizes: Sizes) -> Iterator[Result]:
+    """Compares tiny with and without compiled blocks; on a CPU that takes too long."""
+    if device.type == "cpu":
+        return
+    network = load_model(BUILT_IN["tiny"][0], dtype=_type_on(device)).network.to(device)
+    config, generator = network.config, torch.Generator().manual_seed(1)
+    x = torch.randn(1, config.in_dim, *sizes.parity, generator=generator)
+    y = torch.randn(1, config.context_length, config.context_dim, generator=generator)
+    x, y = (each.to(device, _type_on(device)) for each in (x, y))
+
+    def forward() -> Tensor:
+        with network.working(slicing=Slicing()):
+            return network(x, torch.tensor([500]), y, x)
+
+    def measured() -> dict[str, float]:
+        expected, before, _ = _measured(device, forward)
+        check_compiler(device)
+        network.compile_blocks()
+        start = time.perf_counter()
+        with torch.inference_mode():
+            forward()
+        synchronize(device)
+        first = time.perf_counter() - start
+        found, after, _ = _measured(device, forward)
+        return {
+            "seconds without": before,
+            "seconds of the first pass": first,
+            "seconds": after,
+            "relative error": _error_of(found, expected),
+        }
+
+    yield _result("compile", "tiny", measured)
+
+
 CHECKS: tuple[Callable[[torch.device, Sizes], Iterator[Result]], ...] = (
     parity,
     slices,
@@ -451,4 +485,5 @@ CHECKS: tuple[Callable[[torch.device, Sizes], Iterator[Result]], ...] = (
     offloading,
     vae,
     job,
+    compiled,
 )
