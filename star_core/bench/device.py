@@ -127,8 +127,10 @@ def measure(
         while row := _row(check.__name__, "", lambda rows=rows: next(rows, None)):
             results.append(asdict(row))
             on_result(_line(results[-1]))
-            gc.collect()
+            if row.error:
+                gc.collect()  # what failed may be part of circles
             release_cached_memory()
+        gc.collect()
     return {**machine(device), "results": results}
 
 
