@@ -323,6 +323,26 @@ def test_a_clip_that_cannot_be_read_is_replaced_alike_wherever_it_is_drawn(damag
         broken.draw(generator(0))
 
 
+@pytest.mark.parametrize("numbers", [0, 3])
+def test_its_replacement_does_not_depend_on_how_far_reading_came(shards, monkeypatch, numbers):
+    clips = VideoClips(shards[0], MILD, SampleSize(frames=3, size=(24, 32), interval=1))
+    expected, read, failed = generator(0), videos.read_window, []
+    torch.randint(1, (), generator=expected)  # for the clip that fails
+    expected = clips.draw(expected)
+
+    def failing(clip, sample, generator):
+        if not failed:
+            torch.rand(numbers, generator=generator)
+            failed.append(clip)
+            raise OSError("gone")
+        return read(clip, sample, generator)
+
+    monkeypatch.setattr(videos, "read_window", failing)
+    pair = clips.draw(generator(0))
+    assert failed and pair.replaced
+    assert torch.equal(pair.clean, expected.clean) and torch.equal(pair.degraded, expected.degraded)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_whoever_draws_them(damaged, vae, workers, caplog):
     samples = samples_of(damaged, vae)
