@@ -103,9 +103,13 @@ def test_a_run_that_is_complete_writes_its_model_again(pairs, tmp_path):
 
 
 def test_parts_of_a_step_add_up_to_the_step(pairs, tmp_path):
-    run(pairs, tmp_path / "whole", replace(CONFIG, steps=2, batch=4))
+    norms = {"whole": [], "parts": []}  # of gradients, whose scale Adam does not see
+    run(pairs, tmp_path / "whole", replace(CONFIG, steps=2, batch=4),
+        on_step=lambda step, steps, parts: norms["whole"].append(parts["gradient"]))  # fmt: skip
     parts = TrainExecution(accumulate=4, average_on_cpu=True)
-    run(pairs, tmp_path / "parts", replace(CONFIG, steps=2, batch=1), execution=parts)
+    run(pairs, tmp_path / "parts", replace(CONFIG, steps=2, batch=1), execution=parts,
+        on_step=lambda step, steps, parts: norms["parts"].append(parts["gradient"]))  # fmt: skip
+    assert norms["parts"] == pytest.approx(norms["whole"], rel=1e-3)
     whole, parts = (stored(tmp_path / name, 2) for name in ("whole", "parts"))
     for kind in ("trained", "average"):
         for key, value in whole[kind].items():
