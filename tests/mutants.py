@@ -162,7 +162,6 @@ MUTANTS = [
         "training/loading",
         "training/dataset",
         ("generator.set_state(drawn.state)", "pass"),
-        ("range(first, first + len(drawn))", "range(len(drawn))"),
     ),
     *_mutants(
         "training/trainer",

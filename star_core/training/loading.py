@@ -41,7 +41,6 @@ class EncodedSamples(Protocol):
 class _Drawn(NamedTuple):
     """A drawn item. state: of its generator afterwards."""
 
-    index: int
     item: Any
     state: Tensor
 
@@ -55,7 +54,7 @@ class _Drawing:
     def __getitem__(self, index: int) -> _Drawn | ValueError:
         generator = sample_generator(self.seed, index)
         try:
-            return _Drawn(index, self.source.draw(generator), generator.get_state())
+            return _Drawn(self.source.draw(generator), generator.get_state())
         except ValueError as error:
             return error
 
@@ -109,5 +108,5 @@ class Batches:
                         logger.warning("a clip is replaced by another: %s", name)
                     self.replaced[name] += 1
             samples = data.encode([each.item for each in drawn])
-            first = drawn[0].index
-            yield draw_batch(_Encoded(samples, drawn), range(first, first + len(drawn)), config)
+            # The numbers do not matter: each sample brings the state of its generator.
+            yield draw_batch(_Encoded(samples, drawn), range(len(drawn)), config)

@@ -48,6 +48,15 @@ def test_frames_of_a_window_influence_their_neighbours_alone():
     assert (apart > 0).tolist() == [False, True, False, False, False]
 
 
+def test_an_untrained_decoder_is_linear_and_a_trained_one_adds_to_that():
+    decoder, z = SmallDecoder(CONFIG), torch.randn(3, CONFIG.latent_channels, 6, 5)
+    with torch.no_grad():
+        linear = nn.functional.pixel_shuffle(decoder.linear(z), CONFIG.factor)
+        assert linear.std() > 0 and torch.equal(decoder(z, 3), linear)
+        decoder.conv_out.bias.fill_(0.5)  # pyright: ignore[reportOptionalMemberAccess]
+        torch.testing.assert_close(decoder(z, 3), linear + 0.5)
+
+
 def test_a_saved_decoder_decodes_for_its_vae(tmp_path):
     decoder, path = random(SmallDecoder(CONFIG)), tmp_path / "decoder.safetensors"
     save_decoder(path, decoder)
