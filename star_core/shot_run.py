@@ -215,7 +215,7 @@ class ShotRestorer(ABC):
         weight: Tensor,
         handed_on: int,
     ) -> dict[str, Tensor]:
-        """From the hint of a piece (1 c f h w) to its restored latents.
+        """Returns the restored latents of a piece, from its hint (1 c f h w).
 
         given: x_0 of its first latents at every evaluation (e 1 c f h w), as the piece before has
         found them. weight: how much of it counts at each, (f,). handed_on: how many of its last
@@ -298,7 +298,7 @@ class ShotRestorer(ABC):
 
 
 class PerFrameRestorer(ShotRestorer):
-    """By a VAE whose latents are those of frames: pieces share them, and what was found of them."""
+    """Restores a shot by a VAE that encodes single frames: pieces share latents and results."""
 
     def restore_latents(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
         """Yields restored latents and the hint of each frame needed, (1 c h w), in order."""
@@ -357,7 +357,7 @@ class PerFrameRestorer(ShotRestorer):
 
 
 class PerWindowRestorer(ShotRestorer):
-    """By a VAE whose latents hold several frames: each piece is encoded and decoded by itself."""
+    """Restores a shot by a VAE whose latents hold several frames: each piece by itself."""
 
     def restore_latents(self, sources: Frames) -> Iterator[dict[str, Tensor]]:
         """Yields latents, hint and the restored `video` (1 3 f h w) of each piece."""

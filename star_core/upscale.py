@@ -106,13 +106,13 @@ class RunSpec:
 
     @property
     def loading(self) -> dict[str, Any]:
-        """How `load` is to load."""
+        """Arguments of `load`: where and in which type the model is loaded."""
         behaviour, device = self.whole.settings.behaviour, self.whole.execution.device
         return {"behaviour": behaviour, "device": device, "dtype": self.dtype}
 
     @property
     def computing(self) -> dict[str, Any]:
-        """How the network that `load` returns is to compute."""
+        """Arguments of `load`: how the network computes."""
         names = ("attention", "compiled", "channels_last")
         return {name: getattr(self, name) for name in names}
 
@@ -167,7 +167,7 @@ class Clip:
     def plan(
         self, shot_settings: Sequence[ShotSettings], model: Model
     ) -> tuple[Canvas, list[ShotJob]]:
-        """Where things lie on the enlarged frame, and what is computed."""
+        """Returns the geometry of the enlarged frame, and what is computed for each shot."""
         canvas = Canvas.of(
             self.size,
             self.region,
@@ -234,7 +234,7 @@ def measure(job: Job, shots: Sequence[range]) -> list[tuple[Degradation, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class JobSurvey:
-    """What is found out about a job once and handed to whoever does a part of it.
+    """The facts about a job that are found once and handed to all that do a part of it.
 
     source: the video, with all of its frames' times and its hash; None for stills. shot_settings:
     of each shot. segments: the number of frames of each part that `store_segment` can do; stills
@@ -257,15 +257,17 @@ def upscale(
     on_progress: Progress | None = None,
     on_frame: Callable[[Tensor], None] | None = None,
 ) -> dict[str, object]:
-    """Do a job. Scenes and the model are asked for once everything else is known to be in order.
+    """Does a job, from file to file. Returns frames, width, height and fps of the result.
 
-    get_scenes: the shots of the whole source in order, with the behaviour, device and seed of
-    `whole`; None for this one alone, which stills always are. found: of `survey`, if it was called;
-    then neither the file is surveyed nor the scenes asked for again. get_model: is given
-    the prompts of the scenes. placement, on_progress: see `restore`. on_frame: is given each
-    restored frame (c h w), which a thread writes meanwhile. An exception from either ends the job;
-    the same job goes on with what it had finished. Returns frames, width, height and fps of the
-    result. ValueError for whatever a user can mend.
+    whole: the settings of the whole source. get_shots: returns the shots of the whole source in
+    order, with the behaviour, device and seed of `whole`; None for a single shot, which stills
+    always are. get_model: returns the model for the prompts of all shots. Both are called once
+    everything else is known to be in order. found: from `survey`, if that was called; the file is
+    then not surveyed again, and `get_shots` is not called. placement, on_progress: see `restore`.
+    on_frame: called with each restored frame (c h w), while a thread writes it. An exception from
+    one of the last two ends the job; the same call resumes it.
+
+    ValueError for whatever a user can mend.
     """
     with ExitStack() as stack:
         work, shot_settings = None, [whole]
@@ -366,7 +368,7 @@ def store_segment(
 
 
 def _identity(job: Job, clip: Clip, canvas: Canvas, shots: Sequence[ShotJob], model: Model) -> str:
-    """Of everything that latents of this run depend on."""
+    """Returns a hash of everything that the latents of a run depend on."""
     return identity_of(
         {
             "input": clip.source.digest,

@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """What a test draws without a generator is the same whichever tests ran before it."""
+    """Seeds the global generator, so that a test does not depend on those before it."""
     torch.manual_seed(0)
 
 

@@ -20,14 +20,14 @@ CONFIG = TrainConfig(steps=4, batch=2, warmup=1, learning_rate=5e-3)
 write = partial(write_tiny, latents=LatentFormat())
 
 
-def latent_pairs(folder):
-    """Six random pairs, written to a folder once."""
+def latent_pairs(folder, height=4):
+    """Six random pairs of two frames of `height`x4 latents, written to a folder once."""
     folder.mkdir(exist_ok=True)
-    lq = torch.randn(6, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    lq = torch.randn(6, 4, 2, height, 4, generator=torch.Generator().manual_seed(0))
     file = folder / "pairs_000.safetensors"
     if not file.exists():
         save_file({"hq": (0.5 * lq).half(), "lq": lq.half()}, file)
-    return LatentPairs(folder, (2, 4, 4))
+    return LatentPairs(folder, (2, height, 4))
 
 
 class Poisoned:

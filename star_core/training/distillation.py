@@ -7,6 +7,7 @@ probability flow with guidance, leaves the phase (Wang et al. 2024, arXiv:2405.1
 arXiv:2310.04378). Teacher and student share all weights: the student is the teacher with a LoRA.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,14 +42,15 @@ class DistillConfig:
     sampler: str = "euler"
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1 or self.solver_steps % self.evaluations:
+        if not 1 <= self.evaluations <= self.solver_steps or self.solver_steps % self.evaluations:
             raise ValueError(
                 f"the teacher's steps must be a multiple of the student's evaluations, got "
                 f"{self.solver_steps} for {self.evaluations}"
             )
-        if min(self.pixels, self.adversarial) < 0:
+        if not all(0 <= weight < math.inf for weight in (self.pixels, self.adversarial)):
             raise ValueError(
-                f"weights of losses must be at least 0, got {self.pixels} and {self.adversarial}"
+                f"weights of losses must be finite and at least 0, got {self.pixels} and "
+                f"{self.adversarial}"
             )
 
     def sampling(self, teacher: SamplingDefaults) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class DistillConfig:
 
 
 class Predicted(NamedTuple):
-    """What a student predicts for a batch, and how far that is from its target.
+    """A student's prediction for a batch, and its loss.
 
     x_t: its noisy latents (b c f h w). clean: its x_0 (b c f h w). y: text embeddings (b l d).
     step, border: indices of the teacher's step and of the end of its phase, (b,), on the CPU.

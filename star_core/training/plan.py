@@ -202,7 +202,7 @@ def plan_training(
 
 
 class _Pass(NamedTuple):
-    """What a forward and a backward pass of a network in training take.
+    """The cost of a forward and a backward pass of a network in training.
 
     forward, flops: FLOPs of the first and of both. saved: bytes that autograd saves. largest: most
     of these that one block saves. The rest counts weights; heads: those of the adversarial loss.

@@ -1,4 +1,4 @@
-"""What the benchmark counts and compares; how fast anything is, is not tested."""
+"""Tests of the benchmark's counts and comparisons; speed itself is not tested."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What types of weights cost: as files of those types do."""
+"""The errors that the benchmark reports for weight types are those of converted files."""
 
 import pytest
 import torch

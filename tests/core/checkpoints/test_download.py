@@ -50,7 +50,7 @@ class Hub:
         ).hexdigest()
 
     def ranges(self) -> list[str | None]:
-        """What was asked for of the files' contents."""
+        """Returns the byte ranges of the requests for contents, None for whole files."""
         return [range for method, _, range in self.asked if method == "GET"]
 
 

@@ -224,7 +224,10 @@ def test_an_old_mark_of_two_values_asks_for_products_of_full_precision(tmp_path)
 
 
 class Damage(NamedTuple):
-    """Of a layer `block.to_q`: what replaces its tensors, None to take one out; what is said."""
+    """Damage to the layer `block.to_q` of a file.
+
+    changes: tensors by name, None to remove one. says: part of the error message.
+    """
 
     format: str
     changes: dict[str, torch.Tensor | None]
@@ -363,7 +366,7 @@ def dit(tmp_path_factory):
 
 
 def output(path, dtype=torch.float32):
-    """Of the network in a file."""
+    """Returns the output of the network in a file for fixed random input."""
     model = load_model(path, dtype=dtype)
     size = (1, model.config.in_dim, 2, 18, 16) if model.config == SMALL else (1, 4, 2, 4, 6)
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""What `upscale` refuses, in one line."""
+"""`upscale` refuses wrong input and options with a message of one line."""
 
 import pytest
 import torch

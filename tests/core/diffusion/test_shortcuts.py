@@ -172,7 +172,7 @@ def test_reused_features_are_near_those_found_anew(network):
 
 
 def test_features_stay_with_their_prompt_and_window(network):
-    """What is evaluated in turn is what it is alone."""
+    """Windows evaluated in turn give the same as each by itself."""
     windows, timesteps = (range(0, 2), range(2, 4)), (300, 250)
     x = {(w, t): randn(t + w.start, 1, 4, 2, 10, 16) for w in windows for t in timesteps}
 

@@ -14,9 +14,9 @@ from star_core.training.adversarial import AdversarialObjective, heads_of
 from star_core.training.checkpointing import recompute
 from star_core.training.distillation import DistillationObjective, DistillConfig
 from star_core.training.objective import TrainConfig, draw_batch
-from star_core.training.pairs import LatentPairs
 from star_core.training.tiny import NETWORK, new_network
 from star_core.training.trainer import TrainExecution, choose_trained, train
+from tests.small_run import latent_pairs
 
 SMALL = replace(
     NETWORK, in_dim=4, out_dim=4, dim_mult=(1, 1), attn_scales=(0.5,), hint_prior=0.5, dropout=0.1
@@ -27,15 +27,9 @@ CONFIG = TrainConfig(
 TEACHER = SamplingDefaults(cfg=3.0, cfg_rescale=0.2)
 
 
-@pytest.fixture
-def pairs():
-    class Pairs(LatentPairs):
-        def __init__(self):
-            generator = torch.Generator().manual_seed(0)
-            lq = torch.randn(6, 4, 2, 6, 4, generator=generator)
-            self.crop, self.shards = None, [{"hq": 0.5 * lq, "lq": lq}]
-
-    return Pairs()
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return latent_pairs(tmp_path_factory.mktemp("pairs"), 6)
 
 
 def objective_of(weight: float, evaluations: int = 2, config: TrainConfig = CONFIG) -> Any:

@@ -14,10 +14,10 @@ from star_core.sampling_defaults import COGVIDEOX_SAMPLING, SamplingDefaults
 from star_core.star_checkpoint import LearnedPrompts
 from star_core.training.distillation import DistillationObjective, DistillConfig
 from star_core.training.objective import Prompts, TrainConfig, draw_batch
-from star_core.training.pairs import LatentPairs
 from star_core.training.pixels import Decoder, PixelCrop
 from star_core.training.tiny import NETWORK, new_network
 from star_core.training.trainer import choose_trained, train
+from tests.small_run import latent_pairs
 
 SMALL = replace(
     NETWORK, in_dim=4, out_dim=4, dim_mult=(1,), attn_scales=(1.0,), hint_prior=0.5, dropout=0.1
@@ -28,15 +28,9 @@ CONFIG = TrainConfig(
 TEACHER = SamplingDefaults(cfg=3.0, cfg_rescale=0.2)
 
 
-@pytest.fixture
-def pairs():
-    class Pairs(LatentPairs):
-        def __init__(self):
-            generator = torch.Generator().manual_seed(0)
-            lq = torch.randn(6, 4, 2, 4, 4, generator=generator)
-            self.crop, self.shards = None, [{"hq": 0.5 * lq, "lq": lq}]
-
-    return Pairs()
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return latent_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 FOUR = DistillConfig()
@@ -197,6 +191,12 @@ def test_texts_need_a_negative_embedding(pairs):
         DistillationObjective(objective.network, CONFIG, DistillConfig(), TEACHER)
     with pytest.raises(ValueError, match="multiple"):
         DistillConfig(evaluations=3)
+    with pytest.raises(ValueError, match="multiple"):
+        DistillConfig(solver_steps=0)
+    for weight in (-1.0, float("nan"), float("inf")):
+        for name in ("pixels", "adversarial"):
+            with pytest.raises(ValueError, match="finite and at least 0"):
+                DistillConfig(**{name: weight})
 
 
 class Gaussian(torch.nn.Module):
