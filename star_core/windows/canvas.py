@@ -171,6 +171,7 @@ class Canvas:
 
         region: rows and columns to return, None for all. vae_factor: pixels per latent. levels:
         number of down-samplings in the network. margin: latents of context around `region`.
+        ValueError if the reference's padding does not fit the network, as with the built-in model.
         """
         width, height = size
         if behaviour.padding == "white":
@@ -178,6 +179,11 @@ class Canvas:
         else:
             padding = minimal_padding(height, width, vae_factor=vae_factor, levels=levels)
         rows, columns = _padded(size, padding)
+        if any(minimal_padding(rows, columns, vae_factor=vae_factor, levels=levels)):
+            raise ValueError(
+                f"the reference pads frames to {columns}x{rows}, which is not a size that this "
+                "model takes: use the default behaviour, or a published model"
+            )
         whole = (range(rows), range(columns))
         if region is None:
             return cls(size=size, padding=padding, region=(range(height), range(width)), view=whole)

@@ -226,8 +226,9 @@ def blend_windows(videos: Iterable[Tensor], windows: Sequence[range]) -> Iterato
     windows: in frames, in order, one for each video.
     """
     carried = None  # weighted frames that the next window's are added to
-    for i, (video, weight) in enumerate(zip(videos, window_weights(windows), strict=True)):
-        window = windows[i]
+    videos = iter(videos)
+    for i, (window, weight) in enumerate(zip(windows, window_weights(windows), strict=True)):
+        video = next(videos)  # zip would keep it in memory while the next one is made
         video = video * weight.to(video).reshape(-1, 1, 1)
         if carried is not None:
             video[:, :, : carried.shape[2]] += carried

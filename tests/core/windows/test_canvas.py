@@ -125,7 +125,7 @@ def test_a_crop_is_computed_on_the_grid_of_the_network_with_its_margin(
 def test_what_is_computed_comes_out_where_it_belongs(sized, behaviour):
     (width, height), region = sized
     canvas = Canvas.of(
-        (width, height), region, vae_factor=4, levels=2, behaviour=behaviour, margin=3
+        (width, height), region, vae_factor=8, levels=3, behaviour=behaviour, margin=3
     )
     frame = torch.stack(
         torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -133,3 +133,9 @@ def test_what_is_computed_comes_out_where_it_belongs(sized, behaviour):
     computed = canvas.network_input(frame, behaviour)
     assert torch.equal(canvas.unpadded(computed), canvas.crop(frame))
     assert torch.equal(canvas.result(canvas.unpadded(computed)), cut(frame, region))
+
+
+def test_the_reference_is_refused_for_a_model_that_its_padding_does_not_fit():
+    with pytest.raises(ValueError, match="pads frames to 1280x720, which is not a size that this"):
+        Canvas.of((320, 240), vae_factor=4, levels=2, behaviour=REFERENCE)
+    Canvas.of((320, 240), vae_factor=4, levels=2, behaviour=DEFAULT)

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 
 from star_core.windows.chunking import (
     ChunkConfig,
+    blend_windows,
     chunked,
     cut_to,
     filled_to,
@@ -152,3 +155,18 @@ def test_numbers_of_frames_are_rounded_to_the_nearest_that_fill_latents(frames, 
     whole = [latent_frames * k + 1 for k in range(101)]
     assert cut_to(frames, latent_frames) == max(n for n in whole if n <= frames)
     assert filled_to(frames, latent_frames) == min(n for n in whole if n >= frames)
+
+
+def test_a_decoded_window_is_let_go_of_before_the_next_is_made():
+    made = []
+
+    def video(window):
+        assert all(before() is None for before in made)
+        pixels = torch.ones(1, 3, len(window), 4, 4)
+        made.append(weakref.ref(pixels))
+        return pixels
+
+    windows = overlapping_windows(9, 3, 1)
+    blended = torch.cat(list(blend_windows(map(video, windows), windows)), dim=2)
+    torch.testing.assert_close(blended, torch.ones(1, 3, 9, 4, 4))
+    assert len(made) == 4
