@@ -399,6 +399,7 @@ def _print_plan(args: argparse.Namespace) -> None:
     from ..backbones import I2VGENXL, SIZES, backbone_of
     from ..checkpoints.tensors import open_tensors
     from ..model import find_model
+    from ..training.finetune import check_sample
     from ..training.loading import AHEAD
     from ..training.pixels import PixelCrop
     from ..training.plan import GIB, plan_training
@@ -425,6 +426,7 @@ def _print_plan(args: argparse.Namespace) -> None:
             text_encoder = each * sum(x.numel() for x in open_tensors(files.text_encoder).values())
     sample, (distill, _) = sample_size(args), _complete(args)
     in_pixels = args.df_space == "pixels" and args.df_beta
+    check_sample(sample.size, config, vae.factor)
     height, width = (side // vae.factor for side in sample.size)
     plan = plan_training(
         config,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones import Network, backbone_of
+from ..backbones import Network, NetworkConfig, backbone_of
 from ..degradation import Recipe
 from ..lora import LoraLayers, add_lora, open_lora, write_lora
 from ..model import check_vae, open_text_encoder
@@ -18,6 +18,7 @@ from ..star_checkpoint import ModelFile, save_model
 from ..text.prompts import PromptDefaults, join_prompt
 from ..vae.cogvideox import CausalVideoVAE
 from ..vae.load import load_vae
+from ..windows.geometry import minimal_padding
 from .adversarial import AdversarialObjective
 from .distillation import DistillationObjective, DistillConfig
 from .initialise import completed, start_network
@@ -87,7 +88,7 @@ def finetune(
     network, file = start_network(model)
     vae = load_vae(vae_file, scale=file.latents.scale, device=device)
     check_vae(vae, file.config, file.latents)
-    network.check_size(*(side // vae.factor for side in data.sample.size))
+    check_sample(data.sample.size, network.config, vae.factor)
     if (data.sample.frames - 1) % vae.latent_frames:
         raise ValueError(
             f"the VAE takes 1 frame and a multiple of {vae.latent_frames} more, got "
@@ -224,6 +225,21 @@ class _Writer:
             dtype=torch.float16,
             metadata={"steps": str(step)},
             overwrite=True,
+        )
+
+
+def check_sample(size: tuple[int, int], config: NetworkConfig, vae_factor: int) -> None:
+    """Raises ValueError, with a size that fits, if a network cannot take samples of `size`.
+
+    size: (height, width) in pixels. config: of the network. vae_factor: pixels per latent.
+    """
+    (height, width), levels = size, config.downsamplings
+    padding = minimal_padding(height, width, vae_factor=vae_factor, levels=levels)
+    if any(padding):
+        wide, high = width + padding.left + padding.right, height + padding.top + padding.bottom
+        raise ValueError(
+            f"samples of {width}x{height} do not fit this network: choose --size {wide}x{high}, "
+            f"or less by multiples of {vae_factor * 2**levels}"
         )
 
 

@@ -2,9 +2,11 @@
 
 import subprocess
 import wave
+from functools import partial
 
 import torch
 
+from star_core.windows.geometry import minimal_padding
 from tests.command_line import frames_of, upscaled, write_clip
 
 
@@ -54,6 +56,8 @@ def test_reference_takes_previews_for_clips_of_their_own(tmp_path, capsys, monke
             yield torch.zeros(3, height, width)
 
     monkeypatch.setattr("star_core.upscale.restore", restore)
+    fitting = partial(minimal_padding, vae_factor=4, levels=2)  # the reference's is not for tiny
+    monkeypatch.setattr("star_core.windows.canvas.reference_padding", fitting)
     source = write_clip(tmp_path / "in.mkv", 7, 12, 16)
     preview = ["--frames", "3:5", "--crop", "7x5+4+2", "--scale", "2", "--reference"]
     report = upscaled(capsys, source, tmp_path / "out.mkv", *preview)

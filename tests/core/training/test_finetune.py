@@ -102,8 +102,9 @@ def test_a_second_stage_goes_on_with_the_lora_of_the_first(shards, tmp_path, cap
 
 
 def test_sizes_that_do_not_fit_and_missing_options_are_told(shards, tmp_path, capsys):
-    assert main(arguments(shards, tmp_path, "--size", "32x32")) == 2
-    assert "pad" in capsys.readouterr().err
+    for command in (arguments(shards, tmp_path), ["train", "--model", "tiny", "--plan"]):
+        assert main([*command, "--size", "32x32"]) == 2
+        assert "choose --size 32x40, or less by multiples of 16" in capsys.readouterr().err
     assert main(arguments(shards, tmp_path, "--sharp", "0.5")) == 2
     assert "--built-in" in capsys.readouterr().err
     assert main(["train", "--model", "tiny", "--data", "x"]) == 2
