@@ -142,7 +142,8 @@ class ShotRestorer(ABC):
                 if len(source) > 3:
                     frame = torch.cat([frame, bicubic(source[3:])])
             self.count.begin("decode")
-            yield frame.cpu()
+            frame = frame.cpu()  # the device needs its memory for the next window
+            yield frame
             self.count.add("decode")
 
     def _on_device(self, x: Tensor) -> Tensor:
