@@ -325,4 +325,4 @@ def test_a_report_that_came_while_another_workflow_was_open_is_there_on_return(p
     server.fetch("/prompt", {"prompt": {"1": frames, "2": measured}})  # the run has to wait for it
     assert page.evaluate(RUN_UNSEEN)
     page.evaluate(BACK)
-    page.wait_for_function(SHOWN, arg=list(REPORTS.values()), timeout=180_000)
+    page.wait_for_function(SHOWN, arg=list(REPORTS.values()), timeout=60_000)
