@@ -6,6 +6,7 @@ contributes to them, a requested crop needs the pixels around it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -174,12 +175,10 @@ class Canvas:
         ValueError if the reference's padding does not fit the network, as with the built-in model.
         """
         width, height = size
-        if behaviour.padding == "white":
-            padding = reference_padding(height, width)
-        else:
-            padding = minimal_padding(height, width, vae_factor=vae_factor, levels=levels)
+        fitting = partial(minimal_padding, vae_factor=vae_factor, levels=levels)
+        padding = (reference_padding if behaviour.padding == "white" else fitting)(height, width)
         rows, columns = _padded(size, padding)
-        if any(minimal_padding(rows, columns, vae_factor=vae_factor, levels=levels)):
+        if any(fitting(rows, columns)):
             raise ValueError(
                 f"the reference pads frames to {columns}x{rows}, which is not a size that this "
                 "model takes: use the default behaviour, or a published model"

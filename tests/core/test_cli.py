@@ -1,4 +1,4 @@
-"""What the command line says, and the options that it hands on."""
+"""Tests what the command line says, and which options it hands on."""
 
 import json
 import subprocess

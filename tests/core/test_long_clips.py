@@ -69,8 +69,10 @@ def test_with_one_evaluation_one_after_the_other_is_all_at_once(changing):
 
 
 def test_with_several_evaluations_it_is_close(changing):
-    """What comes later acts on what was before only where all is merged: measured as 2 % of what
-    this untrained network changes."""
+    """Later frames act on earlier ones only where all windows are merged.
+
+    That was measured as 2 % of what this untrained network changes.
+    """
     clip, settings = clip_of(13, 8, 10), handed()
     one_by_one = run(clip, changing, settings=settings)
     merged = run(clip, changing, settings=replace(settings, chunk=MERGED))

@@ -251,8 +251,11 @@ def test_a_preview_of_frames_shows_what_the_whole_run_shows(changing, wanted, ov
 
 
 def test_a_preview_of_frames_is_close_where_several_steps_tie_all_windows_together(changing):
-    """What lies two windows away acts only through frames that windows share: measured as 0.05 %
-    of what the network changes (0.3 % with 6 steps), and it was never trained to be steady."""
+    """Frames two windows away act only through frames that windows share.
+
+    That was measured as 0.05 % of what the network changes (0.3 % with 6 steps), and this network
+    was never trained to be steady.
+    """
     clip = clip_of(10, 8, 10)
     settings = Settings(sampling=replace(SAMPLING, steps=3), chunk=ChunkConfig(length=4, overlap=2))
     whole = run(clip, changing, settings=settings)

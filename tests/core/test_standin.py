@@ -1,5 +1,6 @@
 """The whole method on a stand-in for a GPU: no mixed devices, few copies, no waiting."""
 
+import gc
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -178,6 +179,21 @@ def test_a_whole_clip_on_the_card_equals_that_on_the_cpu(name, frames, behaviour
         assert not any(on_card(each) for each in module.state_dict().values())
 
 
+def test_a_finished_frame_has_left_the_card_when_the_next_window_is_decoded(tiny, monkeypatch):
+    model, vae = tiny
+    decode, left = vae.decode_window, []
+
+    def decode_window(latents: torch.Tensor, **options: Any) -> torch.Tensor:
+        tensors = (x for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+        left.append(sum(on_card(x) and x.shape == (3, 48, 64) for x in tensors))
+        return decode(latents, **options)
+
+    monkeypatch.setattr(vae, "decode_window", decode_window)
+    with StandIn():
+        restored(model, vae, "cuda", steps=1)
+    assert len(left) > 1 and not any(left)
+
+
 @pytest.mark.parametrize("name", ["tiny", "cogvideox"])
 def test_encoding_and_decoding_on_the_card_equal_those_on_the_cpu(name, request):
     _, vae = request.getfixturevalue(name)
@@ -262,7 +278,7 @@ def test_a_forward_with_the_timestep_on_the_cpu_equals_one_with_it_on_the_card(t
 
 
 def on_both(compute: Any, *inputs: torch.Tensor) -> tuple[Any, Any]:
-    """What a function returns for tensors on the CPU, and for the same ones on the card."""
+    """Returns the results of a function for tensors on the CPU and for the same on the card."""
     with torch.inference_mode():
         plain = compute(*inputs)
         with StandIn():
@@ -392,7 +408,7 @@ def moved(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def on_the_stand_in(network: nn.Module, *inputs: torch.Tensor) -> tuple[Any, Any]:
-    """What a network returns on the CPU, and on the card for inputs that are there."""
+    """Returns the results of a network on the CPU and, for inputs that are there, on the card."""
     network.eval().requires_grad_(False)
     plain = network(*inputs)
     with StandIn():

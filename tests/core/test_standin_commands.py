@@ -70,7 +70,7 @@ def model_options(name: str, files: Any) -> list[str]:
 def restored_on_both(
     files: Any, folder: Any, *options: str, dtype: str = "float32"
 ) -> list[torch.Tensor]:
-    """What `upscale` makes of the clip on the CPU in float32, and on the card in a type."""
+    """Returns what `upscale` makes of the clip on the CPU in float32, and on the card in a type."""
     results = []
     for device, precision in (("cpu", "float32"), ("cuda", dtype)):
         out = folder / f"{device}.mkv"

@@ -1,4 +1,4 @@
-"""What the built-in weights reach, on a part of the demo's clip, which they were not trained on."""
+"""Tests what the built-in weights reach on a part of the demo's clip, which is new to them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,8 +72,10 @@ def flicker(frames: Tensor) -> float:
 
 
 def peak(frames: Tensor, period: int = PERIOD) -> float:
-    """How much stronger frames (f 3 h w) vary with a period, in pixels, along rows or columns,
-    than with those about it."""
+    """Returns how much stronger frames vary with a period than with those about it.
+
+    frames: (f 3 h w). period: in pixels, along rows or columns.
+    """
     around: Sequence[int] = (-3, -2, 2, 3)
     strongest = 0.0
     for lines in (frames, frames.transpose(-1, -2)):

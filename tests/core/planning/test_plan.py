@@ -1,4 +1,4 @@
-"""What is predicted of a run, held against real tensors and the real run."""
+"""Compares what is predicted of a run with real tensors and the real run."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""What is predicted of a run of the second backbone, held against real tensors and the real run."""
+"""Compares what is predicted of a run of CogVideoX with real tensors and the real run."""
 
 import json
 from dataclasses import replace

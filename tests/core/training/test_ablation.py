@@ -19,7 +19,7 @@ SMALL = replace(NETWORK, dim_mult=(1,), attn_scales=(1.0,))
 
 
 def outputs(liem, scale):
-    """Of a network whose gates are scaled."""
+    """Returns the outputs of a network whose gates are scaled."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = ControlledVideoUNet(replace(SMALL, hint_prior=0.0, guess_input=False)).eval()

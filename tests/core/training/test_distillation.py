@@ -59,7 +59,7 @@ def batch_at(pairs, objective, *steps):
 
 @torch.no_grad()
 def x_0_of(objective, x_t, t, batch, strength):
-    """What the student (strength 1) or the guided teacher (0) takes for the clean clip."""
+    """Returns the clean clip as the student (strength 1) or the guided teacher (0) predicts it."""
     network, prompts = objective.network, objective.prompts
     with lora_strength(network, strength):
         v = network(x_t, t, prompts.positive.expand(len(x_t), -1, -1), batch.lq)
